@@ -1,0 +1,107 @@
+"""Parameter and array checks shared by all modules."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+__all__: list[str] = []
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Device to compute on; ``"auto"`` is CUDA where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device. Use 'auto', 'cpu', 'cuda', "
+            f"'cuda:0', ... ({error})"
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r} was asked for but torch sees no CUDA device. "
+            "Use device='auto' or device='cpu'."
+        )
+    return resolved
+
+
+def near_names(name: str, known: Iterable[str], n: int = 5) -> str:
+    """Names close to `name`, for error messages; the first few where none is close."""
+    options = list(known)
+    near = difflib.get_close_matches(name, options, n=n, cutoff=0.5) or options[:n]
+    return ", ".join(repr(option) for option in near)
+
+
+def check_finite(values: NDArray | torch.Tensor, what: str, advice: str) -> None:
+    """Refuse NaN and infinity: no exit may ever come from either."""
+    if isinstance(values, torch.Tensor):
+        # A sum is finite only if every term is; it is one cheap kernel.
+        finite = bool(torch.isfinite(values.sum())) or bool(
+            torch.isfinite(values).all()
+        )
+    else:
+        finite = bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+    if not finite:
+        raise ValueError(f"{what} contains NaN or infinity. {advice}")
+
+
+def check_margin(margin: float, name: str = "margin") -> float:
+    """Margins are finite and below 1; negative ones ask for more than the backbone."""
+    value = float(margin)
+    if not np.isfinite(value) or value >= 1:
+        raise ValueError(
+            f"{name}={margin!r} is not usable: a margin is a finite number below 1. "
+            "0 asks each class for the backbone's precision, 0.05 gives up 5 %, "
+            "-0.05 asks for 5 % more."
+        )
+    return value
+
+
+def check_probabilities(X: ArrayLike, name: str = "X") -> NDArray[np.float64]:
+    """Class probabilities of shape (n_samples, n_classes), as float64."""
+    proba = np.asarray(X, dtype=np.float64)
+    if proba.ndim != 2 or proba.shape[1] < 2:
+        raise ValueError(
+            f"{name} must hold class probabilities of shape (n_samples, n_classes) "
+            f"with at least 2 classes, got shape {proba.shape}. Give the output of "
+            "predict_proba."
+        )
+    if len(proba) == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={proba.shape}) while a minimum of 1 "
+            f"is required: {name} is empty."
+        )
+    check_finite(proba, name, "Give the output of predict_proba.")
+    sums = proba.sum(axis=1)
+    if proba.min() < 0 or np.abs(sums - 1).max() > 1e-3:
+        raise ValueError(
+            f"{name} must hold probabilities: entries in [0, 1] and rows that sum to 1; "
+            f"the smallest entry is {proba.min():.4g} and the row sums go from "
+            f"{sums.min():.4g} to {sums.max():.4g}. Give the output of predict_proba, "
+            "not of decision_function."
+        )
+    return proba
+
+
+def as_tensor(array: NDArray) -> torch.Tensor:
+    """View `array` as a tensor without a copy, read-only memory maps included."""
+    with warnings.catch_warnings():
+        # Nothing here writes to the tensor; copying a memory map would defeat it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(np.asarray(array))
+
+
+def softmax64(logits: NDArray | torch.Tensor) -> NDArray[np.float64]:
+    """Softmax over the last axis in float64 numpy, where exits are decided."""
+    if isinstance(logits, torch.Tensor):
+        logits = logits.double().cpu().numpy()
+    z = np.asarray(logits, dtype=np.float64)
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
