@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 __all__ = ["effective_sample_size", "exit_probability", "survivor_weights"]
 
@@ -59,7 +58,8 @@ def exit_probability(
         )
     if bandwidth == 0:
         return (s >= t).astype(np.float64)
-    return expit((s - t) / bandwidth)
+    # sigmoid(z) = (1 + tanh(z / 2)) / 2, without overflow at infinite thresholds
+    return (1 + np.tanh((s - t) / (2 * bandwidth))) / 2
 
 
 def survivor_weights(
