@@ -1,0 +1,224 @@
+"""Which columns of a feature matrix are which tap."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FeatureArray", "TapLayout"]
+
+
+@dataclass(frozen=True)
+class TapLayout:
+    """The columns of a feature matrix: one block a tap, then the backbone's outputs.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Taps in depth order.
+    shapes : tuple of tuple of int
+        Shape of one sample's features at each tap: (C, H, W), (L, D) or (D,), flattened
+        in C order into the columns.
+    n_outputs : int
+        Columns of the last block, the backbone's logits.
+    stage_macs : tuple of int, default=None
+        Multiply-accumulates of each stage for one sample, counted by torch: one entry a
+        tap and one for the rest of the backbone. None where unknown.
+    shared : bool, default=False
+        Whether tap and output are the same columns (the identity tap of plain 2-D
+        data).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex import TapLayout
+    >>> layout = TapLayout(("layer1",), ((2, 2, 2),), n_outputs=3)
+    >>> layout.width
+    11
+    >>> layout.block(np.zeros((5, 11)), 0).shape
+    (5, 8)
+    >>> layout.feature_names()[-2:].tolist()
+    ['output[1]', 'output[2]']
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    n_outputs: int
+    stage_macs: tuple[int, ...] | None = None
+    shared: bool = False
+
+    @classmethod
+    def identity(cls, n_features: int) -> TapLayout:
+        """Layout of plain 2-D data: the tap and the last stage both see all columns.
+
+        Parameters
+        ----------
+        n_features : int
+            Number of columns.
+
+        Returns
+        -------
+        layout : TapLayout
+            Layout with one tap named "x", whose stages cost nothing.
+        """
+        return cls(("x",), ((n_features,),), n_features, (0, 0), shared=True)
+
+    @classmethod
+    def from_feature_names(cls, names: Iterable[Any]) -> TapLayout | None:
+        """Read a layout back from `feature_names`.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Column names, as of a data frame.
+
+        Returns
+        -------
+        layout : TapLayout or None
+            The layout, without MACs; None where the names are not a layout's.
+        """
+        names = [str(name) for name in names]
+        last: dict[str, tuple[int, ...]] = {}
+        for name in names:
+            match = re.fullmatch(r"(.+)\[(\d+(?:,\d+)*)\]", name)
+            if match is None:
+                return None
+            last[match[1]] = tuple(int(i) + 1 for i in match[2].split(","))
+        if "output" not in last or len(last) < 2:
+            return None
+        n_outputs = math.prod(last.pop("output"))
+        layout = cls(tuple(last), tuple(last.values()), n_outputs)
+        return layout if layout.feature_names().tolist() == names else None
+
+    @property
+    def n_taps(self) -> int:
+        """Number of taps K."""
+        return len(self.names)
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.n_outputs if self.shared else self.columns(self.n_taps).stop
+
+    def columns(self, stage: int) -> slice:
+        """Columns of a tap, or of the backbone's outputs.
+
+        Parameters
+        ----------
+        stage : int
+            Tap index, or `n_taps` for the outputs.
+
+        Returns
+        -------
+        columns : slice
+            The columns.
+        """
+        if self.shared:
+            return slice(0, self.n_outputs)
+        sizes = [*(math.prod(shape) for shape in self.shapes), self.n_outputs]
+        start = sum(sizes[:stage])
+        return slice(start, start + sizes[stage])
+
+    def block(self, X: NDArray, stage: int) -> NDArray:
+        """Columns of one stage, as a view.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, width)
+            Feature matrix.
+        stage : int
+            Tap index, or `n_taps` for the outputs.
+
+        Returns
+        -------
+        block : ndarray of shape (n_samples, size)
+            A view of `X`.
+        """
+        return np.asarray(X)[:, self.columns(stage)]
+
+    def feature_names(self) -> NDArray[np.object_]:
+        """Names of the columns, such as ``layer1[0,3,7]`` and ``output[2]``.
+
+        Returns
+        -------
+        names : ndarray of object, shape (width,)
+            The names.
+        """
+        blocks: Sequence[tuple[str, tuple[int, ...]]] = [
+            *zip(self.names, self.shapes, strict=True),
+            ("output", (self.n_outputs,)),
+        ]
+        names = [
+            f"{name}[{','.join(map(str, index))}]"
+            for name, shape in blocks
+            for index in np.ndindex(shape)
+        ]
+        return np.asarray(names, dtype=object)
+
+
+class FeatureArray(np.ndarray):
+    """A feature matrix that remembers its `TapLayout`.
+
+    An ordinary array in all else: slicing rows keeps the layout, anything that changes
+    the number of columns drops it. `FrozenBackbone.transform` returns one, so that a
+    cascade in a pipeline knows which columns are which tap.
+
+    Attributes
+    ----------
+    layout : TapLayout or None
+        The layout of the columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex import FeatureArray, TapLayout
+    >>> layout = TapLayout(("tap",), ((3,),), n_outputs=2)
+    >>> X = FeatureArray.wrap(np.zeros((4, 5)), layout)
+    >>> X[1:3].layout is layout
+    True
+    >>> X[:, :3].layout is None
+    True
+    """
+
+    layout: TapLayout | None
+
+    @classmethod
+    def wrap(cls, array: NDArray, layout: TapLayout) -> FeatureArray:
+        """View an array with its layout, without a copy.
+
+        Parameters
+        ----------
+        array : ndarray of shape (n_samples, layout.width)
+            The matrix.
+        layout : TapLayout
+            Its layout.
+
+        Returns
+        -------
+        features : FeatureArray
+            A view of `array`.
+        """
+        view = np.asarray(array).view(cls)
+        view.layout = layout
+        return view
+
+    def __array_finalize__(self, obj: Any) -> None:
+        layout = getattr(obj, "layout", None)
+        fits = layout is not None and self.ndim == 2 and self.shape[1] == layout.width
+        self.layout = layout if fits else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # ndarray's own pickling forgets attributes.
+        return _rebuild, (np.asarray(self), self.layout)
+
+
+def _rebuild(array: NDArray, layout: TapLayout | None) -> FeatureArray:
+    view = array.view(FeatureArray)
+    view.layout = layout
+    return view
