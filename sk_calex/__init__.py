@@ -1,3 +1,37 @@
 """Frozen torch classifiers made cheaper by calibrated early exits."""
 
+from sk_calex.alignment import (
+    effective_sample_size,
+    exit_probability,
+    survivor_weights,
+)
+from sk_calex.backbone import FrozenBackbone
+from sk_calex.branches import BranchClassifier, PrototypePoolingClassifier
+from sk_calex.calibration import (
+    SurvivorThresholdCalibrator,
+    class_precision,
+    precision_bars,
+)
+from sk_calex.cascade import CascadeClassifier
+from sk_calex.layout import FeatureArray, TapLayout
+from sk_calex.model_selection import margin_curve
+from sk_calex.store import FeatureStore
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "BranchClassifier",
+    "CascadeClassifier",
+    "FeatureArray",
+    "FeatureStore",
+    "FrozenBackbone",
+    "PrototypePoolingClassifier",
+    "SurvivorThresholdCalibrator",
+    "TapLayout",
+    "class_precision",
+    "effective_sample_size",
+    "exit_probability",
+    "margin_curve",
+    "precision_bars",
+    "survivor_weights",
+]

@@ -1,0 +1,319 @@
+"""What every cascade shares: reading inputs, running, and the price of an answer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sk_calex._inputs import Samples
+from sk_calex.backbone import FrozenBackbone
+from sk_calex.flops import depth_costs, flops_reduction
+from sk_calex.layout import TapLayout
+from sk_calex.policies import Policy
+from sk_calex.runtime import (
+    Answer,
+    Source,
+    answer_of,
+    backbone_answer,
+    cached_sources,
+    run_cascade,
+    staged_sources,
+    tabulate,
+)
+
+__all__ = ["BaseCascade"]
+
+
+class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+    """Base of the cascades: `predict` and its family over a policy.
+
+    A subclass fits `classes_`, `layout_`, `branches_`, `final_estimator_`, `backbone_`
+    and says in `_policy` who exits where.
+    """
+
+    backbone: Any
+    input: str
+    classes_: NDArray
+    layout_: TapLayout
+    branches_: list[Any]
+    backbone_: FrozenBackbone | None
+    final_estimator_: Any
+    _output_order: NDArray[np.intp]
+
+    def _policy(self) -> Policy:
+        raise NotImplementedError
+
+    # -- reading X ---------------------------------------------------------------
+
+    def _staged(self) -> bool:
+        return self.backbone is not None and self.input == "samples"
+
+    def _features_of(self, X: Any) -> tuple[NDArray, TapLayout]:
+        """Feature matrix and layout of X at fit; runs the backbone if need be."""
+        if self.backbone is not None and not isinstance(self.backbone, FrozenBackbone):
+            raise TypeError(
+                f"backbone must be a FrozenBackbone or None, got "
+                f"{type(self.backbone).__name__}. Wrap a torch module: "
+                "FrozenBackbone(module, taps=[...])."
+            )
+        self.backbone_ = None
+        if self._staged():
+            self.backbone_ = self.backbone.__sklearn_clone__().fit(X)
+            assert self.backbone_ is not None
+            self.n_features_in_ = self.backbone_.n_features_in_
+            self.__dict__.pop("feature_names_in_", None)
+            features = self.backbone_.transform(X)
+            return np.asarray(features), self.backbone_.layout_
+        layout = self._given_layout(X) if self.input == "features" else None
+        features = validate_data(self, X, dtype=[np.float32, np.float64, np.float16])
+        if self.input == "samples":
+            return features, TapLayout.identity(features.shape[1])
+        fitted = getattr(self.backbone, "layout_", None)
+        if layout is None:
+            layout = fitted
+        if layout is None:
+            raise ValueError(
+                "input='features' needs to know which columns of X are which tap. "
+                "Give the output of FrozenBackbone.transform as it is (slices of rows "
+                "keep its layout, data frames its column names), or a fitted backbone."
+            )
+        if layout.stage_macs is None and fitted is not None:
+            layout = fitted
+        if layout.width != features.shape[1]:
+            raise ValueError(
+                f"X has {features.shape[1]} columns but the layout of the taps has "
+                f"{layout.width}. Give the features that this backbone made."
+            )
+        return features, layout
+
+    @staticmethod
+    def _given_layout(X: Any) -> TapLayout | None:
+        layout = getattr(X, "layout", None)
+        if isinstance(layout, TapLayout):
+            return layout
+        columns = getattr(X, "columns", None)
+        return None if columns is None else TapLayout.from_feature_names(columns)
+
+    def _sources(self, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
+        check_is_fitted(self)
+        if self.backbone_ is not None:
+            samples = self.backbone_._check_samples(X)
+            return staged_sources(self.backbone_, samples), len(samples)
+        X = validate_data(
+            self, X, dtype=[np.float32, np.float64, np.float16], reset=False
+        )
+        return cached_sources(X, self.layout_), len(X)
+
+    def _feature_sources(
+        self, X: Any
+    ) -> tuple[Iterable[tuple[slice, Source]], int]:
+        """Like `_sources`, but every stage can see every sample, through the cache."""
+        check_is_fitted(self)
+        if self.backbone_ is not None:
+            features = self.backbone_.transform(X)
+            return cached_sources(features, self.layout_), len(features)
+        return self._sources(X)
+
+    # -- running -----------------------------------------------------------------
+
+    def _answers(self) -> list[Answer]:
+        n_classes = len(self.classes_)
+        answers = [answer_of(branch, n_classes) for branch in self.branches_]
+        if self.final_estimator_ is None:
+            order = self._output_order
+            return [*answers, lambda logits: backbone_answer(logits)[:, order]]
+        return [*answers, answer_of(self.final_estimator_, n_classes)]
+
+    def _run(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        sources, n = self._sources(X)
+        return run_cascade(
+            sources, self._answers(), self._policy(), n, len(self.classes_)
+        )
+
+    def _tabulate(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        sources, n = self._feature_sources(X)
+        return tabulate(sources, self._answers(), n)
+
+    def predict(
+        self, X: Any, return_depth: bool = False
+    ) -> NDArray | tuple[NDArray, NDArray[np.intp]]:
+        """Answer every sample at the first branch that may.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit: images for a backbone, or its features with
+            ``input="features"``.
+        return_depth : bool, default=False
+            Also return where each sample was answered.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Labels as in `classes_`.
+        depth : ndarray of int, shape (n_samples,)
+            Index of the branch that answered, the number of branches for the backbone;
+            only with `return_depth`.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        proba, depth = self._run(X)
+        labels = self.classes_[proba.argmax(axis=1)]
+        return (labels, depth) if return_depth else labels
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities from the branch that answers each sample.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_samples, n_classes)
+            Columns as in `classes_`. Rows come from different branches, so compare
+            classes within a row rather than rows with each other.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        return self._run(X)[0]
+
+    def exit_depth(self, X: Any) -> NDArray[np.intp]:
+        """Where each sample is answered.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        depth : ndarray of int, shape (n_samples,)
+            Index of the branch, the number of branches for the backbone.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        return self._run(X)[1]
+
+    # -- price -------------------------------------------------------------------
+
+    @property
+    def depth_costs_(self) -> NDArray[np.float64]:
+        """MACs of an answer at each depth, shape (n_branches + 1,), heads included."""
+        check_is_fitted(self)
+        return depth_costs(*self._macs())
+
+    def _macs(self) -> tuple[list[int], list[int]]:
+        if self.layout_.stage_macs is None:
+            raise ValueError(
+                "the MACs of the backbone's stages are unknown: X carried its layout "
+                "in column names only. Give backbone=<fitted FrozenBackbone> too."
+            )
+        stages = list(self.layout_.stage_macs)
+        if self.final_estimator_ is not None:
+            stages[-1] += _estimator_macs(self.final_estimator_, "final_estimator")
+        return stages, [_estimator_macs(branch, "branch") for branch in self.branches_]
+
+    def cost(self, X: Any) -> NDArray[np.float64]:
+        """Multiply-accumulates spent on each sample.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        cost : ndarray of float64, shape (n_samples,)
+            MACs (1 MAC = 2 FLOPs) counted by torch: the stages run, and every head
+            evaluated on the way, the answering one included.
+
+        Raises
+        ------
+        ValueError
+            If the MACs of a stage or head are unknown.
+        """
+        return self.depth_costs_[self.exit_depth(X)]
+
+    def flops_reduction(self, X: Any) -> float:
+        """Share of the plain backbone's FLOPs that the cascade saves on `X`.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        reduction : float
+            ``1 - mean cost / cost of the plain backbone``, which has no heads. Negative
+            where the heads cost more than the exits save.
+
+        Raises
+        ------
+        ValueError
+            If the MACs of a stage or head are unknown.
+        """
+        return flops_reduction(self.exit_depth(X), *self._macs())
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags = copy.copy(tags.input_tags)
+        tags.input_tags.sparse = False
+        if self._staged():
+            tags.input_tags.two_d_array = False
+            tags.input_tags.three_d_array = True
+        return tags
+
+
+def _estimator_macs(estimator: Any, role: str) -> int:
+    """MACs of one answer of a classifier: its own count, or its linear weights'."""
+    macs = getattr(estimator, "macs_", None)
+    if macs is None and hasattr(estimator, "coef_"):
+        macs = np.asarray(estimator.coef_).size
+    if macs is None:
+        raise ValueError(
+            f"the MACs of {role} {estimator!r} cannot be counted. Set its attribute "
+            "macs_ to the multiply-accumulates of one answer."
+        )
+    return int(macs)
+
+
+def output_order(
+    classes: NDArray, given: ArrayLike | None, n_outputs: int
+) -> NDArray[np.intp]:
+    """Order of the backbone's outputs: column of each of the sorted classes."""
+    if given is None:
+        if len(classes) != n_outputs:
+            raise ValueError(
+                f"the backbone has {n_outputs} outputs but y has {len(classes)} "
+                "classes. Give a final_estimator, which is trained on the outputs, or "
+                "the labels of the outputs by FrozenBackbone(classes=...)."
+            )
+        return np.arange(n_outputs)
+    labels = np.asarray(given)
+    position = {label: i for i, label in enumerate(labels.tolist())}
+    missing = [label for label in classes.tolist() if label not in position]
+    if missing or len(labels) != len(classes):
+        raise ValueError(
+            f"FrozenBackbone(classes=...) has {len(labels)} labels and y has "
+            f"{len(classes)} classes{f', {missing[:5]} not among them' * bool(missing)}"
+            ". They must be the same labels; otherwise give a final_estimator."
+        )
+    return np.array([position[label] for label in classes.tolist()])

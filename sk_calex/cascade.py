@@ -1,0 +1,538 @@
+"""CalexNet as a scikit-learn meta-estimator."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn.base import clone, is_classifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedShuffleSplit, check_cv
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metadata_routing import (
+    MetadataRouter,
+    MethodMapping,
+    process_routing,
+)
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    check_memory,
+    column_or_1d,
+)
+
+from sk_calex._validation import as_tensor, check_finite, check_margin, softmax64
+from sk_calex.base import BaseCascade, output_order
+from sk_calex.branches import PrototypePoolingClassifier
+from sk_calex.calibration import BranchThresholds, class_precision
+from sk_calex.fitting import Alignment, Folds, Problem, fit_branches
+from sk_calex.layout import TapLayout
+from sk_calex.policies import ClassThresholds, Policy
+from sk_calex.runtime import answer_of
+from sk_calex.table import CalibrationRule, CalibrationTable
+
+__all__ = ["CascadeClassifier"]
+
+
+class CascadeClassifier(BaseCascade):
+    """A frozen classifier made cheaper by branches that answer the easy samples early.
+
+    Branches are trained on the backbone's tapped features in cascade order. Each is
+    trained with weights that follow the samples which reach it, imitates the backbone's
+    probabilities, and answers a sample only where its confidence reaches a threshold
+    that was calibrated, class by class, on held-out samples that reach it.
+
+    Parameters
+    ----------
+    backbone : FrozenBackbone, default=None
+        The frozen classifier. None: `X` is plain 2-D data with a single branch before
+        `final_estimator`, or, with ``input="features"``, the output of
+        `FrozenBackbone.transform`.
+    branch : classifier or list of classifiers, default=None
+        Template of the branches, or one for each tap: any classifier with
+        `predict_proba`. None means `PrototypePoolingClassifier()`.
+    final_estimator : classifier, default=None
+        Trained on the backbone's outputs and answering in its place: for a backbone
+        that never saw the classes. None: the outputs are the classes' logits (for
+        plain 2-D data: ``LogisticRegression(max_iter=1000)`` on `X`).
+    margin : float, default=0.0
+        How much precision each class may give up against the backbone's: finite, below
+        1. Changed without refitting by `set_margin`. Zero still loses accuracy, since
+        the bar holds for the mean of the samples that exit; negative margins ask for
+        more. The paper's canonical setting is 0.20.
+    margin_mode : {"relative", "absolute"}, default="relative"
+        Bar of a class: ``(1 - margin) * precision`` or ``precision - margin``, never
+        above 1.
+    min_support : float, default=10
+        Calibration samples (total weight) that must stand at or above a threshold.
+    rule : {"smallest", "first_violation"}, default="smallest"
+        Which threshold; see `SurvivorThresholdCalibrator`.
+    alignment : {"soft", "hard", "none"}, default="soft"
+        Training weights of later branches: the probability of surviving the earlier
+        ones, the survivors alone, or all samples alike.
+    alignment_margin : float or "same", default=-0.1
+        Margin of the thresholds from which the weights are made. A number leaves the
+        branches independent of `margin`; "same" uses `margin`, and then another margin
+        asks for another fit.
+    alignment_bandwidth : float, default=0.1
+        Width of the sigmoid around a threshold, in units of confidence ("soft").
+    alignment_mixture : float, default=0.5
+        Share of the survivors in the training distribution, in [0, 1] ("soft"); the
+        rest is all samples alike. The paper's setting is 1.
+    targets : {"soft", "argmax", "labels"}, default="soft"
+        What branches learn: the backbone's probabilities, its answers, or `y`.
+    calibrate_on : {"survivors", "all"}, default="survivors"
+        Calibration samples of a branch: those that reach it, or all.
+    cv : float, int or splitter, default=0.2
+        What calibrates. A float holds out that share, stratified. A splitter with one
+        split (such as ``PredefinedSplit``) trains on the one part and calibrates on the
+        other. An int, or a splitter that partitions the samples, calibrates on
+        out-of-fold scores and trains the branches that are kept on all samples.
+    cross_fit : int, default=None
+        With one split: number of folds in the training part from which the scores that
+        make the weights are taken out of fold. None uses the branch's own scores.
+    input : {"samples", "features"}, default="samples"
+        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+    memory : str or joblib.Memory, default=None
+        Where fitted branches are cached, as in `sklearn.pipeline.Pipeline`.
+    n_jobs : int, default=None
+        Folds trained at once, by joblib.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the split and of branches that have none of their own.
+    verbose : int, default=0
+        Passed to nothing yet but the progress of the fit: 1 prints a line a branch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Sorted labels.
+    branches_ : list of classifiers
+        The trained branches, on class codes ``0 .. n_classes - 1``.
+    thresholds_ : ndarray of float64, shape (n_branches, n_classes)
+        Confidence at which a sample predicted as a class exits; ``inf`` where disabled.
+    enabled_ : ndarray of bool, shape (n_branches, n_classes)
+        Whether a class exits at a branch.
+    precision_ : ndarray of float64, shape (n_branches, n_classes)
+        Precision of the exiting calibration samples; NaN where disabled.
+    support_ : ndarray of float64, shape (n_branches, n_classes)
+        Their weight.
+    reference_precision_ : ndarray of float64, shape (n_classes,)
+        Precision of the backbone for each predicted class on the calibration samples.
+    effective_sample_size_ : ndarray of float64, shape (n_branches,)
+        Of the training weights of each branch.
+    depth_costs_ : ndarray of float64, shape (n_branches + 1,)
+        MACs of an answer at each depth, heads included.
+    backbone_ : FrozenBackbone or None
+        The fitted backbone; shares the module.
+    final_estimator_ : classifier or None
+        The fitted final estimator.
+    layout_ : TapLayout
+        Columns of the taps.
+    n_features_in_ : int
+        Columns of a 2-D `X`, or channels of the samples.
+
+    See Also
+    --------
+    FrozenBackbone : The frozen module and its taps.
+    margin_curve : Accuracy and cost over margins.
+
+    Notes
+    -----
+    Re-implementation of CalexNet from the published description: importance weights
+    (Eq. 13), class-precision margins on survivors (Eq. 8), soft targets (Eq. 10). See
+    the Methods page for what is the paper's and what is our definition. Thresholds are
+    empirical: on new data a class can fall below its bar.
+
+    References
+    ----------
+    Aperstein, Y. & Apartsin, A. (2026). CalexNet. Electronics 15(10), 2149.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_classification
+    >>> from sk_calex import CascadeClassifier
+    >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
+    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> labels, depth = cascade.predict(X, return_depth=True)
+    >>> depth.shape
+    (500,)
+    >>> _ = cascade.set_margin(0.2)  # no refit
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "backbone": [object, None],
+        "branch": [HasMethods(["fit", "predict_proba"]), list, None],
+        "final_estimator": [HasMethods(["fit", "predict_proba"]), None],
+        "margin": [Real],
+        "margin_mode": [StrOptions({"relative", "absolute"})],
+        "min_support": [Interval(Real, 0, None, closed="left")],
+        "rule": [StrOptions({"smallest", "first_violation"})],
+        "alignment": [StrOptions({"soft", "hard", "none"})],
+        "alignment_margin": [Real, StrOptions({"same"})],
+        "alignment_bandwidth": [Interval(Real, 0, None, closed="left")],
+        "alignment_mixture": [Interval(Real, 0, 1, closed="both")],
+        "targets": [StrOptions({"soft", "argmax", "labels"})],
+        "calibrate_on": [StrOptions({"survivors", "all"})],
+        "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
+        "cross_fit": [Interval(Integral, 2, None, closed="left"), None],
+        "input": [StrOptions({"samples", "features"})],
+        "memory": [str, HasMethods(["cache"]), None],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        backbone: Any = None,
+        *,
+        branch: Any = None,
+        final_estimator: Any = None,
+        margin: float = 0.0,
+        margin_mode: str = "relative",
+        min_support: float = 10,
+        rule: str = "smallest",
+        alignment: str = "soft",
+        alignment_margin: float | str = -0.1,
+        alignment_bandwidth: float = 0.1,
+        alignment_mixture: float = 0.5,
+        targets: str = "soft",
+        calibrate_on: str = "survivors",
+        cv: Any = 0.2,
+        cross_fit: int | None = None,
+        input: str = "samples",
+        memory: Any = None,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.branch = branch
+        self.final_estimator = final_estimator
+        self.margin = margin
+        self.margin_mode = margin_mode
+        self.min_support = min_support
+        self.rule = rule
+        self.alignment = alignment
+        self.alignment_margin = alignment_margin
+        self.alignment_bandwidth = alignment_bandwidth
+        self.alignment_mixture = alignment_mixture
+        self.targets = targets
+        self.calibrate_on = calibrate_on
+        self.cv = cv
+        self.cross_fit = cross_fit
+        self.input = input
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        **params: Any,
+    ) -> CascadeClassifier:
+        """Train and calibrate the branches in cascade order.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples: images for a backbone, 2-D data without one, or a backbone's
+            features with ``input="features"``.
+        y : array-like of shape (n_samples,)
+            Labels of any kind.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights in training and calibration.
+        **params : dict
+            Metadata for `cv`'s ``split``, such as ``groups``, with metadata routing.
+
+        Returns
+        -------
+        self : CascadeClassifier
+            The fitted cascade.
+
+        Raises
+        ------
+        ValueError
+            If `X`, `y` and the backbone do not fit each other, a value is not finite, a
+            class is absent from a part of the split, or the margin is not below 1.
+        TypeError
+            If `backbone` is not a `FrozenBackbone`.
+        """
+        self._validate_params()
+        check_margin(self.margin)
+        if self.alignment_margin != "same":
+            check_margin(self.alignment_margin, "alignment_margin")  # type: ignore[arg-type]
+        routed = process_routing(self, "fit", **params) if params else None
+        features, layout = self._features_of(X)
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(features, y)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        n, n_classes = len(codes), len(self.classes_)
+        if n_classes < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes, y holds one class: "
+                f"{self.classes_[0]!r}."
+            )
+        weight = _check_sample_weight(
+            sample_weight, features, dtype=np.float64, ensure_non_negative=True
+        )
+        seeds = check_random_state(self.random_state)
+        split_args = {} if routed is None else routed.splitter.split
+        folds = self._folds(codes, weight, seeds, split_args)
+
+        self.layout_ = layout
+        proba = self._final_proba(features, codes, weight, folds)
+        held = folds.calibration
+        self.reference_precision_ = class_precision(
+            codes[held], proba[held].argmax(axis=1), n_classes, weight[held]
+        )
+        problem = Problem(
+            features,
+            layout,
+            codes,
+            weight,
+            proba.argmax(axis=1) if self.targets == "argmax" else codes,
+            proba if self.targets == "soft" else None,
+            n_classes,
+        )
+        fitted = fit_branches(
+            problem,
+            self._templates(layout, seeds),
+            folds,
+            self.reference_precision_,
+            Alignment(
+                self.alignment,
+                self.margin if self.alignment_margin == "same" else self.alignment_margin,  # type: ignore[arg-type]
+                self.alignment_bandwidth,
+                self.alignment_mixture,
+            ),
+            self._rule(),
+            cross_fit=self.cross_fit,
+            memory=check_memory(self.memory),
+            n_jobs=self.n_jobs,
+        )
+        self.branches_ = fitted.branches
+        self.effective_sample_size_ = fitted.effective_sample_sizes
+        self.calibration_: CalibrationTable = fitted.table
+        return self._calibrate()
+
+    def _folds(
+        self,
+        codes: NDArray[np.intp],
+        weight: NDArray[np.float64],
+        seeds: np.random.RandomState,
+        split_args: dict[str, Any],
+    ) -> Folds:
+        if isinstance(self.cv, Real) and not isinstance(self.cv, Integral):
+            cv: Any = StratifiedShuffleSplit(
+                1, test_size=self.cv, random_state=seeds.randint(2**31 - 1)
+            )
+        else:
+            cv = check_cv(self.cv, codes, classifier=True)
+        # Rows of weight 0 are absent: neither part may count on them.
+        present = np.flatnonzero(weight > 0)
+        split_args = {
+            name: np.asarray(value)[present] for name, value in split_args.items()
+        }
+        placeholder = np.zeros((len(present), 1))
+        pairs = tuple(
+            (present[train], present[held])
+            for train, held in cv.split(placeholder, codes[present], **split_args)
+        )
+        if len(pairs) > 1:
+            held = np.sort(np.concatenate([part for _, part in pairs]))
+            if not np.array_equal(held, present):
+                raise ValueError(
+                    f"cv={self.cv!r} gives {len(pairs)} splits whose test parts do not "
+                    "hold every sample exactly once, so they cannot calibrate out of "
+                    "fold. Use a partition (KFold, ...), a single split or a float."
+                )
+        for train, held in pairs:
+            self._check_part(codes[train], "training")
+            if len(pairs) == 1:
+                self._check_part(codes[held], "calibration")
+        return Folds(pairs)
+
+    def _check_part(self, codes: NDArray[np.intp], part: str) -> None:
+        absent = np.setdiff1d(np.arange(len(self.classes_)), codes)
+        if len(absent):
+            raise ValueError(
+                f"the {part} part of cv={self.cv!r} holds no sample of class "
+                f"{self.classes_[absent[0]]!r}: each class needs some in both parts. "
+                "Give more samples, a stratified split, or leave the class out."
+            )
+
+    def _final_proba(
+        self,
+        features: NDArray,
+        codes: NDArray[np.intp],
+        weight: NDArray[np.float64],
+        folds: Folds,
+    ) -> NDArray[np.float64]:
+        """Probabilities of the last stage for all rows; fits `final_estimator_`."""
+        outputs = self.layout_.block(features, self.layout_.n_taps)
+        n_classes = len(self.classes_)
+        template = self.final_estimator
+        if template is None and self.layout_.shared:
+            template = LogisticRegression(max_iter=1000)
+        if template is None:
+            self.final_estimator_ = None
+            given = getattr(self.backbone, "classes", None)
+            self._output_order = output_order(self.classes_, given, outputs.shape[1])
+            check_finite(outputs, "the logits of the backbone", "Check its weights.")
+            proba = softmax64(outputs)[:, self._output_order]
+            held = folds.calibration
+            self._check_order(proba[held].argmax(axis=1), codes[held])
+            return proba
+        if not is_classifier(template):
+            raise TypeError(f"final_estimator must be a classifier, got {template!r}.")
+
+        def fitted(rows: NDArray[np.intp]) -> Any:
+            estimator = clone(template)
+            if np.ptp(weight[rows]) == 0:
+                return estimator.fit(outputs[rows], codes[rows])
+            return estimator.fit(outputs[rows], codes[rows], sample_weight=weight[rows])
+
+        def answers(estimator: Any, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+            return answer_of(estimator, n_classes)(as_tensor(outputs[rows]))
+
+        self.final_estimator_ = fitted(folds.train)
+        proba = np.full((len(codes), n_classes), 1 / n_classes)
+        if len(folds.pairs) == 1:
+            rows = np.concatenate([folds.train, folds.calibration])
+            proba[rows] = answers(self.final_estimator_, rows)
+        else:
+            for train, held in folds.pairs:
+                proba[held] = answers(fitted(train), held)
+        return proba
+
+    def _check_order(
+        self, predicted: NDArray[np.intp], codes: NDArray[np.intp]
+    ) -> None:
+        """Refuse labels whose order is evidently not that of the outputs."""
+        n_classes = len(self.classes_)
+        counts = np.bincount(predicted * n_classes + codes, minlength=n_classes**2)
+        confusion = counts.reshape(n_classes, n_classes)
+        right = np.trace(confusion) / len(codes)
+        best = confusion[linear_sum_assignment(-confusion)].sum() / len(codes)
+        if best >= 0.5 and right < best / 2:
+            raise ValueError(
+                f"the backbone is right for {right:.0%} of the calibration samples if "
+                "its outputs are in the sorted order of the labels, and for "
+                f"{best:.0%} in another order. Name the label of each output: "
+                "FrozenBackbone(classes=[...])."
+            )
+
+    def _templates(self, layout: TapLayout, seeds: np.random.RandomState) -> list[Any]:
+        branch = PrototypePoolingClassifier() if self.branch is None else self.branch
+        given = branch if isinstance(branch, list) else [branch] * layout.n_taps
+        if len(given) != layout.n_taps:
+            raise ValueError(
+                f"branch is a list of {len(given)} classifiers but there are "
+                f"{layout.n_taps} taps: {list(layout.names)}. Give one a tap, or one "
+                "for all."
+            )
+        templates = []
+        for template in given:
+            copy = clone(template)
+            seed = int(seeds.randint(2**31 - 1))
+            if copy.get_params(deep=False).get("random_state", 0) is None:
+                copy.set_params(random_state=seed)
+            templates.append(copy)
+        return templates
+
+    def _rule(self) -> CalibrationRule:
+        return CalibrationRule(
+            self.margin_mode,
+            self.min_support,
+            self.rule,
+            self.calibrate_on == "survivors",
+        )
+
+    def _calibrate(self) -> CascadeClassifier:
+        found = self._thresholds(self.margin)
+        self.thresholds_ = np.stack([branch.thresholds for branch in found])
+        self.enabled_ = np.stack([branch.enabled for branch in found])
+        self.precision_ = np.stack([branch.precision for branch in found])
+        self.support_ = np.stack([branch.support for branch in found])
+        return self
+
+    def _thresholds(self, margin: float) -> list[BranchThresholds]:
+        return self.calibration_.thresholds(check_margin(margin), self._rule())
+
+    def _policy(self) -> Policy:
+        return ClassThresholds(self.thresholds_)
+
+    def set_margin(self, margin: float) -> CascadeClassifier:
+        """Calibrate anew for another margin, without training anything.
+
+        Parameters
+        ----------
+        margin : float
+            Finite and below 1; becomes the parameter `margin`.
+
+        Returns
+        -------
+        self : CascadeClassifier
+            The same cascade with other thresholds.
+
+        Raises
+        ------
+        ValueError
+            If the margin is not finite or not below 1, or if
+            ``alignment_margin="same"``, where the branches depend on the margin.
+        """
+        check_is_fitted(self)
+        if self.alignment_margin == "same" and self.alignment != "none":
+            raise ValueError(
+                "alignment_margin='same' trains the branches for one margin: fit again "
+                "with set_params(margin=...), or give alignment_margin a number."
+            )
+        check_margin(margin)
+        self.margin = margin
+        return self._calibrate()
+
+    def thresholds_at(self, margin: float) -> NDArray[np.float64]:
+        """Thresholds for another margin, without changing the cascade.
+
+        Parameters
+        ----------
+        margin : float
+            Finite and below 1.
+
+        Returns
+        -------
+        thresholds : ndarray of float64, shape (n_branches, n_classes)
+            As `thresholds_`.
+
+        Raises
+        ------
+        ValueError
+            If the margin is not finite or not below 1.
+        """
+        check_is_fitted(self)
+        return np.stack([branch.thresholds for branch in self._thresholds(margin)])
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Metadata routing of this object: `sample_weight` itself, the rest to `cv`.
+
+        Returns
+        -------
+        routing : MetadataRouter
+            The routing.
+        """
+        router = MetadataRouter(owner=self).add_self_request(self)
+        if hasattr(self.cv, "split"):
+            mapping = MethodMapping().add(caller="fit", callee="split")
+            router.add(splitter=self.cv, method_mapping=mapping)
+        return router

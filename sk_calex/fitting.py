@@ -1,0 +1,252 @@
+"""Branches trained in cascade order, each on the samples that will reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from joblib import Memory, Parallel, delayed
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.model_selection import StratifiedKFold
+from sklearn.utils.validation import has_fit_parameter
+
+from sk_calex._validation import as_tensor
+from sk_calex.alignment import (
+    effective_sample_size,
+    exit_probability,
+    survivor_weights,
+)
+from sk_calex.branches import BaseBranch
+from sk_calex.layout import TapLayout
+from sk_calex.runtime import answer_of
+from sk_calex.table import CalibrationRule, CalibrationTable, exits_at
+from sk_calex.training import soften
+
+__all__ = ["Alignment", "FittedBranches", "Folds", "fit_branches"]
+
+_ROWS = 4096
+# A repeated row must carry at least this share of its sample to be worth its memory.
+_LEAST_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How training samples are weighted by their chance of reaching a branch."""
+
+    kind: str = "soft"
+    margin: float = 0.0
+    bandwidth: float = 0.1
+    mixture: float = 1.0
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Row indices: what trains the branches that are kept, and what calibrates.
+
+    One pair: `train` and `calibration` are disjoint, branches are trained once. Several
+    pairs partition the rows: calibration scores are out of fold, and the branches that
+    are kept are trained on all rows.
+    """
+
+    pairs: tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]
+
+    @property
+    def train(self) -> NDArray[np.intp]:
+        """Rows that train the branches that are kept."""
+        if len(self.pairs) == 1:
+            return self.pairs[0][0]
+        return self.calibration
+
+    @property
+    def calibration(self) -> NDArray[np.intp]:
+        """Rows that calibrate, in ascending order."""
+        return np.sort(np.concatenate([held for _, held in self.pairs]))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is learned: features, class codes, weights and targets of all rows."""
+
+    features: NDArray
+    layout: TapLayout
+    codes: NDArray[np.intp]
+    weight: NDArray[np.float64]
+    targets: NDArray[np.intp]
+    soft: NDArray[np.float64] | None
+    n_classes: int
+
+
+@dataclass(frozen=True)
+class FittedBranches:
+    """Outcome of `fit_branches`."""
+
+    branches: list[Any]
+    table: CalibrationTable
+    effective_sample_sizes: NDArray[np.float64]
+
+
+def fit_branches(
+    problem: Problem,
+    templates: Sequence[Any],
+    folds: Folds,
+    reference: NDArray[np.float64],
+    alignment: Alignment,
+    rule: CalibrationRule,
+    *,
+    cross_fit: int | None,
+    memory: Memory,
+    n_jobs: int | None,
+) -> FittedBranches:
+    """Train and calibrate the branches, one after the other.
+
+    Branch k is finished before branch k + 1 begins: its thresholds at the alignment
+    margin say which samples go on, hence what branch k + 1 is trained on.
+    """
+    n = len(problem.codes)
+    train, calibration = folds.train, folds.calibration
+    survival = np.ones(n)
+    reaching = np.ones(len(calibration), dtype=bool)
+    branches, scores, predicted, sizes = [], [], [], []
+    for k, template in enumerate(templates):
+        weight = np.zeros(n)
+        weight[train] = survivor_weights(
+            survival[train],
+            mixture=alignment.mixture if alignment.kind == "soft" else 1.0,
+            sample_weight=problem.weight[train],
+        )
+        sizes.append(effective_sample_size(weight))
+        fit_on = _Fitter(problem, template, k, weight, memory)
+        s, c = np.zeros(n), np.zeros(n, dtype=np.intp)
+        if len(folds.pairs) == 1:
+            branch = fit_on(train)
+            fit_on.score(branch, calibration, s, c)
+            if alignment.kind != "none" and k + 1 < len(templates):
+                if cross_fit:
+                    inner = StratifiedKFold(cross_fit)
+                    split = inner.split(train, problem.codes[train])
+                    pairs = [(train[a], train[b]) for a, b in split]
+                    fit_on.score_out_of_fold(pairs, s, c, n_jobs)
+                else:
+                    fit_on.score(branch, train, s, c)
+        else:
+            fit_on.score_out_of_fold(folds.pairs, s, c, n_jobs)
+            branch = fit_on(train)
+        branches.append(branch)
+        scores.append(s[calibration])
+        predicted.append(c[calibration])
+        if alignment.kind == "none":
+            continue
+        so_far = _table(problem, calibration, scores, predicted, reference)
+        found = so_far.branch_thresholds(k, reaching, alignment.margin, rule)
+        reaching &= ~exits_at(scores[k], predicted[k], found.thresholds)
+        bandwidth = alignment.bandwidth if alignment.kind == "soft" else 0.0
+        survival *= 1 - exit_probability(s, found.thresholds[c], bandwidth=bandwidth)
+    table = _table(problem, calibration, scores, predicted, reference)
+    return FittedBranches(branches, table, np.array(sizes))
+
+
+def _table(
+    problem: Problem,
+    rows: NDArray[np.intp],
+    scores: list[NDArray[np.float64]],
+    predicted: list[NDArray[np.intp]],
+    reference: NDArray[np.float64],
+) -> CalibrationTable:
+    return CalibrationTable(
+        np.stack(scores),
+        np.stack(predicted),
+        problem.codes[rows],
+        problem.weight[rows],
+        reference,
+    )
+
+
+class _Fitter:
+    """Fits and scores copies of one branch on rows of one tap."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        template: Any,
+        tap: int,
+        weight: NDArray[np.float64],
+        memory: Memory,
+    ) -> None:
+        self.block = problem.layout.block(problem.features, tap)
+        self.shape = problem.layout.shapes[tap]
+        self.problem, self.template, self.weight = problem, template, weight
+        self.fit = memory.cache(_fit_branch)
+
+    def __call__(self, rows: NDArray[np.intp]) -> Any:
+        # Rows outside get weight 0: absent, without a copy of the features.
+        weight = np.zeros_like(self.weight)
+        weight[rows] = self.weight[rows]
+        return self.fit(
+            self.template,
+            self.block,
+            self.shape,
+            self.problem.targets,
+            weight,
+            self.problem.soft,
+        )
+
+    def score(
+        self,
+        branch: Any,
+        rows: NDArray[np.intp],
+        scores: NDArray[np.float64],
+        predicted: NDArray[np.intp],
+    ) -> None:
+        answer = answer_of(branch, self.problem.n_classes)
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            proba = answer(as_tensor(self.block[part]).reshape(-1, *self.shape))
+            scores[part], predicted[part] = proba.max(axis=1), proba.argmax(axis=1)
+
+    def score_out_of_fold(
+        self,
+        pairs: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
+        scores: NDArray[np.float64],
+        predicted: NDArray[np.intp],
+        n_jobs: int | None,
+    ) -> None:
+        fitted = Parallel(n_jobs=n_jobs)(delayed(self)(rows) for rows, _ in pairs)
+        for branch, (_, held) in zip(fitted, pairs, strict=True):
+            self.score(branch, held, scores, predicted)
+
+
+def _fit_branch(
+    template: Any,
+    block: NDArray,
+    shape: tuple[int, ...],
+    targets: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    soft: NDArray[np.float64] | None,
+) -> Any:
+    branch = clone(template)
+    if isinstance(branch, BaseBranch):
+        if branch.feature_shape is None:
+            branch.set_params(feature_shape=shape)
+        return branch.fit(block, targets, sample_weight=weight, soft_targets=soft)
+    rows = np.flatnonzero(weight > 0)
+    labels, weight = targets[rows], weight[rows]
+    if soft is not None:
+        # A soft target is the row repeated, once a class, weighted by its share.
+        share = soften(soft[rows], getattr(branch, "temperature", 1.0))
+        share = np.where(share >= _LEAST_SHARE, share, 0.0)
+        share /= share.sum(axis=1, keepdims=True)
+        repeat, labels = np.nonzero(share)
+        weight = weight[repeat] * share[repeat, labels]
+        rows = rows[repeat]
+    if np.ptp(weight) == 0:
+        return branch.fit(block[rows], labels)
+    if not has_fit_parameter(branch, "sample_weight"):
+        raise ValueError(
+            f"branch={branch!r} takes no sample_weight, which soft targets and soft "
+            "survivor weights need. Set targets='argmax' and alignment='hard' or "
+            "'none', or give a branch whose fit takes sample_weight."
+        )
+    return branch.fit(block[rows], labels, sample_weight=weight)

@@ -1,0 +1,204 @@
+"""One runtime, two ways in: staged execution on samples, or cached features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sk_calex._inputs import Samples
+from sk_calex._validation import as_tensor, check_finite, softmax64
+from sk_calex.backbone import FrozenBackbone
+from sk_calex.branches import BaseBranch
+from sk_calex.layout import TapLayout
+from sk_calex.policies import Policy
+from sk_calex.stages import Stages
+
+__all__ = [
+    "Answer",
+    "answer_of",
+    "backbone_answer",
+    "cached_sources",
+    "run_cascade",
+    "staged_sources",
+    "tabulate",
+]
+
+_CACHED_ROWS = 1024
+
+Answer = Callable[[Tensor], NDArray[np.float64]]
+"""Features of one stage, (n_samples, *shape), to probabilities (n_samples, C)."""
+
+
+class Source(Protocol):
+    """A batch of samples on its way through the stages."""
+
+    def advance(self, stage: int) -> Tensor:
+        """Features of the samples still under way at a stage."""
+        ...
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Go on with these of them only."""
+        ...
+
+
+class _CachedSource:
+    """Rows of a feature matrix: advancing is looking at other columns."""
+
+    def __init__(self, features: Tensor, layout: TapLayout) -> None:
+        self._features, self._layout = features, layout
+
+    def advance(self, stage: int) -> Tensor:
+        block = self._features[:, self._layout.columns(stage)]
+        if stage < self._layout.n_taps:
+            return block.reshape(-1, *self._layout.shapes[stage])
+        return block
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        self._features = self._features[torch.from_numpy(rows)]
+
+
+class _StagedSource:
+    """A batch inside the module: advancing runs the next stage on the survivors."""
+
+    def __init__(self, backbone: FrozenBackbone, stages: Stages, batch: Tensor) -> None:
+        self._backbone, self._stages = backbone, stages
+        self._state = stages.start(backbone.prepare(batch))
+
+    def advance(self, stage: int) -> Tensor:
+        output, self._state = self._stages.advance(stage, self._state)
+        if stage < self._stages.n_taps:
+            return self._backbone.pool_tap(stage, output)
+        return self._backbone.round_features(output)
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        device = self._state[0].device
+        self._state = self._stages.take(self._state, torch.from_numpy(rows).to(device))
+
+
+def cached_sources(
+    features: NDArray, layout: TapLayout, size: int = _CACHED_ROWS
+) -> Iterator[tuple[slice, Source]]:
+    """Batches of a feature matrix, memory maps included."""
+    for start in range(0, len(features), size):
+        rows = slice(start, min(start + size, len(features)))
+        yield rows, _CachedSource(as_tensor(features[rows]), layout)
+
+
+def staged_sources(
+    backbone: FrozenBackbone, samples: Samples
+) -> Iterator[tuple[slice, Source]]:
+    """Batches of samples, run through the backbone's stages."""
+    stages = backbone.stages()
+    with backbone.frozen():
+        for rows, raw in samples.batches(backbone.batch_size):
+            yield rows, _StagedSource(backbone, stages, raw)
+
+
+def backbone_answer(logits: Tensor) -> NDArray[np.float64]:
+    """Probabilities of the backbone's own classifier."""
+    check_finite(logits, "the logits of the backbone", "Check samples and weights.")
+    return softmax64(logits)
+
+
+def answer_of(estimator: Any, n_classes: int) -> Answer:
+    """A fitted classifier of class codes as an `Answer` over all classes."""
+    codes = np.asarray(estimator.classes_, dtype=np.intp)
+
+    def spread(proba: NDArray[np.float64]) -> NDArray[np.float64]:
+        if len(codes) == n_classes:
+            return proba
+        # Classes that the branch never saw get probability 0.
+        full = np.zeros((len(proba), n_classes))
+        full[:, codes] = proba
+        return full
+
+    if isinstance(estimator, BaseBranch):
+        branch = estimator
+        return lambda features: spread(softmax64(branch.answer_logits(features)))
+
+    def answer(features: Tensor) -> NDArray[np.float64]:
+        proba = estimator.predict_proba(features.flatten(1).cpu().numpy())
+        proba = np.asarray(proba, dtype=np.float64)
+        check_finite(
+            proba, f"the probabilities of {type(estimator).__name__}", "Scale X."
+        )
+        return spread(proba)
+
+    return answer
+
+
+def run_cascade(
+    sources: Iterable[tuple[slice, Source]],
+    answers: list[Answer],
+    policy: Policy,
+    n_samples: int,
+    n_classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Answer every sample at the first branch where the policy lets it exit.
+
+    Parameters
+    ----------
+    sources : iterable of (slice, Source)
+        Batches.
+    answers : list of Answer
+        One a branch, and the last stage's.
+    policy : Policy
+        Who exits.
+    n_samples, n_classes : int
+        Sizes of the result.
+
+    Returns
+    -------
+    proba : ndarray of float64, shape (n_samples, n_classes)
+        Probabilities of the stage that answered.
+    depth : ndarray of intp, shape (n_samples,)
+        Index of that stage; the number of branches for the last.
+    """
+    proba = np.empty((n_samples, n_classes))
+    depth = np.empty(n_samples, dtype=np.intp)
+    last = len(answers) - 1
+    for rows, source in sources:
+        alive = np.arange(rows.start, rows.stop)
+        for stage, answer in enumerate(answers):
+            answered = answer(source.advance(stage))
+            if stage == last:
+                proba[alive], depth[alive] = answered, stage
+                break
+            exits = policy.exits(stage, answered)
+            if not exits.any():
+                continue
+            out = alive[exits]
+            proba[out], depth[out] = answered[exits], stage
+            on = np.flatnonzero(~exits)
+            if len(on) == 0:
+                break
+            alive = alive[on]
+            source.keep(on)
+    return proba, depth
+
+
+def tabulate(
+    sources: Iterable[tuple[slice, Source]], answers: list[Answer], n_samples: int
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Confidence and prediction of every stage for every sample, nobody exiting.
+
+    Returns
+    -------
+    scores : ndarray of float64, shape (n_stages, n_samples)
+        Largest probability at each stage.
+    predicted : ndarray of intp, shape (n_stages, n_samples)
+        Class code of the largest probability.
+    """
+    scores = np.empty((len(answers), n_samples))
+    predicted = np.empty((len(answers), n_samples), dtype=np.intp)
+    for rows, source in sources:
+        for stage, answer in enumerate(answers):
+            proba = answer(source.advance(stage))
+            scores[stage, rows] = proba.max(axis=1)
+            predicted[stage, rows] = proba.argmax(axis=1)
+    return scores, predicted

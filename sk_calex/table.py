@@ -1,0 +1,114 @@
+"""What every branch said of the calibration samples: thresholds for any margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_calex.calibration import BranchThresholds, find_thresholds, precision_bars
+
+__all__ = ["CalibrationRule", "CalibrationTable", "exits_at", "first_exits"]
+
+
+@dataclass(frozen=True)
+class CalibrationRule:
+    """Settings of the thresholds; see `SurvivorThresholdCalibrator`."""
+
+    margin_mode: str = "relative"
+    min_support: float = 10
+    rule: str = "smallest"
+    survivors_only: bool = True
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """Scores of the branches on the calibration samples.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (n_branches, n_samples)
+        Confidence of each branch.
+    predicted : ndarray of intp, shape (n_branches, n_samples)
+        Class code that it predicts.
+    labels : ndarray of intp, shape (n_samples,)
+        True class codes.
+    weight : ndarray of float64, shape (n_samples,)
+        Sample weights.
+    reference : ndarray of float64, shape (n_classes,)
+        Precision of the last stage for each predicted class; NaN where unknown.
+    """
+
+    scores: NDArray[np.float64]
+    predicted: NDArray[np.intp]
+    labels: NDArray[np.intp]
+    weight: NDArray[np.float64]
+    reference: NDArray[np.float64]
+
+    def branch_thresholds(
+        self,
+        branch: int,
+        survivors: NDArray[np.bool_],
+        margin: float,
+        rule: CalibrationRule,
+    ) -> BranchThresholds:
+        """Thresholds of one branch on the samples that reach it."""
+        rows = self.weight > 0
+        if rule.survivors_only:
+            rows = rows & survivors
+        return find_thresholds(
+            self.scores[branch][rows],
+            self.predicted[branch][rows],
+            (self.predicted[branch] == self.labels)[rows],
+            self.weight[rows],
+            precision_bars(self.reference, margin, rule.margin_mode),
+            min_support=rule.min_support,
+            rule=rule.rule,
+        )
+
+    def thresholds(self, margin: float, rule: CalibrationRule) -> list[BranchThresholds]:
+        """Thresholds of all branches, in cascade order: one sorted pass a branch."""
+        survivors = np.ones(len(self.labels), dtype=bool)
+        found = []
+        for k in range(len(self.scores)):
+            found.append(self.branch_thresholds(k, survivors, margin, rule))
+            survivors &= ~exits_at(
+                self.scores[k], self.predicted[k], found[-1].thresholds
+            )
+        return found
+
+
+def exits_at(
+    scores: NDArray[np.float64],
+    predicted: NDArray[np.intp],
+    thresholds: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """The gate of one branch: who reaches the threshold of its predicted class."""
+    mask: NDArray[np.bool_] = scores >= thresholds[predicted]
+    return mask
+
+
+def first_exits(
+    scores: NDArray[np.float64],
+    predicted: NDArray[np.intp],
+    thresholds: NDArray[np.float64],
+) -> NDArray[np.intp]:
+    """Depth of every sample, from the scores of all branches at once.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (n_branches, n_samples)
+        Confidences.
+    predicted : ndarray of intp, shape (n_branches, n_samples)
+        Predicted class codes.
+    thresholds : ndarray of float64, shape (n_branches, n_classes)
+        Thresholds.
+
+    Returns
+    -------
+    depth : ndarray of intp, shape (n_samples,)
+        First branch at which the sample exits; `n_branches` where none.
+    """
+    exits = scores >= np.take_along_axis(thresholds, predicted, axis=1)
+    return np.where(exits.any(axis=0), exits.argmax(axis=0), len(scores))
