@@ -1,0 +1,76 @@
+"""MkDocs hook: an API page for each public module, made from ``__all__`` at build.
+
+Nothing under ``api/`` is kept in the repository, so the pages cannot fall behind the
+code: a name that enters ``__all__`` gets its place, one that leaves it loses it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from mkdocs.structure.files import File
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+PACKAGES = ("sk_calex", "sk_calex.datasets")
+INDEX = "api/index.md"
+
+
+def public_names(package: str) -> dict[str, list[str]]:
+    """Give the names in the package's ``__all__``, grouped by page.
+
+    A page is a module of ``sk_calex`` or a whole subpackage. Names of modules and
+    constants such as ``__version__`` have no page.
+    """
+    module = importlib.import_module(package)
+    pages: dict[str, list[str]] = {}
+    for name in getattr(module, "__all__", ()):
+        home = getattr(getattr(module, name), "__module__", None)
+        if home is not None:
+            page = ".".join(home.split(".")[:2])
+            pages.setdefault(page, []).append(name)
+    return pages
+
+
+def summary(package: str, name: str) -> str:
+    """Give the first line of an object's docstring."""
+    text = inspect.getdoc(getattr(importlib.import_module(package), name)) or ""
+    return text.partition("\n")[0].replace("|", "\\|")
+
+
+def build_pages() -> dict[str, str]:
+    """Give the text of every API page by its path below the docs folder."""
+    index = ["# API reference", ""]
+    pages: dict[str, str] = {}
+    for package in PACKAGES:
+        for home, names in public_names(package).items():
+            title = home.removeprefix("sk_calex.")
+            path = f"{title}.md"
+            text = [f"# {title}", ""]
+            index += [f"## [{title}]({path})", "", "| | |", "|---|---|"]
+            for name in names:
+                # Named where it is defined: re-exports are aliases to the renderer.
+                defined = getattr(importlib.import_module(package), name).__module__
+                text += [f"::: {defined}.{name}", ""]
+                line = summary(package, name)
+                index.append(f"| [`{name}`][{defined}.{name}] | {line} |")
+            index.append("")
+            pages[f"api/{path}"] = "\n".join(text)
+    pages[INDEX] = "\n".join(index)
+    return pages
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages to the site and list them in its navigation."""
+    pages = build_pages()
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    listed: list[Any] = [INDEX, *(path for path in pages if path != INDEX)]
+    for entry in config.nav or []:
+        if isinstance(entry, dict) and entry.get("API") == INDEX:
+            entry["API"] = listed
+    return files

@@ -1,0 +1,145 @@
+"""The documentation tells the truth: its code runs, its pages follow the package.
+
+Python blocks run in the order in which a reader meets them, with warnings as errors.
+The user guide goes on where the quickstart stops, and the README's stand-ins
+(``state_dict`` and the arrays) are the quickstart's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import sk_calex
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+RUN_HERE = {"README.md", "docs/quickstart.md", "docs/user_guide.md"}
+api_is_whole = pytest.mark.skipif(
+    not hasattr(sk_calex, "CascadeClassifier"), reason="the API is not complete yet"
+)
+
+
+def load(name: str) -> ModuleType:
+    """Import one of the documentation's hooks."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "hooks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Give the Python blocks of a page, each with its first line number."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text.count("\n", 0, found.start(1)), found[1])
+        for found in PYTHON_BLOCK.finditer(text)
+    ]
+
+
+def run(page: str, namespace: dict[str, Any]) -> dict[str, Any]:
+    """Run a page's blocks; a traceback shows the page and the line."""
+    for line, source in blocks(ROOT / page):
+        exec(compile("\n" * line + source, str(ROOT / page), "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Give what a reader's session holds at the end of the quickstart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("quickstart"))
+        return run("docs/quickstart.md", {"folder": Path.cwd()})
+
+
+@api_is_whole
+def test_quickstart(quickstart: dict[str, Any]) -> None:
+    assert (quickstart["folder"] / "curve.png").stat().st_size > 0
+    # What the page claims to show: a backbone that works and a curve that is not flat.
+    assert quickstart["cascade"].score(quickstart["X_test"], quickstart["y_test"]) > 0.5
+    assert len(set(quickstart["curve"]["flops_reduction"])) > 1
+
+
+@api_is_whole
+def test_user_guide(
+    quickstart: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("docs/user_guide.md", dict(quickstart))
+
+
+@api_is_whole
+def test_readme(
+    quickstart: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("X_train", "y_train", "X_test", "y_test")
+    stand_ins = {name: quickstart[name] for name in names}
+    run("README.md", {**stand_ins, "state_dict": quickstart["model"].state_dict()})
+
+
+def test_no_page_with_code_is_forgotten() -> None:
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+    with_code = {str(page.relative_to(ROOT)) for page in pages if blocks(page)}
+    assert with_code == RUN_HERE
+
+
+def test_readme_shows_both_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert '\npython -m pip install -e ".[test]" && python -m pytest\n' in readme
+    plot = '\npython -m pip install -e ".[plot]" && python examples/quickstart.py\n'
+    assert plot in readme
+
+
+def test_every_public_name_has_one_place_in_the_api_pages() -> None:
+    hook = load("api_pages")
+    text = "\n".join(hook.build_pages().values())
+    shown = [line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)$", text, re.M)]
+    expected = [
+        name
+        for package in hook.PACKAGES
+        for names in hook.public_names(package).values()
+        for name in names
+    ]
+    assert sorted(shown) == sorted(set(expected))
+    public = set(getattr(sk_calex, "__all__", ())) - {"__version__"}
+    assert public <= set(shown)
+
+
+def test_imports_point_one_way() -> None:
+    """Each part imports only from parts above it in the table of the architecture."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    order = re.findall(r"^\| `(\w+)` \|", page, re.M)
+    graph = load("import_graph").imports()
+    assert set(graph) <= set(order), "parts missing from docs/architecture.md"
+    upward = {
+        f"{part} imports {other}"
+        for part, others in graph.items()
+        for other in others
+        if order.index(other) > order.index(part)
+    }
+    assert not upward
+
+
+def test_import_graph_sees_through_helpers(tmp_path: Path) -> None:
+    hook = load("import_graph")
+    package = tmp_path / "pack"
+    (package / "sub").mkdir(parents=True)
+    (package / "__init__.py").write_text("from pack.top import x")
+    (package / "base.py").write_text("import os")
+    (package / "_help.py").write_text("from .base import x")
+    (package / "sub" / "__init__.py").write_text("from pack._help import x")
+    (package / "sub" / "deep.py").write_text("def f():\n    from ..base import x")
+    (package / "top.py").write_text("import pack.base\nfrom pack import sub")
+    graph = hook.imports(package)
+    assert graph == {"base": set(), "sub": {"base"}, "top": {"base", "sub"}}
+    assert hook.reduced(graph) == {"base": set(), "sub": {"base"}, "top": {"sub"}}
