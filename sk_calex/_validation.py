@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def near_names(name: str, known: Iterable[str], n: int = 5) -> str:
     return ", ".join(repr(option) for option in near)
 
 
-def check_finite(values: NDArray | torch.Tensor, what: str, advice: str) -> None:
+def check_finite(values: NDArray[Any] | torch.Tensor, what: str, advice: str) -> None:
     """Refuse NaN and infinity: no exit may ever come from either."""
     if isinstance(values, torch.Tensor):
         # A sum is finite only if every term is; it is one cheap kernel.
@@ -82,7 +83,7 @@ def check_probabilities(X: ArrayLike, name: str = "X") -> NDArray[np.float64]:
     sums = proba.sum(axis=1)
     if proba.min() < 0 or np.abs(sums - 1).max() > 1e-3:
         raise ValueError(
-            f"{name} must hold probabilities: entries in [0, 1] and rows that sum to 1; "
+            f"{name} must hold probabilities: entries in [0, 1], rows that sum to 1; "
             f"the smallest entry is {proba.min():.4g} and the row sums go from "
             f"{sums.min():.4g} to {sums.max():.4g}. Give the output of predict_proba, "
             "not of decision_function."
@@ -90,7 +91,7 @@ def check_probabilities(X: ArrayLike, name: str = "X") -> NDArray[np.float64]:
     return proba
 
 
-def as_tensor(array: NDArray) -> torch.Tensor:
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
     """View `array` as a tensor without a copy, read-only memory maps included."""
     with warnings.catch_warnings():
         # Nothing here writes to the tensor; copying a memory map would defeat it.
@@ -98,7 +99,7 @@ def as_tensor(array: NDArray) -> torch.Tensor:
         return torch.from_numpy(np.asarray(array))
 
 
-def softmax64(logits: NDArray | torch.Tensor) -> NDArray[np.float64]:
+def softmax64(logits: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
     """Softmax over the last axis in float64 numpy, where exits are decided."""
     if isinstance(logits, torch.Tensor):
         logits = logits.double().cpu().numpy()

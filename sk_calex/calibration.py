@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -364,8 +364,8 @@ class SurvivorThresholdCalibrator(BaseEstimator):
 
 
 def _column_classes(
-    labels: NDArray, n_classes: int
-) -> tuple[NDArray, NDArray[np.intp]]:
+    labels: NDArray[Any], n_classes: int
+) -> tuple[NDArray[Any], NDArray[np.intp]]:
     classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) == n_classes:
         return classes, codes
@@ -389,7 +389,9 @@ def _check_survivors(survivors: ArrayLike | None, n: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _check_reference(reference: ArrayLike | None, n_classes: int) -> NDArray:
+def _check_reference(
+    reference: ArrayLike | None, n_classes: int
+) -> NDArray[np.float64]:
     if reference is None:
         return np.ones(n_classes)
     precision = np.asarray(reference, dtype=np.float64)

@@ -67,7 +67,9 @@ class CalibrationTable:
             rule=rule.rule,
         )
 
-    def thresholds(self, margin: float, rule: CalibrationRule) -> list[BranchThresholds]:
+    def thresholds(
+        self, margin: float, rule: CalibrationRule
+    ) -> list[BranchThresholds]:
         """Thresholds of all branches, in cascade order: one sorted pass a branch."""
         survivors = np.ones(len(self.labels), dtype=bool)
         found = []
