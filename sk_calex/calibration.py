@@ -151,11 +151,11 @@ def find_thresholds(
         return BranchThresholds(thresholds, enabled, precision, support)
 
     first = np.searchsorted(c, np.arange(n_classes))  # first row of each class
-    total = np.concatenate([[0.0], np.cumsum(w)])
+    right = np.concatenate([[0.0], np.cumsum(w * correct[order])])
     wrong = np.concatenate([[0.0], np.cumsum(w * ~correct[order])])
-    in_total = total[1:] - total[first[c]]
-    # Counting the wrong ones keeps an all-right prefix at exactly 1.
-    in_right = in_total - (wrong[1:] - wrong[first[c]])
+    # Two sums, so that an all-right prefix is at exactly 1 and an all-wrong one at 0.
+    in_right = right[1:] - right[first[c]]
+    in_total = in_right + (wrong[1:] - wrong[first[c]])
     prefix_precision = np.divide(
         in_right, in_total, out=np.zeros(n), where=in_total > 0
     )
@@ -314,7 +314,9 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         check_consistent_length(proba, labels)
         n, n_classes = proba.shape
         self.classes_, codes = _column_classes(labels, n_classes)
-        weight = _check_sample_weight(sample_weight, proba, ensure_non_negative=True)
+        weight = _check_sample_weight(
+            sample_weight, proba, dtype=np.float64, ensure_non_negative=True
+        )
         reached = _check_survivors(survivors, n) & (weight > 0)
         reference = _check_reference(reference_precision, n_classes)
 
