@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_consistent_length,
@@ -51,14 +52,24 @@ def class_precision(
         Share of right answers among the samples predicted as each class; NaN for a
         class that is never predicted.
 
+    Raises
+    ------
+    ValueError
+        If a class lies outside ``0 .. n_classes - 1``, lengths differ or a weight is
+        negative.
+
     Examples
     --------
     >>> from sk_calex import class_precision
     >>> class_precision([0, 0, 1], [0, 1, 1], n_classes=2)
     array([1. , 0.5])
     """
-    truth, guess = np.asarray(y), np.asarray(predicted)
-    weight = np.ones(len(truth)) if sample_weight is None else np.asarray(sample_weight)
+    truth = _check_codes(y, n_classes, "y")
+    guess = _check_codes(predicted, n_classes, "predicted")
+    check_consistent_length(truth, guess)
+    weight = _check_sample_weight(
+        sample_weight, truth, dtype=np.float64, ensure_non_negative=True
+    )
     total = np.bincount(guess, weights=weight, minlength=n_classes)
     right = np.bincount(guess, weights=weight * (truth == guess), minlength=n_classes)
     out = np.full(n_classes, np.nan)
@@ -89,7 +100,7 @@ def precision_bars(
     Raises
     ------
     ValueError
-        If the margin is not finite or not below 1.
+        If the margin is not finite or not below 1, or `margin_mode` is unknown.
 
     Notes
     -----
@@ -108,8 +119,12 @@ def precision_bars(
     margin = check_margin(margin)
     if margin_mode == "relative":
         bars = (1 - margin) * reference
-    else:
+    elif margin_mode == "absolute":
         bars = reference - margin
+    else:
+        raise ValueError(
+            f"margin_mode={margin_mode!r} is unknown. Use 'relative' or 'absolute'."
+        )
     return np.clip(np.where(np.isnan(bars), 1.0, bars), 0.0, 1.0)
 
 
@@ -312,6 +327,7 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         proba = check_probabilities(X)
         labels = column_or_1d(y)
         check_consistent_length(proba, labels)
+        check_classification_targets(labels)
         n, n_classes = proba.shape
         self.classes_, codes = _column_classes(labels, n_classes)
         weight = _check_sample_weight(
@@ -363,6 +379,18 @@ class SurvivorThresholdCalibrator(BaseEstimator):
                 "each class seen in fit."
             )
         return proba.max(axis=1) >= self.thresholds_[proba.argmax(axis=1)]
+
+
+def _check_codes(codes: ArrayLike, n_classes: int, name: str) -> NDArray[np.intp]:
+    array = np.asarray(codes)
+    integers = array.ndim == 1 and array.dtype.kind in "iu"
+    if not integers or np.any((array < 0) | (array >= n_classes)):
+        raise ValueError(
+            f"{name} must hold one class a sample, as integers from 0 to "
+            f"{n_classes - 1} (n_classes={n_classes}); got {array!r}. "
+            "np.unique(labels, return_inverse=True) makes such codes."
+        )
+    return array.astype(np.intp)
 
 
 def _column_classes(
