@@ -35,7 +35,7 @@ def exit_probability(
     Raises
     ------
     ValueError
-        If the bandwidth is negative or not finite.
+        If the bandwidth is negative or not finite, or the shapes differ.
 
     Notes
     -----
@@ -52,14 +52,21 @@ def exit_probability(
     """
     s = np.asarray(scores, dtype=np.float64)
     t = np.asarray(thresholds, dtype=np.float64)
+    if s.shape != t.shape:
+        raise ValueError(
+            f"scores and thresholds must have one entry a sample each; got shapes "
+            f"{s.shape} and {t.shape}. Give thresholds[predicted]."
+        )
     if not np.isfinite(bandwidth) or bandwidth < 0:
         raise ValueError(
             f"bandwidth={bandwidth!r} must be a finite number >= 0 (0 = hard exits)."
         )
     if bandwidth == 0:
         return (s >= t).astype(np.float64)
-    # sigmoid(z) = (1 + tanh(z / 2)) / 2, without overflow at infinite thresholds
-    return (1 + np.tanh((s - t) / (2 * bandwidth))) / 2
+    # sigmoid(z) = (1 + tanh(z / 2)) / 2, without overflow at infinite thresholds;
+    # at the smallest bandwidths z itself is infinite, which is right.
+    with np.errstate(over="ignore"):
+        return (1 + np.tanh((s - t) / (2 * bandwidth))) / 2
 
 
 def survivor_weights(
@@ -91,7 +98,8 @@ def survivor_weights(
     Raises
     ------
     ValueError
-        If the mixture lies outside [0, 1].
+        If the mixture or a survival lies outside [0, 1], or the sample weights are
+        not finite and non-negative with a positive sum.
 
     Notes
     -----
@@ -113,7 +121,15 @@ def survivor_weights(
             "the training distribution."
         )
     s = np.asarray(survival, dtype=np.float64)
-    base = np.ones_like(s) if sample_weight is None else np.asarray(sample_weight)
+    if s.ndim != 1 or s.size == 0 or not np.all((s >= 0) & (s <= 1)):  # nor NaN
+        raise ValueError(
+            "survival must hold one probability in [0, 1] a sample, at least one; got "
+            f"{s!r}. It is a product of 1 - exit_probability(...)."
+        )
+    base = np.ones_like(s)
+    if sample_weight is not None:
+        base = np.asarray(sample_weight, dtype=np.float64)
+        _check_weights(base, "sample_weight", s.shape)
     mass = np.average(s, weights=base)
     # Nobody left: the branch will see no sample, and any training will do.
     scaled = s / mass if mass > 0 else np.ones_like(s)
@@ -126,7 +142,7 @@ def effective_sample_size(weights: ArrayLike) -> float:
     Parameters
     ----------
     weights : array-like of shape (n_samples,)
-        Non-negative weights, not all zero.
+        Finite, non-negative weights, not all zero.
 
     Returns
     -------
@@ -136,7 +152,7 @@ def effective_sample_size(weights: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If all weights are zero.
+        If a weight is negative or not finite, or all are zero.
 
     Notes
     -----
@@ -149,7 +165,17 @@ def effective_sample_size(weights: ArrayLike) -> float:
     2.0
     """
     w = np.asarray(weights, dtype=np.float64)
-    squares = float(np.square(w).sum())
-    if squares == 0:
-        raise ValueError("weights are all zero: there is no sample to count.")
-    return float(w.sum()) ** 2 / squares
+    _check_weights(w, "weights", (w.size,))
+    w = w / w.max()  # squares neither vanish nor overflow
+    return float(w.sum()) ** 2 / float(np.square(w).sum())
+
+
+def _check_weights(
+    weights: NDArray[np.float64], name: str, shape: tuple[int, ...]
+) -> None:
+    usable = np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
+    if weights.shape != shape or not usable:
+        raise ValueError(
+            f"{name} must hold one finite, non-negative weight a sample, not all zero, "
+            f"in shape {shape}; got {weights!r}."
+        )
