@@ -20,7 +20,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"device={device!r} is not a torch device. Use 'auto', 'cpu', 'cuda', "
             f"'cuda:0', ... ({error})"
@@ -48,7 +48,9 @@ def check_finite(values: NDArray[Any] | torch.Tensor, what: str, advice: str) ->
             torch.isfinite(values).all()
         )
     else:
-        finite = bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = values.sum()
+        finite = bool(np.isfinite(total)) or bool(np.isfinite(values).all())
     if not finite:
         raise ValueError(f"{what} contains NaN or infinity. {advice}")
 
@@ -102,7 +104,8 @@ def as_tensor(array: NDArray[Any]) -> torch.Tensor:
 def softmax64(logits: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
     """Softmax over the last axis in float64 numpy, where exits are decided."""
     if isinstance(logits, torch.Tensor):
-        logits = logits.double().cpu().numpy()
+        # To the CPU first: not every device has float64.
+        logits = logits.detach().cpu().double().numpy()
     z = np.asarray(logits, dtype=np.float64)
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
