@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ._frozen import frozen
+from sk_calex._frozen import frozen
 
 __all__ = ["count_macs", "depth_costs", "flops_reduction"]
 

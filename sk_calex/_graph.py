@@ -1,0 +1,241 @@
+"""Trace a module with torch.fx, find taps in its graph, cut the graph at them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, count, pairwise
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from sk_calex._validation import near_names
+
+__all__ = ["State", "Step", "TracedModule", "check_order", "unknown_tap"]
+
+State = tuple[Tensor, ...]
+"""The values that cross a cut: tensors with one row per sample."""
+
+Step = Callable[..., tuple[Any, State]]
+"""One stage: the state's tensors in, ``(output, next state)`` out."""
+
+_COMPUTED = ("call_module", "call_function", "call_method", "get_attr")
+
+
+class TracedModule:
+    """The graph of ``module(x)``, with names for what is in it.
+
+    Trace in eval mode: functional dropout and the like record the training flag
+    that they see. Layers of torch.nn stay whole, as always in torch.fx.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A module that torch.fx can follow; what fx raises for another passes
+        through. fx patches `torch.nn.Module` while it traces: not for threads.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tracer = _Tracer(module)
+        # Traced from one level above, the module's optional arguments take their
+        # defaults, its hooks run, and constants that fx stores stay off it.
+        self._root = _Root(module)
+        self._nodes = list(self._tracer.trace(self._root).nodes)
+        self._order = {node: i for i, node in enumerate(self._nodes)}
+        # What does not depend on the input needs no place in the state: the
+        # stages that use it compute it from the module's parameters.
+        self._constant: set[fx.Node] = set()
+        for node in self._nodes:
+            used = node.all_input_nodes
+            if node.op in _COMPUTED and self._constant.issuperset(used):
+                self._constant.add(node)
+
+    def cut(self, taps: Sequence[str]) -> tuple[list[Step], list[list[str]]]:
+        """Cut into ``len(taps) + 1`` steps that share the module's own tensors.
+
+        Returns
+        -------
+        steps : list of callables
+            Step ``k`` ends with tap ``k``, the last one with the module's output.
+        live : list of list of str
+            Names of the values in the state that each step leaves.
+        """
+        tap_nodes = [self._find(tap) for tap in taps]
+        result = self._nodes[-1].args[0]
+        if not isinstance(result, fx.Node):
+            raise ValueError(
+                f"module returns {result!r}: it must return one tensor, the logits. "
+                "Wrap it in a module that returns the logits alone."
+            )
+        positions = [self._order[node] for node in tap_nodes]
+        check_order(taps, positions, self._order[result])
+
+        stage = {node: bisect_left(positions, i) for node, i in self._order.items()}
+        last_use = {n: max((stage[u] for u in n.users), default=0) for n in stage}
+        varying = [n for n in self._nodes if n not in self._constant]
+
+        inputs = [n for n in self._nodes if n.op == "placeholder"]
+        steps, live = [], []
+        for k, end in enumerate([*tap_nodes, result]):
+            inside = [n for n in varying if stage[n] == k and n.op in _COMPUTED]
+            outputs = [n for n in varying if stage[n] <= k < last_use[n]]
+            steps.append(self._build(inputs, inside, end, outputs))
+            live.append([self._name(node) for node in outputs])
+            inputs = outputs
+        return steps, live
+
+    def _find(self, tap: str) -> fx.Node:
+        """Return the node whose value is the tap."""
+        modules, nodes = self._tracer.modules, self._tracer.node_of
+        if tap in nodes and tap not in modules:
+            return nodes[tap]
+        if tap not in modules:
+            operations = (name for name in nodes if not name.endswith("_0"))
+            raise unknown_tap(tap, [*modules, *operations])
+        outputs = self._tracer.outputs[modules[tap]]
+        if not outputs:
+            raise ValueError(
+                f"tap {tap!r} has no output of its own in the traced module: it is a "
+                "container, unused, or inside a torch.nn layer, which is not traced "
+                "into. Tap the module around it or one next to it."
+            )
+        if len(outputs) > 1:
+            proxies = [output for output in outputs if isinstance(output, fx.Proxy)]
+            calls = [self._name(proxy.node) for proxy in proxies]
+            raise ValueError(
+                f"tap {tap!r} is called {len(outputs)} times in one pass. Say which "
+                f"call is meant by the name of its last operation: {calls}."
+            )
+        if not isinstance(outputs[0], fx.Proxy):
+            raise ValueError(
+                f"tap {tap!r} returns a {type(outputs[0]).__name__}; a tap returns one "
+                "tensor, made from the input. Tap a module inside it or after it."
+            )
+        return outputs[0].node
+
+    def _name(self, node: fx.Node) -> str:
+        return self._tracer.name_of.get(node, node.name)
+
+    def _build(
+        self,
+        inputs: Sequence[fx.Node],
+        inside: Sequence[fx.Node],
+        end: fx.Node,
+        outputs: Sequence[fx.Node],
+    ) -> Step:
+        """Compile the nodes ``inside`` to ``(*inputs) -> (end, outputs)``."""
+        graph = fx.Graph()
+        copies = {node: graph.placeholder(node.name) for node in inputs}
+        attributes: dict[str, Any] = {}
+
+        def copy(node: fx.Node) -> None:
+            for needed in node.all_input_nodes:
+                if needed not in copies:
+                    copy(needed)  # a constant
+            new = copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op in ("call_module", "get_attr"):
+                # Flat names: one attribute access a call, not one a level.
+                value = _get_attribute(self._root, str(node.target))
+                new.target = str(node.target).replace(".", "_")
+                while attributes.setdefault(new.target, value) is not value:
+                    new.target += "_"
+
+        for node in inside:
+            copy(node)
+        if end not in copies:
+            copy(end)
+        graph.output((copies[end], tuple(copies[node] for node in outputs)))
+        # Its bound forward: nothing of nn.Module.__call__ is needed here.
+        return fx.GraphModule(attributes, graph).forward
+
+
+class _Root(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x)
+
+
+class _Tracer(fx.Tracer):
+    """Remembers what each module returned and gives operations a lasting name.
+
+    Names follow torchvision's feature extraction: the path of the module, the
+    operation and, from the second of its kind on, a number: ``layer1.0.add``,
+    ``layer1.0.relu_1``. A layer's calls are numbered from 0, so that the first of
+    several can be named too.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        named = module.named_modules(remove_duplicate=False)
+        self.modules = {name: m for name, m in named if name}
+        self.outputs: dict[nn.Module, list[object]] = defaultdict(list)
+        self.node_of: dict[str, fx.Node] = {}
+        self.name_of: dict[fx.Node, str] = {}
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        self.outputs[m].append(output)
+        return output
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
+    ) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        if kind.startswith("call_"):
+            name = self._new_name(kind, proxy.node)
+            self.node_of[name] = proxy.node
+            self.name_of[proxy.node] = name
+        return proxy
+
+    def _new_name(self, kind: str, node: fx.Node) -> str:
+        path = self.scope.module_path.split(".")[1:]  # without the root's "module"
+        endings: Iterable[str] = (f"_{i}" for i in count())
+        if kind != "call_module":
+            # fx numbers an operation over the whole graph: count per module anew.
+            path.append(re.sub(r"_\d+$", "", node.name))
+            endings = chain([""], (f"_{i}" for i in count(1)))
+        names = (".".join(path) + ending for ending in endings)
+        return next(n for n in names if n not in self.node_of and n not in self.modules)
+
+
+def _get_attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def check_order(taps: Sequence[str], positions: Sequence[int], end: int) -> None:
+    """Taps must be distinct values, in order of execution, before the output."""
+    ordered = sorted(zip(positions, taps, strict=True))
+    for (position, tap), (following, other) in pairwise(ordered):
+        if position == following:
+            raise ValueError(
+                f"taps {tap!r} and {other!r} are the same value: keep one of them."
+            )
+    if list(positions) != sorted(positions):
+        raise ValueError(
+            f"taps={list(taps)} are not in order of execution; give "
+            f"taps={[tap for _, tap in ordered]}."
+        )
+    if ordered[-1][0] >= end:
+        raise ValueError(
+            f"tap {ordered[-1][1]!r} is the module's output: nothing would be left to "
+            "save after it. Leave it out; the last exit is always the module itself."
+        )
+
+
+def unknown_tap(tap: str, known: Sequence[str]) -> ValueError:
+    """The error for a tap that names nothing."""
+    return ValueError(
+        f"tap {tap!r} is not in the module. Near names: {near_names(tap, known)}. "
+        "All names: [name for name, _ in module.named_modules()]; operations inside a "
+        "module: torchvision.models.feature_extraction.get_graph_node_names(module)[1]."
+    )
