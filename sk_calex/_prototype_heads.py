@@ -227,7 +227,7 @@ class PrototypeHead(_PrototypeBase):
         M; None: ``2 * n_classes``.
     rank : int, default=0
         Size of the low-rank summary of each prototype; 0: none.
-    temperature : float, default=0.1
+    temperature : float, default=0.3
         Start of t, which is learned.
     generator : torch.Generator
         Source of the initial parameters.
@@ -261,7 +261,7 @@ class PrototypeHead(_PrototypeBase):
         dim: int = 64,
         n_prototypes: int | None = None,
         rank: int = 0,
-        temperature: float = 0.1,
+        temperature: float = 0.3,
         generator: torch.Generator,
     ) -> None:
         super().__init__(feature_shape, n_classes)
@@ -314,7 +314,7 @@ class PrototypeAugmentedHead(_PrototypeBase):
         dim: int = 64,
         n_prototypes: int | None = None,
         rank: int = 0,
-        temperature: float = 0.1,
+        temperature: float = 0.3,
         generator: torch.Generator,
     ) -> None:
         super().__init__(feature_shape, n_classes)
