@@ -1,0 +1,252 @@
+"""The format of a section: one small JSON file and immutable shards.
+
+A shard is a safetensors file with two tensors, ``keys`` (n, 16) uint8 and ``rows``
+(n, width) float16 or float32, and **its name is the SHA-256 digest of its bytes**. So
+existence is not validity: a shard is used only when its bytes give its name. The header
+is padded to a fixed size and holds nothing that the section and the file's size do not
+determine already. It is therefore compared, never parsed, and nothing in a file decides
+an offset or the size of an allocation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._files import publish
+from ._keys import KEY_BYTES
+
+METADATA_NAME = "section.json"
+SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+MAX_SHARD_ROWS = 2**20
+
+_HEADER_BYTES = 1024
+_BLOCK_BYTES = 4 * 2**20  # rows are read in blocks of at most about this size
+_GAP_BYTES = 32 * 2**10  # rather read over a gap of unwanted rows than seek over it
+
+_FORMAT = "sk_calex.store"
+_VERSION = 1
+_MAX_METADATA_BYTES = 4096
+_MAX_WIDTH = 2**28
+_FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
+_SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16"}
+
+
+class DamagedFile(Exception):
+    """A file of the store cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all shards of a section have in common."""
+
+    fingerprint: str
+    width: int
+    dtype_name: str
+
+    def __post_init__(self) -> None:
+        # From a caller or from a file: the types are claims.
+        fingerprint: object = self.fingerprint
+        if not (isinstance(fingerprint, str) and _FINGERPRINT.fullmatch(fingerprint)):
+            raise ValueError(
+                "fingerprint must be 8 to 128 lower-case hexadecimal digits, "
+                f"got {self.fingerprint!r}."
+            )
+        if type(self.width) is not int or not 1 <= self.width <= _MAX_WIDTH:
+            raise ValueError(
+                f"width must be an int from 1 to {_MAX_WIDTH}, got {self.width!r}."
+            )
+        if self.dtype_name not in tuple(_SAFETENSORS_DTYPE):
+            raise ValueError(
+                f"dtype must be 'float32' or 'float16', got {self.dtype_name!r}."
+            )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype_name).newbyteorder("<")
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    def n_rows(self, file_bytes: int) -> int:
+        """Return the number of rows in a shard of this size, or raise DamagedFile."""
+        n, rest = divmod(file_bytes - _HEADER_BYTES, KEY_BYTES + self.row_bytes)
+        if rest or not 1 <= n <= MAX_SHARD_ROWS:
+            raise DamagedFile(f"has a size ({file_bytes} bytes) that no shard has")
+        return n
+
+    def header(self, n_rows: int) -> bytes:
+        """Return the first bytes of a shard of n_rows."""
+        split, end = n_rows * KEY_BYTES, n_rows * (KEY_BYTES + self.row_bytes)
+        content = {
+            "__metadata__": {
+                "format": _FORMAT,
+                "version": str(_VERSION),
+                "fingerprint": self.fingerprint,
+            },
+            "keys": {
+                "dtype": "U8",
+                "shape": [n_rows, KEY_BYTES],
+                "data_offsets": [0, split],
+            },
+            "rows": {
+                "dtype": _SAFETENSORS_DTYPE[self.dtype_name],
+                "shape": [n_rows, self.width],
+                "data_offsets": [split, end],
+            },
+        }
+        size = _HEADER_BYTES - 8
+        return size.to_bytes(8, "little") + json.dumps(content).encode().ljust(size)
+
+    def metadata(self) -> bytes:
+        """Return the content of the section's JSON file."""
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "fingerprint": self.fingerprint,
+            "width": self.width,
+            "dtype": self.dtype_name,
+        }
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return json.dumps({**content, "sha256": digest}, indent=1).encode()
+
+
+def read_metadata(folder: Path) -> Layout:
+    """Read the JSON file of a section's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    DamagedFile
+        If it is not, byte for byte, what this version writes for that folder.
+    """
+    path = folder / METADATA_NAME
+    if path.exists() and not path.is_file():
+        raise DamagedFile("is not a regular file")
+    with open(path, "rb") as file:
+        raw = file.read(_MAX_METADATA_BYTES + 1)
+    try:
+        if len(raw) > _MAX_METADATA_BYTES:
+            raise ValueError("it is too long")
+        content: Any = json.loads(raw)
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+        if content.get("format") != _FORMAT or content.get("version") != _VERSION:
+            raise ValueError(f"it is not of format {_FORMAT!r}, version {_VERSION}")
+        layout = Layout(folder.name, content["width"], content["dtype"])
+        if layout.metadata() != raw:
+            raise ValueError("its content does not fit its digest or its folder")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedFile(f"is not valid section metadata: {error}") from error
+    return layout
+
+
+def write_shard(
+    folder: Path, layout: Layout, keys: NDArray[np.uint8], rows: NDArray[Any]
+) -> str:
+    """Store rows (already of the layout's dtype) as one shard; return its name."""
+    parts = [memoryview(layout.header(len(keys))), _as_bytes(keys), _as_bytes(rows)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    name = f"{digest.hexdigest()}.safetensors"
+    publish(folder, name, parts)
+    return name
+
+
+class ShardReader:
+    """An open shard whose size and header are what they must be.
+
+    It is read by plain reads: unlike a mapping, they turn a file that shrinks or a bad
+    disk into an error that can be caught, and they leave nothing resident.
+
+    Raises
+    ------
+    DamagedFile
+        On any difference, here and in each method.
+    OSError
+        If the file cannot be opened or read.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._path = path
+        self._layout = layout
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        try:
+            self.status = os.fstat(self._file.fileno())
+            self.n_rows = layout.n_rows(self.status.st_size)
+            if self._read(0, _HEADER_BYTES).tobytes() != layout.header(self.n_rows):
+                raise DamagedFile("has a header that does not fit its size and section")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def verify(self) -> None:
+        """Compare the digest of the whole file with its name."""
+        self._file.seek(0)
+        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+        if f"{digest}.safetensors" != self._path.name:
+            raise DamagedFile("has bytes that do not give its digest")
+
+    def keys(self) -> NDArray[np.uint8]:
+        """Return the (n_rows, 16) keys."""
+        raw = self._read(_HEADER_BYTES, self.n_rows * KEY_BYTES)
+        return raw.reshape(self.n_rows, KEY_BYTES)
+
+    def rows(
+        self, wanted: NDArray[np.integer[Any]]
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield, block by block, a slice of `wanted` (ascending) and its rows."""
+        row_bytes = self._layout.row_bytes
+        origin = _HEADER_BYTES + self.n_rows * KEY_BYTES
+        ends = np.flatnonzero(np.diff(wanted) * row_bytes > _GAP_BYTES) + 1
+        ends = np.append(ends, len(wanted))
+        block_rows = max(1, _BLOCK_BYTES // row_bytes)
+        start = 0
+        while start < len(wanted):
+            first = int(wanted[start])
+            stop = min(
+                start + block_rows,
+                int(ends[np.searchsorted(ends, start, side="right")]),
+                int(np.searchsorted(wanted, first + block_rows)),
+            )
+            count = int(wanted[stop - 1]) - first + 1
+            raw = self._read(origin + first * row_bytes, count * row_bytes)
+            block = raw.view(self._layout.dtype).reshape(count, self._layout.width)
+            inside = wanted[start:stop] - first
+            if not np.array_equal(inside, np.arange(count)):
+                block = block[inside]
+            yield slice(start, stop), block
+            start = stop
+
+    def _read(self, offset: int, size: int) -> NDArray[np.uint8]:
+        buffer = np.empty(size, dtype=np.uint8)
+        self._file.seek(offset)
+        done = 0
+        while done < size:
+            got = self._file.readinto(buffer.data[done:])
+            if not got:
+                raise DamagedFile("ends too early")
+            done += got
+        return buffer
+
+
+def _as_bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

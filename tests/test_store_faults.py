@@ -1,0 +1,346 @@
+"""The feature store with damaged, missing and crafted files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+
+from sk_calex.store import FeatureStore, StoreWarning, _shard
+
+from .store_helpers import (
+    FINGERPRINT,
+    WIDTH,
+    assert_right,
+    assert_works_again,
+    make_rows,
+    open_section,
+    read,
+    shards,
+    spare_the_disk,
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    spare_the_disk(monkeypatch)
+    return tmp_path / "store"
+
+
+def overwrite(path, offset, content):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def flip(path, offset, mask):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))
+
+
+def open_and_read(folder, keys, rows, verify="first", section=None):
+    section = section or open_section(folder, verify=verify)
+    return section, assert_right(section, keys, rows)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("verify", ["first", "always"])
+def test_every_flipped_byte_is_found(folder, verify):
+    keys, rows = make_rows(40)
+    open_section(folder).write(keys, rows)
+    (path,) = shards(folder)
+    size = path.stat().st_size
+    rng = random.Random(0)
+    offsets = [rng.randrange(size) for _ in range(200)]
+    for offset in [*offsets, 0, 8, 1023, 1024, 1024 + 40 * 16, size - 1]:
+        mask = 1 << rng.randrange(8)
+        flip(path, offset, mask)
+        with pytest.warns(StoreWarning, match=path.name) as record:
+            section, found = open_and_read(folder, keys, rows, verify)
+        assert len(record) == 1
+        assert not found.any()
+        assert not section.find(keys).any()  # and no second warning
+        flip(path, offset, mask)
+    # A new copy of the shard takes the place of the damaged one.
+    flip(path, 2000, 1)
+    with pytest.warns(StoreWarning, match=path.name):
+        section, _ = open_and_read(folder, keys, rows, verify)
+    assert section.write(keys, rows) == 40
+    assert shards(folder) == [path]
+    assert assert_right(section, keys, rows).all()
+
+
+def test_damage_after_the_first_read_is_found_too(folder):
+    keys, rows = make_rows(40)
+    for verify in ("first", "always"):
+        section = open_section(folder, verify=verify)
+        section.write(keys, rows)
+        assert assert_right(section, keys, rows).all()
+        (path,) = shards(folder)
+        flip(path, path.stat().st_size - 1, 1)
+        os.utime(path, ns=(1, 1))  # whatever the clock's resolution
+        with pytest.warns(StoreWarning, match="do not give its digest"):
+            assert not assert_right(section, keys, rows).any()
+        section.write(keys, rows)
+
+
+def test_never_verifying_still_compares_keys(folder):
+    keys, rows = make_rows(40)
+    section = open_section(folder, verify="never")
+    section.write(keys, rows)
+    (path,) = shards(folder)
+    flip(path, path.stat().st_size - 1, 1)
+    found, out = read(section, keys)
+    assert found.all()
+    assert (out != rows).sum() == 1  # what was asked for
+    overwrite(path, _shard._HEADER_BYTES, keys[::-1].tobytes())
+    with pytest.warns(StoreWarning, match="is not the file that was indexed"):
+        assert not read(section, keys)[0].any()
+
+
+@pytest.mark.parametrize("size", [0, 7, 1023, 1024, 1500, -1, "+1", "x2"])
+@pytest.mark.parametrize("when", ["before open", "after open"])
+def test_a_shard_of_another_size_is_a_miss(folder, size, when):
+    keys, rows = make_rows(40)
+    section = open_section(folder)
+    section.write(keys, rows)
+    more, more_rows = make_rows(5, seed=1)
+    section.write(more, more_rows)
+    path = max(shards(folder), key=lambda path: path.stat().st_size)
+    whole = path.stat().st_size
+    if size == "x2":
+        path.write_bytes(path.read_bytes() * 2)
+    else:
+        os.truncate(path, whole + 1 if size == "+1" else size % whole)
+    if when == "before open":
+        section = None
+    with pytest.warns(StoreWarning, match=path.name) as record:
+        section, found = open_and_read(folder, keys, rows, section=section)
+    assert len(record) == 1
+    assert not found.any()
+    assert assert_right(section, more, more_rows).all()
+    with pytest.raises(KeyError, match="40 of 45"):
+        section.gather(np.concatenate([keys, more]))
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_a_miss(folder, monkeypatch):
+    keys, rows = make_rows(40)
+    section = open_section(folder, verify="never")
+    section.write(keys, rows)
+    (path,) = shards(folder)
+
+    def shrink(shard):
+        os.truncate(path, 1100)
+        return keys
+
+    monkeypatch.setattr(_shard.ShardReader, "keys", shrink)
+    with pytest.warns(StoreWarning, match="ends too early"):
+        assert not assert_right(section, keys, rows).any()
+
+
+def test_a_shard_that_is_gone_is_a_miss(folder):
+    keys, rows = make_rows(40)
+    section = open_section(folder)
+    for start in range(0, 40, 10):
+        section.write(keys[start : start + 10], rows[start : start + 10])
+    for path in shards(folder)[:3]:
+        path.unlink()
+    with pytest.warns(StoreWarning, match="3 shards of .* are gone") as record:
+        found = assert_right(section, keys, rows)
+    assert len(record) == 1
+    assert found.sum() == 10
+    shutil.rmtree(folder)
+    with pytest.warns(StoreWarning, match="1 shards of .* are gone"):
+        assert not assert_right(section, keys, rows).any()
+    assert section.write(keys, rows) == 40
+    assert_works_again(folder, keys, rows)
+
+
+@pytest.mark.parametrize("damaged", ["large", "small"])
+def test_a_damaged_shard_gives_way_to_another_copy(folder, damaged):
+    keys, rows = make_rows(40)
+    # As two writers at once do it: neither has seen the other's shard.
+    first, second = open_section(folder), open_section(folder)
+    second._folder.rescan = lambda: None
+    first.write(keys, rows)
+    second.write(keys[:30], rows[:30])
+    section = open_section(folder)
+    assert section.n_rows == 40
+    small, large = sorted(shards(folder), key=lambda path: path.stat().st_size)
+    path = large if damaged == "large" else small
+    flip(path, 1700, 4)
+    # One order of the two in the index needs the second copy, the other does not.
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        found = assert_right(section, keys, rows)
+    assert all(path.name in str(warning.message) for warning in record)
+    np.testing.assert_array_equal(found, np.arange(40) < (30 if path is large else 40))
+
+
+def test_a_shard_that_another_process_repairs_is_used_again(folder):
+    keys, rows = make_rows(40)
+    section = open_section(folder)
+    section.write(keys, rows)
+    (path,) = shards(folder)
+    content = path.read_bytes()
+    flip(path, 2000, 1)
+    with pytest.warns(StoreWarning, match=path.name):
+        section, found = open_and_read(folder, keys, rows)
+    assert not found.any()
+    (folder / "repaired").write_bytes(content)
+    os.replace(folder / "repaired", path)
+    assert assert_right(section, keys, rows).all()
+
+
+def test_a_shard_that_goes_between_listing_and_opening(folder, monkeypatch):
+    keys, _ = make_rows(40)
+    section = open_section(folder)
+    ghost = {f"{'0' * 64}.safetensors": None}
+    monkeypatch.setattr("sk_calex.store._files.regular_files", lambda *args: ghost)
+    assert not section.find(keys).any()
+
+
+def test_an_unreadable_shard_is_a_miss(folder, monkeypatch):
+    keys, rows = make_rows(4)
+    section = open_section(folder)
+    section.write(keys, rows)
+
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_shard.ShardReader, "verify", fail)
+        with pytest.warns(StoreWarning, match=r"is unusable: .*Input/output error"):
+            assert not assert_right(section, keys, rows).any()
+    # A new look, in a new section, may find it well again.
+    assert assert_right(open_section(folder), keys, rows).all()
+
+
+def test_a_shard_of_another_section_is_refused(folder):
+    keys, rows = make_rows(40)
+    open_section(folder).write(keys, rows)
+    (path,) = shards(folder)
+    other = folder / "ffffffff"
+    other.mkdir()
+    shutil.copy(path, other)
+    with pytest.warns(StoreWarning, match="header that does not fit"):
+        section = FeatureStore(folder).section("ffffffff", WIDTH, "float32")
+    assert not section.find(keys).any()
+
+
+def test_what_is_no_shard_is_not_touched(folder):
+    keys, rows = make_rows(40)
+    open_section(folder).write(keys, rows)
+    (path,) = shards(folder)
+    place = path.parent
+    (place / "notes.txt").write_text("mine")
+    (place / f"{'0' * 64}.safetensors").mkdir()
+    (place / f"{'1' * 64}.safetensors").symlink_to(path)
+    os.mkfifo(place / f"{'2' * 64}.safetensors")
+    section = open_section(folder)
+    assert section.n_rows == 40
+    assert (place / "notes.txt").exists()
+    assert FeatureStore(folder).info()["rows"] == 40
+
+
+# Metadata from a stranger
+
+
+def crafted(**changes):
+    content = {
+        "format": "sk_calex.store",
+        "version": 1,
+        "fingerprint": FINGERPRINT,
+        "width": WIDTH,
+        "dtype": "float32",
+        **changes,
+    }
+    body = json.dumps(content).encode()
+    digest = _shard.hashlib.sha256(body).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1).encode()
+
+
+def test_crafted_metadata_would_be_accepted_unchanged():
+    assert _shard.Layout(FINGERPRINT, WIDTH, "float32").metadata() == crafted()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"[" * 4000,
+        b'{"width": ' + b"9" * 4000 + b"}",
+        b" " * 5000,
+        crafted() + b" ",
+        crafted(fingerprint="../../../etc"),
+        crafted(width=-6),
+        crafted(width=2**62),
+        crafted(width=6.0),
+        crafted(width=True),
+        crafted(width=None),
+        crafted(dtype="object"),
+        crafted(dtype=["float32"]),
+        crafted(version=2),
+        crafted(version=True),
+        crafted(format="pickle"),
+        crafted(extra=1),
+        crafted()[:-20],
+        crafted().replace(b'"width": 6', b'"width": 7'),
+        b'{"format": "sk_calex.store", "version": 1}',
+    ],
+    ids=lambda raw: raw[:60],
+)
+def test_crafted_metadata_is_refused(folder, raw):
+    keys, rows = make_rows(10)
+    open_section(folder).write(keys, rows)
+    path = folder / FINGERPRINT / "section.json"
+    right = path.read_bytes()
+    path.write_bytes(raw)
+    assert FeatureStore(folder).info() == {"rows": 0, "bytes": 0, "sections": 0}
+    with pytest.warns(StoreWarning, match="is not valid section metadata"):
+        section = open_section(folder)
+    # The shards say themselves what they are; the next write repairs the file.
+    assert assert_right(section, keys, rows).all()
+    section.write(*make_rows(1, seed=1))
+    assert path.read_bytes() == right
+
+
+def test_metadata_that_is_no_file_is_refused(folder):
+    keys, rows = make_rows(10)
+    open_section(folder).write(keys, rows)
+    path = folder / FINGERPRINT / "section.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.warns(StoreWarning, match="is not a regular file"):
+        section = open_section(folder)
+    assert assert_right(section, keys, rows).all()
+    assert FeatureStore(folder).info()["sections"] == 0
+
+
+@pytest.mark.parametrize("n_rows", [2**20 + 1, 2**36])
+def test_a_huge_hollow_shard_is_refused_before_it_is_read(folder, n_rows):
+    keys, rows = make_rows(3)
+    open_section(folder).write(keys, rows)
+    layout = _shard.Layout(FINGERPRINT, WIDTH, "float32")
+    path = folder / FINGERPRINT / f"{'0' * 64}.safetensors"
+    path.write_bytes(layout.header(n_rows))
+    os.truncate(path, _shard._HEADER_BYTES + n_rows * (16 + 4 * WIDTH))
+    with pytest.warns(StoreWarning, match="that no shard has"):
+        section = open_section(folder)
+    assert assert_right(section, keys, rows).all()
+    assert FeatureStore(folder).info()["rows"] == 3
