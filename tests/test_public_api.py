@@ -30,6 +30,7 @@ EVERYWHERE = {
     "YD01": "no Yields section",
 }
 TOP_LEVEL = {**EVERYWHERE, "EX01": "no Examples section"}
+GIVEN = {code: text for code, text in TOP_LEVEL.items() if not code.startswith("PR")}
 
 
 def public_names() -> list[str]:
@@ -65,6 +66,14 @@ def public_methods() -> Iterator[str]:
                 yield f"{path}.{name}"
 
 
+def own_signature(obj: object) -> bool:
+    """Tell a class whose constructor is another library's (an ndarray, a Bunch)."""
+    if not inspect.isclass(obj):
+        return True
+    ours = [c for c in obj.__mro__ if c.__module__.startswith("sk_calex")]
+    return any({"__init__", "__new__"} & set(vars(c)) for c in ours)
+
+
 def complaints(path: str, codes: dict[str, str]) -> list[str]:
     found = validate(path)
     return [f"{path}: {text}" for code, text in found["errors"] if code in codes]
@@ -82,7 +91,7 @@ def test_every_name_is_there_and_listed_once(package: str) -> None:
 def test_public_name_is_documented(path: str) -> None:
     if not callable(get(path)):
         pytest.skip("a constant or a module")
-    assert not complaints(path, TOP_LEVEL)
+    assert not complaints(path, TOP_LEVEL if own_signature(get(path)) else GIVEN)
 
 
 @pytest.mark.parametrize("path", list(public_methods()))
