@@ -39,7 +39,7 @@ def public_names(package: str) -> dict[str, list[str]]:
 def summary(package: str, name: str) -> str:
     """Give the first line of an object's docstring."""
     text = inspect.getdoc(getattr(importlib.import_module(package), name)) or ""
-    return text.partition("\n")[0].replace("|", "\\|")
+    return text.partition("\n")[0]
 
 
 def build_pages() -> dict[str, str]:
@@ -47,17 +47,17 @@ def build_pages() -> dict[str, str]:
     index = ["# API reference", ""]
     pages: dict[str, str] = {}
     for package in PACKAGES:
-        for home, names in public_names(package).items():
+        for home, names in sorted(public_names(package).items()):
             title = home.removeprefix("sk_calex.")
             path = f"{title}.md"
             text = [f"# {title}", ""]
-            index += [f"## [{title}]({path})", "", "| | |", "|---|---|"]
+            index += [f"## [{title}]({path})", ""]
             for name in names:
                 # Named where it is defined: re-exports are aliases to the renderer.
                 defined = getattr(importlib.import_module(package), name).__module__
                 text += [f"::: {defined}.{name}", ""]
                 line = summary(package, name)
-                index.append(f"| [`{name}`][{defined}.{name}] | {line} |")
+                index.append(f"- [`{name}`][{defined}.{name}]: {line}")
             index.append("")
             pages[f"api/{path}"] = "\n".join(text)
     pages[INDEX] = "\n".join(index)
