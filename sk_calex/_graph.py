@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from sk_calex._fold import fold, foldable
 from sk_calex._validation import near_names
 
 __all__ = ["State", "Step", "TracedModule", "check_order", "unknown_tap"]
@@ -35,9 +36,13 @@ class TracedModule:
     module : torch.nn.Module
         A module that torch.fx can follow; what fx raises for another passes
         through. fx patches `torch.nn.Module` while it traces: not for threads.
+    fold_norms : bool, default=False
+        Whether the cut stages fold batch normalisation into convolutions; those are
+        copies then, and only equal to the module's up to rounding.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, fold_norms: bool = False) -> None:
+        self._fold = fold_norms
         self._tracer = _Tracer(module)
         # Traced from one level above, the module's optional arguments take their
         # defaults, its hooks run, and constants that fx stores stay off it.
@@ -115,6 +120,9 @@ class TracedModule:
             )
         return outputs[0].node
 
+    def _module(self, node: fx.Node) -> Any:
+        return _get_attribute(self._root, str(node.target))
+
     def _name(self, node: fx.Node) -> str:
         return self._tracer.name_of.get(node, node.name)
 
@@ -129,6 +137,8 @@ class TracedModule:
         graph = fx.Graph()
         copies = {node: graph.placeholder(node.name) for node in inputs}
         attributes: dict[str, Any] = {}
+        folded = foldable(inside, {end, *outputs}, self._module) if self._fold else {}
+        absorbed = set(folded.values())
 
         def copy(node: fx.Node) -> None:
             for needed in node.all_input_nodes:
@@ -138,12 +148,18 @@ class TracedModule:
             if node.op in ("call_module", "get_attr"):
                 # Flat names: one attribute access a call, not one a level.
                 value = _get_attribute(self._root, str(node.target))
+                if node in folded:
+                    value = fold(self._module(folded[node]), value)
                 new.target = str(node.target).replace(".", "_")
                 while attributes.setdefault(new.target, value) is not value:
                     new.target += "_"
 
         for node in inside:
-            copy(node)
+            if node in absorbed:
+                # Its normalisation, next in line, does its work on its input.
+                copies[node] = copies[node.all_input_nodes[0]]
+            else:
+                copy(node)
         if end not in copies:
             copy(end)
         graph.output((copies[end], tuple(copies[node] for node in outputs)))

@@ -34,7 +34,8 @@ class Stages:
 
     Notes
     -----
-    Stages share the module's layers, parameters and buffers; nothing is copied.
+    Stages share the module's layers, parameters and buffers; nothing is copied but the
+    convolutions that `fold_norms` changes.
     Split again after replacing any (``module.to(device)`` replaces buffers).
     A stage never writes into its inputs: where a layer works in place on a value
     that was handed out at a cut (a ReLU right after the tap), it gets a copy.
@@ -77,7 +78,14 @@ class Stages:
         self._steps = tuple(steps)
 
     @classmethod
-    def split(cls, module: nn.Module, taps: Sequence[str], example: Tensor) -> Stages:
+    def split(
+        cls,
+        module: nn.Module,
+        taps: Sequence[str],
+        example: Tensor,
+        *,
+        fold_norms: bool = False,
+    ) -> Stages:
         """Cut ``module`` at ``taps`` and check that the stages reproduce it.
 
         Parameters
@@ -98,6 +106,10 @@ class Stages:
         example : torch.Tensor of shape (n, ...), n >= 1
             A few preprocessed rows of real data on the module's device. One row
             is used twice: two batch sizes are needed to see what is per sample.
+        fold_norms : bool, default=False
+            Fold batch normalisation into the convolution before it, where the module
+            is traced: faster, and equal up to rounding. The folded convolutions are
+            copies: later changes of the module's weights do not reach them.
 
         Returns
         -------
@@ -118,7 +130,7 @@ class Stages:
         x = example if len(example) > 1 else torch.cat([example, example])
         with frozen(module):
             expected = module(x.clone())
-            steps, live = _cut(module, names)
+            steps, live = _cut(module, names, fold_norms)
             state: State = (x[:1],)
             macs = []
             for k, step in enumerate(steps):
@@ -199,7 +211,7 @@ def _check_arguments(module: Any, taps: Any, example: Any) -> tuple[str, ...]:
 
 
 def _cut(
-    module: nn.Module, names: tuple[str, ...]
+    module: nn.Module, names: tuple[str, ...], fold_norms: bool
 ) -> tuple[list[Step], list[list[str]]]:
     """Return the steps and the names of the values in the state after each."""
     if isinstance(module, nn.Sequential):
@@ -207,7 +219,7 @@ def _cut(
         if plain and module._modules.keys() >= set(names):
             return _slice(module, names)
     try:
-        traced = TracedModule(module)
+        traced = TracedModule(module, fold_norms)
     except Exception as error:
         modules = [name for name, _ in module.named_modules() if name]
         for name in names:
