@@ -7,11 +7,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
+from numpy.typing import NDArray
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    MetaEstimatorMixin,
+    clone,
+)
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sk_calex._inputs import Samples
 from sk_calex.backbone import FrozenBackbone
 from sk_calex.flops import depth_costs, flops_reduction
 from sk_calex.layout import TapLayout
@@ -39,7 +43,7 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     backbone: Any
     input: str
-    classes_: NDArray
+    classes_: NDArray[Any]
     layout_: TapLayout
     branches_: list[Any]
     backbone_: FrozenBackbone | None
@@ -54,7 +58,7 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     def _staged(self) -> bool:
         return self.backbone is not None and self.input == "samples"
 
-    def _features_of(self, X: Any) -> tuple[NDArray, TapLayout]:
+    def _features_of(self, X: Any) -> tuple[NDArray[Any], TapLayout]:
         """Feature matrix and layout of X at fit; runs the backbone if need be."""
         if self.backbone is not None and not isinstance(self.backbone, FrozenBackbone):
             raise TypeError(
@@ -64,12 +68,11 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             )
         self.backbone_ = None
         if self._staged():
-            self.backbone_ = self.backbone.__sklearn_clone__().fit(X)
-            assert self.backbone_ is not None
-            self.n_features_in_ = self.backbone_.n_features_in_
-            self.__dict__.pop("feature_names_in_", None)
-            features = self.backbone_.transform(X)
-            return np.asarray(features), self.backbone_.layout_
+            backbone = clone(self.backbone).fit(X)
+            self.backbone_ = backbone
+            self.n_features_in_ = backbone.n_features_in_
+            self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
+            return np.asarray(backbone.transform(X)), backbone.layout_
         layout = self._given_layout(X) if self.input == "features" else None
         features = validate_data(self, X, dtype=[np.float32, np.float64, np.float16])
         if self.input == "samples":
@@ -110,9 +113,7 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         )
         return cached_sources(X, self.layout_), len(X)
 
-    def _feature_sources(
-        self, X: Any
-    ) -> tuple[Iterable[tuple[slice, Source]], int]:
+    def _feature_sources(self, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
         """Like `_sources`, but every stage can see every sample, through the cache."""
         check_is_fitted(self)
         if self.backbone_ is not None:
@@ -142,7 +143,7 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     def predict(
         self, X: Any, return_depth: bool = False
-    ) -> NDArray | tuple[NDArray, NDArray[np.intp]]:
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.intp]]:
         """Answer every sample at the first branch that may.
 
         Parameters
@@ -293,27 +294,3 @@ def _estimator_macs(estimator: Any, role: str) -> int:
             "macs_ to the multiply-accumulates of one answer."
         )
     return int(macs)
-
-
-def output_order(
-    classes: NDArray, given: ArrayLike | None, n_outputs: int
-) -> NDArray[np.intp]:
-    """Order of the backbone's outputs: column of each of the sorted classes."""
-    if given is None:
-        if len(classes) != n_outputs:
-            raise ValueError(
-                f"the backbone has {n_outputs} outputs but y has {len(classes)} "
-                "classes. Give a final_estimator, which is trained on the outputs, or "
-                "the labels of the outputs by FrozenBackbone(classes=...)."
-            )
-        return np.arange(n_outputs)
-    labels = np.asarray(given)
-    position = {label: i for i, label in enumerate(labels.tolist())}
-    missing = [label for label in classes.tolist() if label not in position]
-    if missing or len(labels) != len(classes):
-        raise ValueError(
-            f"FrozenBackbone(classes=...) has {len(labels)} labels and y has "
-            f"{len(classes)} classes{f', {missing[:5]} not among them' * bool(missing)}"
-            ". They must be the same labels; otherwise give a final_estimator."
-        )
-    return np.array([position[label] for label in classes.tolist()])

@@ -20,12 +20,13 @@ from sk_calex.alignment import (
     survivor_weights,
 )
 from sk_calex.branches import BaseBranch
+from sk_calex.folds import Folds
 from sk_calex.layout import TapLayout
 from sk_calex.runtime import answer_of
 from sk_calex.table import CalibrationRule, CalibrationTable, exits_at
 from sk_calex.training import soften
 
-__all__ = ["Alignment", "FittedBranches", "Folds", "fit_branches"]
+__all__ = ["Alignment", "FittedBranches", "Problem", "fit_branches"]
 
 _ROWS = 4096
 # A repeated row must carry at least this share of its sample to be worth its memory.
@@ -43,34 +44,10 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Folds:
-    """Row indices: what trains the branches that are kept, and what calibrates.
-
-    One pair: `train` and `calibration` are disjoint, branches are trained once. Several
-    pairs partition the rows: calibration scores are out of fold, and the branches that
-    are kept are trained on all rows.
-    """
-
-    pairs: tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]
-
-    @property
-    def train(self) -> NDArray[np.intp]:
-        """Rows that train the branches that are kept."""
-        if len(self.pairs) == 1:
-            return self.pairs[0][0]
-        return self.calibration
-
-    @property
-    def calibration(self) -> NDArray[np.intp]:
-        """Rows that calibrate, in ascending order."""
-        return np.sort(np.concatenate([held for _, held in self.pairs]))
-
-
-@dataclass(frozen=True)
 class Problem:
     """What is learned: features, class codes, weights and targets of all rows."""
 
-    features: NDArray
+    features: NDArray[Any]
     layout: TapLayout
     codes: NDArray[np.intp]
     weight: NDArray[np.float64]
@@ -220,7 +197,7 @@ class _Fitter:
 
 def _fit_branch(
     template: Any,
-    block: NDArray,
+    block: NDArray[Any],
     shape: tuple[int, ...],
     targets: NDArray[np.intp],
     weight: NDArray[np.float64],

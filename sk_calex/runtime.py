@@ -81,7 +81,7 @@ class _StagedSource:
 
 
 def cached_sources(
-    features: NDArray, layout: TapLayout, size: int = _CACHED_ROWS
+    features: NDArray[Any], layout: TapLayout, size: int = _CACHED_ROWS
 ) -> Iterator[tuple[slice, Source]]:
     """Batches of a feature matrix, memory maps included."""
     for start in range(0, len(features), size):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Batch:
     copied. `soft` holds *softened* targets of shape (n_samples, n_classes), or is None.
     """
 
-    features: NDArray
+    features: NDArray[Any]
     rows: NDArray[np.intp]
     labels: NDArray[np.int64]
     weight: NDArray[np.float64]
@@ -266,14 +267,16 @@ def train_lbfgs(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = branch_loss(head(x), y, scale, soft, temperature=temperature, alpha=alpha)
+        loss = branch_loss(
+            head(x), y, scale, soft, temperature=temperature, alpha=alpha
+        )
         penalty = sum((p.square().sum() for p in parameters), start=loss.new_zeros(()))
         objective = loss + weight_decay / 2 * penalty
         objective.backward()
-        history.loss.append(float(loss))
+        history.loss.append(float(loss.detach()))
         return objective
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     with torch.no_grad():
         head(x)  # statistics at the final parameters, not at the last trial step
     history.n_iter = int(optimizer.state[parameters[0]]["n_iter"])
