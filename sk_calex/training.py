@@ -17,7 +17,15 @@ from tqdm import tqdm
 from sk_calex._validation import as_tensor
 from sk_calex.heads import BranchHead
 
-__all__ = ["Batch", "History", "branch_loss", "soften", "train_adam", "train_lbfgs"]
+__all__ = [
+    "Batch",
+    "History",
+    "RowGatherer",
+    "branch_loss",
+    "soften",
+    "train_adam",
+    "train_lbfgs",
+]
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def branch_loss(
     return (weight * per_row).mean()
 
 
-class _Rows:
+class RowGatherer:
     """Gathers mini-batches as tensors on the device, in the head's dtype."""
 
     def __init__(
@@ -177,7 +185,7 @@ def train_adam(
     where there is only one. With `validation` rows the weights of the best epoch are
     kept, and training ends after `patience` epochs without a gain of `tol`.
     """
-    rows, n = _Rows(batch, shape, device), len(batch)
+    rows, n = RowGatherer(batch, shape, device), len(batch)
     size = min(batch_size, n)
     per_epoch = n // size
     optimizer = torch.optim.AdamW(
@@ -296,7 +304,7 @@ def _evaluate(
     size: int = 1024,
 ) -> float:
     head.eval()
-    rows, total = _Rows(batch, shape, device), 0.0
+    rows, total = RowGatherer(batch, shape, device), 0.0
     for start in range(0, len(batch), size):
         chunk = torch.arange(start, min(start + size, len(batch)))
         x, y, w, soft = rows(chunk)
