@@ -149,6 +149,7 @@ class RowGatherer:
         self.shape, self.device = shape, device
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Features, labels, weights and soft targets of some rows of the batch."""
         # index_select on the strided view copies whole rows: no pass over the rest.
         x = self.features.index_select(0, self.where[rows])
         x = x.to(self.device, torch.float32)

@@ -27,7 +27,7 @@ from _common import (
 from torch.nn import functional as F
 
 from sk_calex.heads import build_head
-from sk_calex.training import Batch, branch_loss, RowGatherer, soften
+from sk_calex.training import Batch, RowGatherer, branch_loss, soften
 
 BATCH, TEMPERATURE = 256, 2.0
 
