@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import _check_sample_weight
 
 __all__: list[str] = []
 
@@ -91,6 +92,22 @@ def check_probabilities(X: ArrayLike, name: str = "X") -> NDArray[np.float64]:
             "not of decision_function."
         )
     return proba
+
+
+def check_sample_weight(
+    sample_weight: ArrayLike | None, X: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Finite, non-negative weights that are not all zero; None means ones."""
+    # scikit-learn refuses zeros only since 1.8, and without the parameter's name.
+    if sample_weight is not None and not np.any(np.asarray(sample_weight)):
+        raise ValueError(
+            "sample_weight is zero for all samples: a weight of zero means absence. "
+            "Give some sample a positive weight, or None."
+        )
+    weight: NDArray[np.float64] = _check_sample_weight(
+        sample_weight, X, dtype=np.float64, ensure_non_negative=True
+    )
+    return weight
 
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:

@@ -17,7 +17,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
     check_is_fitted,
     validate_data,
 )
@@ -26,6 +25,7 @@ from sk_calex._validation import (
     as_tensor,
     check_finite,
     check_probabilities,
+    check_sample_weight,
     resolve_device,
     softmax64,
 )
@@ -123,7 +123,7 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
         checked: Any = validate_data(self, X, y, dtype=[np.float32, np.float64])
         features, y = checked
         check_classification_targets(y)
-        weight = _check_sample_weight(sample_weight, features, ensure_non_negative=True)
+        weight = check_sample_weight(sample_weight, features)
         self.classes_, codes = np.unique(y, return_inverse=True)
         n_classes = len(self.classes_)
         if n_classes < 2:

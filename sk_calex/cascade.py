@@ -18,14 +18,19 @@ from sklearn.utils.metadata_routing import (
 )
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
     check_consistent_length,
     check_is_fitted,
     check_memory,
     column_or_1d,
 )
 
-from sk_calex._validation import as_tensor, check_finite, check_margin, softmax64
+from sk_calex._validation import (
+    as_tensor,
+    check_finite,
+    check_margin,
+    check_sample_weight,
+    softmax64,
+)
 from sk_calex.base import BaseCascade
 from sk_calex.branches import PrototypePoolingClassifier
 from sk_calex.calibration import BranchThresholds, class_precision
@@ -286,9 +291,7 @@ class CascadeClassifier(BaseCascade):
                 f"{type(self).__name__} needs at least 2 classes, y holds one class: "
                 f"{self.classes_[0]!r}."
             )
-        weight = _check_sample_weight(
-            sample_weight, features, dtype=np.float64, ensure_non_negative=True
-        )
+        weight = check_sample_weight(sample_weight, features)
         seeds = check_random_state(self.random_state)
         split_args = {} if routed is None else routed.splitter.split
         folds = make_folds(self.cv, codes, weight, self.classes_, seeds, split_args)
