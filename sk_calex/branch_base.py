@@ -61,6 +61,8 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
     device: str
     random_state: Any
     verbose: int
+    classes_: NDArray[Any]
+    feature_shape_: tuple[int, ...]
 
     _parameter_constraints: dict[str, list[Any]] = {
         "feature_shape": [tuple, list, None],
@@ -124,14 +126,24 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
         features, y = checked
         check_classification_targets(y)
         weight = check_sample_weight(sample_weight, features)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        n_classes = len(self.classes_)
+        classes, codes = np.unique(y, return_inverse=True)
+        n_classes = len(classes)
         if n_classes < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes, y holds one class: "
-                f"{self.classes_[0]!r}."
+                f"{classes[0]!r}."
             )
         shape = _check_shape(self.feature_shape, features.shape[1])
+        goes_on = self.warm_start and hasattr(self, "head_")
+        if goes_on and not (
+            shape == self.feature_shape_ and np.array_equal(classes, self.classes_)
+        ):
+            raise ValueError(
+                "warm_start=True goes on from the last fit, which saw features of "
+                f"shape {self.feature_shape_} and the labels {self.classes_}; now they "
+                f"are {shape} and {classes}. Set warm_start=False."
+            )
+        self.classes_ = classes
         device = resolve_device(self.device)
         soft = None
         if soft_targets is not None:
@@ -168,12 +180,6 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
         device: torch.device,
     ) -> BranchHead:
         if self.warm_start and hasattr(self, "head_"):
-            if self.feature_shape_ != shape or self.head_.n_classes != n_classes:
-                raise ValueError(
-                    "warm_start=True goes on from the last fit, which saw features of "
-                    f"shape {self.feature_shape_} and {self.head_.n_classes} classes; "
-                    f"now they are {shape} and {n_classes}. Set warm_start=False."
-                )
             head = self.head_.float()
             head.set_momentum(0.1)  # a full-batch fit left it at 1
             return head
@@ -389,7 +395,8 @@ def _check_shape(
     if feature_shape is None:
         return (n_features,)
     shape = tuple(int(size) for size in feature_shape)
-    if len(shape) not in (1, 2, 3) or math.prod(shape) != n_features:
+    usable = len(shape) in (1, 2, 3) and min(shape) >= 1
+    if not usable or math.prod(shape) != n_features:
         raise ValueError(
             f"feature_shape={feature_shape!r} does not fit X with {n_features} "
             "features: give (C, H, W), (L, D) or (D,) whose product is the number of "
