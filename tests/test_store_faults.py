@@ -156,15 +156,26 @@ def test_a_shard_that_is_gone_is_a_miss(folder):
         section.write(keys[start : start + 10], rows[start : start + 10])
     for path in shards(folder)[:3]:
         path.unlink()
-    with pytest.warns(StoreWarning, match="3 shards of .* are gone") as record:
+    with pytest.warns(StoreWarning, match=r"3 shards of .* are gone") as record:
         found = assert_right(section, keys, rows)
     assert len(record) == 1
     assert found.sum() == 10
     shutil.rmtree(folder)
-    with pytest.warns(StoreWarning, match="1 shards of .* are gone"):
+    with pytest.warns(StoreWarning, match=r"1 shards of .* are gone"):
         assert not assert_right(section, keys, rows).any()
     assert section.write(keys, rows) == 40
     assert_works_again(folder, keys, rows)
+
+
+def test_rows_of_a_shard_that_is_gone_are_written_again(folder):
+    keys, rows = make_rows(40)
+    section = open_section(folder)
+    section.write(keys, rows)
+    (path,) = shards(folder)
+    path.unlink()
+    with pytest.warns(StoreWarning, match=r"1 shards of .* are gone"):
+        assert section.write(keys, rows) == 40
+    assert assert_right(section, keys, rows).all()
 
 
 @pytest.mark.parametrize("damaged", ["large", "small"])
@@ -201,6 +212,16 @@ def test_a_shard_that_another_process_repairs_is_used_again(folder):
     (folder / "repaired").write_bytes(content)
     os.replace(folder / "repaired", path)
     assert assert_right(section, keys, rows).all()
+
+
+def test_a_shard_that_is_damaged_anew_at_each_look_is_a_miss(folder, monkeypatch):
+    keys, rows = make_rows(40)
+    section = open_section(folder)
+    section.write(keys, rows)
+    flip(shards(folder)[0], 2000, 1)
+    monkeypatch.setattr("sk_calex.store._folder._signature_of", lambda path: object())
+    with pytest.warns(StoreWarning, match="do not give its digest"):
+        assert not assert_right(section, keys, rows).any()
 
 
 def test_a_shard_that_goes_between_listing_and_opening(folder, monkeypatch):

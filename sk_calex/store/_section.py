@@ -19,6 +19,10 @@ from ._folder import SectionFolder, Verify
 from ._keys import as_strings, check_keys
 from ._shard import MAX_SHARD_ROWS, Layout
 
+# Damaged copies of a row after which it counts as missing. Any bound would do: it is
+# for a file that is damaged anew each time it is looked at.
+_MAX_COPIES = 10
+
 
 class Section:
     """The rows of one fingerprint; made by :meth:`FeatureStore.section`.
@@ -91,7 +95,7 @@ class Section:
         self._check_out(out, len(keys))
         found = np.zeros(len(keys), dtype=bool)
         pending = np.arange(len(keys))
-        while len(pending):
+        for _ in range(_MAX_COPIES):
             shard, row = self._folder.locate(keys[pending])
             order = np.lexsort((row, shard))
             order = order[shard[order] >= 0]
@@ -104,6 +108,8 @@ class Section:
                     failed.append(group)
             # A failure took its shard out of the index; there may be other copies.
             pending = pending[np.concatenate(failed)]
+            if len(pending) == 0:
+                break
         return found
 
     def write(self, keys: ArrayLike, rows: ArrayLike) -> int:
@@ -199,8 +205,8 @@ class Section:
                 _unlink(file.name, os.getpid())
                 raise
         # The file keeps its name as long as the map lives, because joblib hands a map
-        # to its workers by name. Slices share the mapping, so its end is what counts.
-        weakref.finalize(rows._mmap, _unlink, file.name, os.getpid())  # type: ignore[attr-defined]
+        # to its workers by name. A slice of the map keeps the map alive.
+        weakref.finalize(rows, _unlink, file.name, os.getpid())
         return rows
 
     def _copy_rows(
