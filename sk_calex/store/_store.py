@@ -105,6 +105,7 @@ class FeatureStore:
         Returns
         -------
         section : Section
+            Rows of that fingerprint, to read and write.
 
         Raises
         ------
