@@ -47,28 +47,23 @@ def make_folds(
 ) -> Folds:
     """Folds of `cv`: a share, a number of folds, or a splitter.
 
-    Rows of weight 0 are absent: neither part may count on them.
+    Rows of weight 0 are absent: neither part may count on them. A share or a number
+    does not even count them; a splitter that was given speaks of all rows.
     """
+    present = np.flatnonzero(weight > 0)
+    counts = cv is None or isinstance(cv, Real)
+    rows = present if counts else np.arange(len(codes))
     if isinstance(cv, Real) and not isinstance(cv, Integral):
         seed = seeds.randint(2**31 - 1)
         splitter: Any = StratifiedShuffleSplit(1, test_size=cv, random_state=seed)
     else:
-        splitter = check_cv(cv, codes, classifier=True)
-    present = np.flatnonzero(weight > 0)
-    if len(present) < len(codes) and hasattr(splitter, "test_fold"):
-        # A predefined split speaks of all rows.
-        pairs = tuple(
-            (np.intersect1d(train, present), np.intersect1d(held, present))
-            for train, held in splitter.split()
-        )
-    else:
-        args = {name: np.asarray(value)[present] for name, value in split_args.items()}
-        pairs = tuple(
-            (present[train], present[held])
-            for train, held in splitter.split(
-                np.zeros((len(present), 1)), codes[present], **args
-            )
-        )
+        splitter = check_cv(cv, codes[rows], classifier=True)
+    args = {name: np.asarray(value)[rows] for name, value in split_args.items()}
+    split = splitter.split(np.zeros((len(rows), 1)), codes[rows], **args)
+    pairs = tuple(
+        (np.intersect1d(rows[train], present), np.intersect1d(rows[held], present))
+        for train, held in split
+    )
     if len(pairs) > 1:
         tested = np.sort(np.concatenate([held for _, held in pairs]))
         if not np.array_equal(tested, present):
