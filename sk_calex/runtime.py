@@ -118,8 +118,14 @@ def answer_of(estimator: Any, n_classes: int) -> Answer:
         return full
 
     if isinstance(estimator, BaseBranch):
-        branch = estimator
-        return lambda features: spread(softmax64(branch.answer_logits(features)))
+        branch, shape = estimator, estimator.feature_shape_
+
+        def answer_of_head(features: Tensor) -> NDArray[np.float64]:
+            # A branch may read the tap in another shape than the tap has.
+            logits = branch.answer_logits(features.reshape(-1, *shape))
+            return spread(softmax64(logits))
+
+        return answer_of_head
 
     def answer(features: Tensor) -> NDArray[np.float64]:
         proba = estimator.predict_proba(features.flatten(1).cpu().numpy())
