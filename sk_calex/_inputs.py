@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from sk_calex._validation import check_finite
 
@@ -17,71 +17,105 @@ __all__: list[str] = []
 
 
 class Samples:
-    """An array, a tensor or a map-style Dataset behind one interface.
+    """An array, a list, a tensor or a map-style Dataset behind one interface.
 
-    Arrays are validated as a whole where that is free (shape, dtype) and batch by
-    batch where it is not (finiteness), so that a memory map is never read at once.
+    What is free to check (shape, dtype) is checked at once, finiteness by `prepare`
+    batch by batch, so that a memory map is never read as a whole.
     """
 
     def __init__(self, X: Any, name: str = "X") -> None:
         self.name = name
-        if isinstance(X, Dataset):
-            if not hasattr(X, "__len__"):
-                raise TypeError(
-                    f"{name} is a torch Dataset without a length. Give a map-style "
-                    "Dataset (with __len__ and __getitem__), not an iterable one."
-                )
-            self._data: Any = X
-        elif isinstance(X, Tensor):
-            self._data = X.detach()
-        else:
-            self._data = np.asarray(X)
-            if self._data.dtype.kind not in "buif":
-                raise ValueError(
-                    f"{name} has dtype {self._data.dtype}; samples must be numbers: "
-                    "uint8 or float images, tensors, or a torch Dataset."
-                )
         self._is_dataset = isinstance(X, Dataset)
-        if len(self) == 0:
-            raise ValueError(f"{name} is empty: give at least one sample.")
-        if not self._is_dataset and self._data.ndim < 2:
+        self._data = X if self._is_dataset else self._as_array(X)
+        if self._is_dataset:
+            if isinstance(X, IterableDataset) or not hasattr(X, "__len__"):
+                raise TypeError(
+                    f"{name} is a {type(X).__name__} that cannot be indexed. Give a "
+                    "map-style Dataset (with __len__ and __getitem__)."
+                )
+        elif self._data.ndim < 2:
             raise ValueError(
                 f"{name} has shape {tuple(self._data.shape)}; expected samples along "
                 "the first axis, such as images of shape (n, C, H, W). Reshape a "
-                "single sample to (1, C, H, W)."
+                f"single sample by {name}[None]."
             )
+        if len(self) == 0:
+            raise ValueError(f"{name} is empty: give at least one sample.")
+
+    def _as_array(self, X: Any) -> Any:
+        try:
+            if isinstance(X, list | tuple) and X and isinstance(X[0], Tensor):
+                X = torch.stack([torch.as_tensor(item) for item in X])
+            data = X.detach() if isinstance(X, Tensor) else np.asarray(X)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the samples of {self.name} cannot be stacked into one array: "
+                f"{error}. They must all have one shape."
+            ) from error
+        if isinstance(data, Tensor):
+            is_number = not data.is_complex() and not data.is_quantized
+        else:
+            is_number = data.dtype.kind in "buif"
+        if not is_number:
+            raise ValueError(
+                f"{self.name} has dtype {data.dtype}; samples must be real numbers: "
+                "uint8 or float images, tensors, or a torch Dataset."
+            )
+        return data
 
     def __len__(self) -> int:
         return len(self._data)
 
+    @cached_property
+    def _first(self) -> Any:
+        return self._collate(slice(0, 1)) if self._is_dataset else self._data[:1]
+
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of the first sample."""
-        return tuple(self.raw(slice(0, 1)).shape[1:])
+        """Shape of the first sample, and so of all."""
+        return tuple(self._first.shape[1:])
 
-    def raw(self, rows: slice | NDArray[np.intp]) -> Tensor:
-        """Rows as they were given, on the CPU or the tensor's own device."""
+    @property
+    def sample_bytes(self) -> int:
+        """Size of a sample as it is given."""
+        return int(self._first.nbytes)
+
+    def raw(self, rows: slice) -> Tensor:
+        """Rows as they were given, on the CPU or the tensor's own device.
+
+        Always a copy: what is done to it in place does not reach the caller's data,
+        and torch never sees a read-only memory map.
+        """
         if self._is_dataset:
-            if isinstance(rows, slice):
-                indices = list(range(rows.start, rows.stop))
-            else:
-                indices = rows.tolist()
-            items = [self._data[i] for i in indices]
-            # An item is a sample or a (sample, label, ...) tuple, as in torchvision.
-            images = [item[0] if isinstance(item, tuple | list) else item for item in items]
-            try:
-                batch = default_collate(images)
-            except (TypeError, RuntimeError) as error:
+            batch = self._collate(rows)
+            shape = tuple(batch.shape[1:])
+            if shape != self.sample_shape:
                 raise ValueError(
-                    f"the items of {self.name} cannot be stacked into a batch: {error}. "
-                    "Give the Dataset a transform that returns tensors of one shape."
-                ) from error
-            return torch.as_tensor(batch)
-        part = self._data[rows]
-        if isinstance(part, Tensor):
-            return part
-        # Copies: memory maps and read-only arrays must not reach torch as writable.
-        return torch.from_numpy(np.array(part, order="C"))
+                    f"{self.name} has samples of shape {shape} from row {rows.start} "
+                    f"on, but the first has shape {self.sample_shape}. Give samples of "
+                    "one shape."
+                )
+        elif isinstance(self._data, Tensor):
+            batch = self._data[rows].clone()
+        else:
+            native = self._data.dtype.newbyteorder("=")
+            batch = torch.from_numpy(np.array(self._data[rows], native, order="C"))
+        # The same values in a type that numpy, which makes the keys, has too.
+        return batch.float() if batch.dtype == torch.bfloat16 else batch
+
+    def _collate(self, rows: slice) -> Tensor:
+        items = [self._data[i] for i in range(rows.start, rows.stop)]
+        # An item is a sample or a (sample, label, ...) tuple, as in torchvision.
+        samples = [
+            item[0] if isinstance(item, tuple | list) else item for item in items
+        ]
+        try:
+            return torch.as_tensor(default_collate(samples)).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"the items of {self.name} cannot be stacked into a batch: {error}. "
+                "Give the Dataset a transform that returns tensors of one shape."
+            ) from error
 
     def batches(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """Successive (rows, raw batch) of at most `size` samples."""
@@ -91,16 +125,23 @@ class Samples:
 
 
 def prepare(batch: Tensor, preprocess: Any, device: torch.device, name: str) -> Tensor:
-    """A raw batch as the module wants it: on the device, float, preprocessed.
+    """A raw batch as the module wants it: on the device, floating point, preprocessed.
 
-    Integers are scaled from 0..255 to 0..1 where there is no `preprocess`; where there
-    is one, it sees the batch as given.
+    Without `preprocess`, uint8 is scaled to 0..1 and floats pass; with one, it sees the
+    batch as given.
     """
     if batch.is_floating_point():
         check_finite(batch, name, "Remove or replace the samples concerned.")
     x = batch.to(device)
     if preprocess is None:
-        return x.float() if x.is_floating_point() else x.float() / 255
+        if x.dtype == torch.uint8:
+            return x.float() / 255
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{name} has dtype {x.dtype}, and what its values mean is not known. "
+                "Give uint8 images, floats, or a `preprocess` that makes floats of it."
+            )
+        return x
     x = preprocess(x)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -108,5 +149,11 @@ def prepare(batch: Tensor, preprocess: Any, device: torch.device, name: str) -> 
             f"preprocess must return a floating point tensor, got {found}. Convert "
             "uint8 images with torchvision.transforms.v2.ToDtype(torch.float32, "
             "scale=True) before normalising."
+        )
+    if x.ndim == 0 or len(x) != len(batch):
+        raise ValueError(
+            f"preprocess made a tensor of shape {tuple(x.shape)} from a batch of "
+            f"{len(batch)} samples. It is called with whole batches and must return "
+            "one row a sample."
         )
     return x

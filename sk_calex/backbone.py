@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from sk_calex._frozen import frozen
-from sk_calex._inputs import Samples, prepare
-from sk_calex._validation import check_finite, resolve_device, softmax64
+from sk_calex._extraction import extract, extract_cached, rows_in_piece
+from sk_calex._inputs import Samples
+from sk_calex._pooling import DEFAULT_POOL, pool_grids
+from sk_calex._staged import StagedEstimator
+from sk_calex._validation import check_finite, softmax64
 from sk_calex.fingerprint import module_fingerprint
 from sk_calex.layout import FeatureArray, TapLayout
-from sk_calex.stages import Stages
-from sk_calex.store import FeatureStore, row_keys
+from sk_calex.store import FeatureStore
 
 __all__ = ["FrozenBackbone"]
 
-# Rows extracted at a time when they go to a store: one shard, a bounded piece of memory.
-_CHUNK_BYTES = 64 * 2**20
+# Part of the fingerprint: raised when the same module would give other features.
 _SCHEMA = 1
 
 
-class FrozenBackbone(TransformerMixin, BaseEstimator):
+class FrozenBackbone(TransformerMixin, StagedEstimator):
     """A frozen torch classifier as a transformer: samples in, tap features out.
 
     The module is cut at its taps into stages, so that a cascade can stop at one and go
@@ -83,9 +81,6 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         FLOPs): one entry a tap, one for the rest.
     sample_shape_ : tuple of int
         Shape of one sample.
-    fingerprint_ : str
-        Digest of weights, taps, pooling, preprocessing and dtype, under which rows are
-        stored; only with `cache`.
     n_features_in_ : int
         Size of the samples' first axis, the channels of an image.
 
@@ -120,7 +115,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         "device": [str, torch.device],
         "dtype": [StrOptions({"float32", "float16"})],
         "n_jobs": [Integral, None],
-        "cache": "no_validation",  # type: ignore[dict-item]
+        "cache": [str, os.PathLike, None],
         "verbose": ["verbose"],
     }
 
@@ -129,11 +124,11 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         module: nn.Module,
         taps: Sequence[str],
         *,
-        pool: int | tuple[int, int] | Mapping[str, Any] | None = 8,
+        pool: int | tuple[int, int] | Mapping[str, Any] | None = DEFAULT_POOL,
         preprocess: Any = None,
         classes: ArrayLike | None = None,
         batch_size: int = 256,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str = "float32",
         n_jobs: int | None = None,
         cache: Any = None,
@@ -169,98 +164,66 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a tap is unknown, repeated or out of order, or if the module refuses the
-            samples.
+            If a tap is unknown, repeated or out of order, a setting does not fit the
+            module, or the module refuses the samples.
         """
         self._validate_params()
         samples = Samples(X)
-        self._device = resolve_device(self.device)
-        raw = samples.raw(slice(0, min(2, len(samples))))
-        self.sample_shape_ = tuple(raw.shape[1:])
-        example = prepare(raw, self.preprocess, self._device, "X")
-        self._example_shape = tuple(example.shape[1:])
-        self._stages = self._split(example)
-        self._grids = self._pool_grids(self._stages.output_shapes[:-1])
-        shapes = [
-            (shape[0], *grid) if grid else shape
-            for shape, grid in zip(
-                self._stages.output_shapes[:-1], self._grids, strict=True
-            )
-        ]
-        outputs = self._stages.output_shapes[-1]
+        if samples.sample_shape == ():
+            raise ValueError("X has numbers for samples; expected images or vectors.")
+        self._place()
+        example = self.prepare(samples.raw(slice(0, min(2, len(samples)))))
+        stages = self._split(self.taps, example)
+        *taps, outputs = stages.output_shapes
         if len(outputs) != 1:
             raise ValueError(
                 f"module gives outputs of shape {outputs} for one sample; a backbone "
                 "must give one vector (logits or features). Flatten its output."
             )
-        self.stage_macs_ = tuple(self._stages.macs)
-        self.layout_ = TapLayout(
-            tuple(self.taps), tuple(shapes), outputs[0], self.stage_macs_
+        self._check_classes(outputs[0])
+        grids = pool_grids(self.pool, stages.names, taps)
+        shapes = tuple(
+            shape if grid is None else (shape[0], *grid)
+            for shape, grid in zip(taps, grids, strict=True)
         )
+        self._stages, self._grids = stages, grids
+        self._example_shape = tuple(example.shape[1:])
+        self.sample_shape_ = samples.sample_shape
         self.n_features_in_ = self.sample_shape_[0]
-        if self.classes is not None and len(np.asarray(self.classes)) != outputs[0]:
-            raise ValueError(
-                f"classes has {len(np.asarray(self.classes))} labels but the module "
-                f"has {outputs[0]} outputs. Give one label an output."
-            )
-        if self.cache is not None:
-            self.fingerprint_ = module_fingerprint(
-                self.module,
-                taps=tuple(self.taps),
-                pool=self._grids,
-                preprocess=self.preprocess,
-                dtype=self.dtype,
-                sample_shape=self.sample_shape_,
-                schema=_SCHEMA,
-            )
+        self.stage_macs_ = stages.macs
+        self.layout_ = TapLayout(stages.names, shapes, outputs[0], stages.macs)
         return self
 
-    def _split(self, example: Tensor) -> Stages:
-        try:
-            self._run = self._module_on(self._device)
-            return Stages.split(self._run, self.taps, example)
-        except RuntimeError as error:
+    def _check_classes(self, n_outputs: int) -> None:
+        if self.classes is None:
+            return
+        classes = np.asarray(self.classes)
+        if classes.shape != (n_outputs,) or len(np.unique(classes)) < n_outputs:
             raise ValueError(
-                f"the module refused a batch of shape {tuple(example.shape)}: {error}. "
-                "Check the number of channels, the size and `preprocess`."
-            ) from error
-
-    def _module_on(self, device: torch.device) -> nn.Module:
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        if all(tensor.device.type == device.type for tensor in tensors):
-            return self.module
-        # The user's module stays where it is.
-        return copy.deepcopy(self.module).to(device)
-
-    def _pool_grids(
-        self, shapes: Sequence[tuple[int, ...]]
-    ) -> tuple[tuple[int, int] | None, ...]:
-        per_tap = self.pool if isinstance(self.pool, Mapping) else None
-        if per_tap is not None and (unknown := set(per_tap) - set(self.taps)):
-            raise ValueError(
-                f"pool names {sorted(unknown)}, which are not among the taps "
-                f"{list(self.taps)}."
+                f"classes must be {n_outputs} different labels, one for each output of "
+                f"the module, got {len(np.unique(classes))} in shape {classes.shape}."
             )
-        grids: list[tuple[int, int] | None] = []
-        for tap, shape in zip(self.taps, shapes, strict=True):
-            pool = per_tap.get(tap, 8) if per_tap is not None else self.pool
-            if pool is None or len(shape) != 3:
-                grids.append(None)
-                continue
-            try:
-                height, width = (pool, pool) if isinstance(pool, Integral) else pool
-                grid = (min(int(height), shape[1]), min(int(width), shape[2]))
-            except (TypeError, ValueError):
-                grid = (0, 0)
-            if min(grid) < 1:
-                raise ValueError(
-                    f"pool={pool!r} for tap {tap!r} is not usable: give a positive "
-                    "size, (height, width), a dict of those by tap, or None."
-                )
-            grids.append(None if grid == shape[1:] else grid)
-        return tuple(grids)
 
-    def transform(self, X: Any) -> NDArray:
+    @property
+    def fingerprint_(self) -> str:
+        """Digest of the module as it is now and of all settings that shape features.
+
+        Rows are stored under it. It is the same for clones and in other processes, and
+        does not depend on the device; see `sk_calex.fingerprint`.
+        """
+        check_is_fitted(self)
+        self.stages()
+        return module_fingerprint(
+            self._run,
+            taps=self.layout_.names,
+            pool=self._grids,
+            preprocess=self.preprocess,
+            dtype=self.dtype,
+            sample_shape=self.sample_shape_,
+            schema=_SCHEMA,
+        )
+
+    def transform(self, X: Any) -> NDArray[Any]:
         """Features of the taps and the outputs of the module.
 
         Parameters
@@ -282,174 +245,36 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         samples = self._check_samples(X)
-        if self.cache is None:
-            out = np.empty((len(samples), self.layout_.width), dtype=self.dtype)
-            pieces = (
-                (rows, samples.raw(rows)) for rows in _slices(len(samples), self._chunk)
-            )
-            for rows, features in self._extract(pieces, len(samples)):
-                out[rows] = features
-        else:
-            out = self._transform_cached(samples)
-        return FeatureArray.wrap(out, self.layout_)
-
-    @property
-    def _chunk(self) -> int:
-        """Rows of a piece: whole batches, of bounded size in memory."""
-        row = self.layout_.width * np.dtype(self.dtype).itemsize
-        return self.batch_size * max(1, _CHUNK_BYTES // (row * self.batch_size))
-
-    def _transform_cached(self, samples: Samples) -> NDArray:
-        section = FeatureStore(self.cache).section(
-            self.fingerprint_, self.layout_.width, self.dtype
-        )
-        keys = np.empty((len(samples), 16), dtype=np.uint8)
-
-        def missing() -> Iterator[tuple[Any, Tensor]]:
-            for rows in _slices(len(samples), self._chunk):
-                raw = samples.raw(rows)
-                keys[rows] = row_keys(raw.cpu().numpy())
-                _, first = np.unique(keys[rows], axis=0, return_index=True)
-                wanted = np.sort(first)
-                wanted = wanted[~section.find(keys[rows][wanted])]
-                if len(wanted):
-                    picked = keys[rows][wanted]
-                    yield picked, raw if len(wanted) == len(raw) else raw[wanted]
-
-        # A shard that turns out damaged while it is read is computed again, once.
-        for attempt in range(2):
-            for new_keys, features in self._extract(missing(), len(samples)):
-                section.write(new_keys, features)
-            try:
-                return section.gather(keys)
-            except KeyError:
-                if attempt:
-                    raise
-        raise AssertionError("unreachable")  # pragma: no cover
-
-    def _extract(
-        self, pieces: Iterator[tuple[Any, Tensor]], total: int
-    ) -> Iterator[tuple[Any, NDArray]]:
-        """Features of each (tag, raw rows), in order, on one process or several."""
-        with tqdm(total=total, unit="row", disable=not self.verbose) as bar:
-            if effective_n_jobs(self.n_jobs) == 1:
-                results = ((tag, self._features(raw)) for tag, raw in pieces)
-            else:
-                results = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-                    delayed(_extract_piece)(self, tag, raw) for tag, raw in pieces
+        width, itemsize = self.layout_.width, np.dtype(self.dtype).itemsize
+        row_bytes = max(width * itemsize, samples.sample_bytes)
+        piece = rows_in_piece(self.batch_size, row_bytes)
+        bar = tqdm(total=len(samples), unit="row", disable=not self.verbose)
+        # Flags are set here and for long, so that worker threads do not reset them
+        # under each other; inference mode is not for the code that reads samples.
+        with bar, self.frozen(), torch.inference_mode(False):
+            if self.cache is None:
+                out = np.empty((len(samples), width), dtype=self.dtype)
+                extract(
+                    self._features,
+                    samples,
+                    out,
+                    piece=piece,
+                    n_jobs=self.n_jobs,
+                    bar=bar,
                 )
-            for tag, features in results:
-                yield tag, features
-                bar.update(len(features))
-
-    def _features(self, raw: Tensor) -> NDArray:
-        out = np.empty((len(raw), self.layout_.width), dtype=self.dtype)
-        stages = self.stages()
-        with self.frozen():
-            for rows in _slices(len(raw), self.batch_size):
-                state = stages.start(self.prepare(raw[rows]))
-                for k in range(stages.n_taps + 1):
-                    output, state = stages.advance(k, state)
-                    if k < stages.n_taps:
-                        output = self.pool_tap(k, output)
-                    out[rows, self.layout_.columns(k)] = output.flatten(1).cpu().numpy()
-        check_finite(
-            out,
-            "the features of the module",
-            "Check the samples, `preprocess` and the weights; float16 features "
-            "overflow above 65504: use dtype='float32'.",
-        )
-        return out
-
-    def prepare(self, raw: Tensor) -> Tensor:
-        """A raw batch as the module wants it.
-
-        Parameters
-        ----------
-        raw : Tensor of shape (n_samples, *sample_shape_)
-            Samples, uint8 or float.
-
-        Returns
-        -------
-        batch : Tensor
-            Preprocessed floating point batch on the device, in the module's dtype.
-
-        Raises
-        ------
-        ValueError
-            If a sample is not finite.
-        """
-        x = prepare(raw, self.preprocess, self._device, "X")
-        dtype = next(
-            (p.dtype for p in self.module.parameters() if p.is_floating_point()),
-            torch.float32,
-        )
-        return x.to(dtype)
-
-    def pool_tap(self, tap: int, output: Tensor) -> Tensor:
-        """A tap's output as the branches see it: pooled and rounded to `dtype`.
-
-        Parameters
-        ----------
-        tap : int
-            Index of the tap.
-        output : Tensor of shape (n_samples, *shape)
-            Output of the tapped module.
-
-        Returns
-        -------
-        features : Tensor of float32, shape (n_samples, *layout_.shapes[tap])
-            Pooled features.
-        """
-        grid = self._grids[tap]
-        if grid is not None:
-            output = F.adaptive_avg_pool2d(output, grid)
-        return self.round_features(output)
-
-    def round_features(self, output: Tensor) -> Tensor:
-        """Round to the stored `dtype`, so that cached and live features agree.
-
-        Parameters
-        ----------
-        output : Tensor
-            Features or logits.
-
-        Returns
-        -------
-        rounded : Tensor of float32
-            The same values as `transform` gives.
-        """
-        if self.dtype == "float16":
-            output = output.half()
-        return output.float()
-
-    def stages(self) -> Stages:
-        """The module cut at its taps.
-
-        Returns
-        -------
-        stages : Stages
-            The stages, on the device; they share the module's weights there.
-        """
-        if not hasattr(self, "_stages"):
-            # Not pickled: cut again, on an example of the shape seen in fit.
-            self._device = resolve_device(self.device)
-            generator = torch.Generator().manual_seed(0)
-            example = torch.rand(2, *self._example_shape, generator=generator)
-            dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
-            self._stages = self._split(example.to(self._device, dtype))
-        return self._stages
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Context in which the stages may run: eval mode and inference mode.
-
-        Returns
-        -------
-        context : context manager
-            Gives every submodule its training flag back when it ends.
-        """
-        self.stages()
-        return frozen(self._run)
+            else:
+                dtype = cast(Literal["float32", "float16"], self.dtype)
+                store = FeatureStore(self.cache)
+                section = store.section(self.fingerprint_, width, dtype)
+                out = extract_cached(
+                    self._features,
+                    samples,
+                    section,
+                    piece=piece,
+                    n_jobs=self.n_jobs,
+                    bar=bar,
+                )
+        return FeatureArray.wrap(out, self.layout_)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probabilities of the plain backbone.
@@ -473,15 +298,16 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         samples = self._check_samples(X)
         self.stages()
-        module, parts = self._run, []
-        with self.frozen():
-            for _, raw in samples.batches(self.batch_size):
-                logits = self.round_features(module(self.prepare(raw)))
-                check_finite(logits, "the logits of the module", "Check the weights.")
-                parts.append(softmax64(logits))
+        parts = []
+        # Samples are read outside of inference mode: a Dataset may keep its tensors.
+        for _, raw in samples.batches(self.batch_size):
+            with self.frozen():
+                logits = self.round_features(self._run(self.prepare(raw)))
+            check_finite(logits, "the logits of the module", "Check the weights.")
+            parts.append(softmax64(logits))
         return np.concatenate(parts)
 
-    def predict(self, X: Any) -> NDArray:
+    def predict(self, X: Any) -> NDArray[Any]:
         """Answers of the plain backbone.
 
         Parameters
@@ -542,11 +368,10 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
                 setattr(new, attribute, copy.deepcopy(getattr(self, attribute)))
         return new
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__().copy()
-        for derived in ("_stages", "_run", "_device"):
-            state.pop(derived, None)
-        return state
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        # torch prints every layer of a module; its class is enough here.
+        params = self.get_params(deep=False) | {"module": _Named(self.module)}
+        return BaseEstimator.__repr__(type(self)(**params), N_CHAR_MAX)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -556,12 +381,11 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+class _Named:
+    """Stands for a module where its name says enough."""
 
+    def __init__(self, module: object) -> None:
+        self.module = module
 
-def _extract_piece(
-    backbone: FrozenBackbone, tag: Any, raw: Tensor
-) -> tuple[Any, NDArray]:
-    return tag, backbone._features(raw)
+    def __repr__(self) -> str:
+        return f"<{type(self.module).__name__}>"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copyreg
+import dis
 import functools
 import hashlib
-import json
-import pickle
 import types
+import weakref
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["module_fingerprint"]
+
+_NUMBERS = bool | int | float | complex | np.generic
+_PLAIN = _NUMBERS | str | bytes | None
+# What a module carries that does not change what it computes here: training flags and
+# hooks. Parameters, buffers and children are taken on their own.
+_BOOKKEEPING = frozenset(vars(nn.Module()))
 
 
 def module_fingerprint(module: nn.Module, **settings: Any) -> str:
@@ -22,12 +29,12 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
     Parameters
     ----------
     module : torch.nn.Module
-        The module: its architecture (``repr``), the bytes of its parameters and
-        buffers, and its class count.
+        Counts by its class, the code of its class's methods, its parameters and
+        buffers to the last bit, its other attributes, and its children.
     **settings : object
-        What else decides: taps, pooling, preprocessing, dtype, schema version. Numbers,
-        strings, tuples and dicts count by value; modules by their own fingerprint;
-        functions by their code, constants and bound values.
+        What else decides: taps, pooling, preprocessing, dtype, schema version. Data
+        count by value, modules as above, functions by code, defaults and closure, other
+        objects by the state that pickling would keep.
 
     Returns
     -------
@@ -37,12 +44,14 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
     Raises
     ------
     TypeError
-        If a setting can neither be read nor pickled.
+        If a part can be read in none of these ways.
 
     Notes
     -----
-    A function is followed into its closure and its defaults, not into the globals it
-    reads. Where those change, change the function's name.
+    Code is followed into plain values, lists, arrays and tensors among the globals that
+    it reads, and into functions and classes of the same file. Other globals count by
+    name, and the code of torch itself does not count. Training flags and hooks are left
+    out. Code is compared as bytecode, which differs between Python versions.
 
     Examples
     --------
@@ -54,76 +63,166 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
     >>> module_fingerprint(module, pool=8) == module_fingerprint(module, pool=4)
     False
     """
-    digest = hashlib.blake2b(digest_size=32)
-    _add_module(digest, module)
-    for name in sorted(settings):
-        digest.update(f"\0{name}=".encode())
-        _add(digest, settings[name], name)
+    digest = _Digest()
+    for name, value in [("module", module), *sorted(settings.items())]:
+        try:
+            digest.add(name)
+            digest.add(value)
+        except Exception as error:
+            raise TypeError(
+                f"{name} cannot be fingerprinted for the feature cache ("
+                f"{type(error).__name__}: {error}). Use a module, a plain function or "
+                "an object that can be pickled, or set cache=None."
+            ) from error
     return digest.hexdigest()
 
 
-def _add_module(digest: Any, module: nn.Module) -> None:
-    kind = type(module)
-    digest.update(f"{kind.__module__}.{kind.__qualname__}\n{module!r}\n".encode())
-    for name, tensor in module.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            digest.update(f"{name}:{tensor!r}".encode())
-            continue
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        # Viewed as bytes: numpy has no bfloat16.
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy())
+class _Digest:
+    """A walk over values that gives equal bytes to equal content, in any process.
+
+    Every piece is written with its length, so that no two structures read the same.
+    Objects met again are written as a number, which also ends cycles.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=32)
+        self._seen: dict[int, tuple[int, Any]] = {}
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+    def _write(self, kind: str, content: Any = b"") -> None:
+        for part in (kind.encode(), content):
+            view = memoryview(part).cast("B")
+            self._hash.update(len(view).to_bytes(8, "little"))
+            self._hash.update(view)
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, _PLAIN):
+            self._write(type(value).__qualname__, repr(value).encode())
+        elif isinstance(value, Tensor):
+            self._add_tensor(value)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self._write(f"array {value.dtype.str} {value.shape}", value.tobytes())
+        elif isinstance(value, tuple | list):
+            self._add_items(type(value).__qualname__, value)
+        elif isinstance(value, set | frozenset):
+            self._add_items("set", sorted(value, key=repr))
+        elif isinstance(value, dict):
+            self._add_items("dict", sorted(value.items(), key=lambda kv: repr(kv[0])))
+        elif id(value) in self._seen:
+            self._write("again", str(self._seen[id(value)][0]).encode())
+        else:
+            # The reference keeps the identity from being used again.
+            self._seen[id(value)] = (len(self._seen), value)
+            self._add_object(value)
+
+    def _add_items(self, kind: str, items: Any) -> None:
+        self._write(kind, str(len(items)).encode())
+        for item in items:
+            self.add(item)
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        kind = f"tensor {tensor.dtype} {tuple(tensor.shape)}"
+        # As bytes: numpy has no bfloat16.
+        self._write(kind, flat.view(torch.uint8).numpy() if len(flat) else b"")
+
+    def _add_object(self, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            self._add_module(value)
+        elif isinstance(value, type):
+            self._add_class(value)
+        elif isinstance(value, types.FunctionType):
+            self._add_function(value)
+        elif isinstance(value, types.CodeType):
+            self._add_code(value)
+        elif isinstance(value, types.MethodType):
+            self._add_items("method", (value.__func__, value.__self__))
+        elif isinstance(value, functools.partial):
+            self._add_items("partial", (value.func, value.args, value.keywords))
+        elif isinstance(value, types.ModuleType):
+            self._write("module", value.__name__.encode())
+        elif isinstance(value, weakref.ref):
+            self._write("weakref")  # such as the LSTM's to its own weights
+        else:
+            self._add_state(value)
+
+    def _add_module(self, module: nn.Module) -> None:
+        self._write("nn.Module")
+        self.add(type(module))
+        own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
+        if isinstance(module, torch.fx.GraphModule):
+            own = {"code": module.code}
+        self.add([own, dict(module._parameters), dict(module._buffers)])
+        # Children in order: it is that of execution in an nn.Sequential.
+        self._add_items("children", list(module._modules.items()))
+
+    def _add_class(self, cls: type) -> None:
+        self._write("class", f"{cls.__module__}.{cls.__qualname__}".encode())
+        if cls.__module__.partition(".")[0] in ("builtins", "torch", "numpy"):
+            return
+        for name, member in sorted(vars(cls).items()):
+            if name.startswith("__") and name != "__call__":
+                continue
+            member = getattr(member, "__func__", getattr(member, "fget", member))
+            if isinstance(member, _PLAIN | tuple | types.FunctionType):
+                self.add(name)
+                self.add(member)
+        self._add_items("bases", cls.__bases__)
+
+    def _add_function(self, function: types.FunctionType) -> None:
+        self._write(
+            "function", f"{function.__module__}.{function.__qualname__}".encode()
+        )
+        self.add([function.__defaults__, function.__kwdefaults__])
+        for cell in function.__closure__ or ():
+            try:
+                self.add(cell.cell_contents)
+            except ValueError:
+                self._write("empty cell")
+        self.add(function.__code__)
+        for name in sorted(_global_names(function.__code__)):
+            value = function.__globals__.get(name)
+            self.add(name)
+            same_file = getattr(value, "__module__", None) == function.__module__
+            if isinstance(value, types.FunctionType | type) and not same_file:
+                self._write(
+                    "global", f"{value.__module__}.{value.__qualname__}".encode()
+                )
+            elif isinstance(
+                value,
+                _PLAIN | tuple | list | np.ndarray | Tensor | types.FunctionType | type,
+            ):
+                self.add(value)
+
+    def _add_code(self, code: types.CodeType) -> None:
+        self._write("code", code.co_code)
+        self.add([code.co_names, code.co_consts])
+
+    def _add_state(self, value: Any) -> None:
+        """What pickling would keep, and the code that makes it callable."""
+        kind = type(value)
+        if isinstance(value, types.BuiltinFunctionType | np.ufunc):
+            name = getattr(value, "__qualname__", value.__name__)
+            self._write(
+                "builtin", f"{getattr(value, '__module__', '')}.{name}".encode()
+            )
+            return
+        reduce = copyreg.dispatch_table.get(kind)
+        reduced = reduce(value) if reduce else value.__reduce_ex__(4)
+        self.add(kind)
+        if isinstance(reduced, str):
+            self._write("global", reduced.encode())
+            return
+        maker, args, state, items, pairs = (*reduced, None, None, None)[:5]
+        self.add([maker, args, state, list(items or ()), list(pairs or ())])
 
 
-def _add(digest: Any, value: Any, name: str) -> None:
-    digest.update(type(value).__qualname__.encode() + b":")
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        digest.update(repr(value).encode())
-    elif isinstance(value, np.ndarray | torch.Tensor):
-        array = np.ascontiguousarray(value)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    elif isinstance(value, tuple | list):
-        for item in value:
-            _add(digest, item, name)
-            digest.update(b",")
-    elif isinstance(value, dict):
-        for key in sorted(value, key=repr):
-            _add(digest, key, name)
-            _add(digest, value[key], name)
-    elif isinstance(value, nn.Module):
-        _add_module(digest, value)
-    elif isinstance(value, functools.partial):
-        _add(digest, (value.func, value.args, value.keywords), name)
-    elif isinstance(value, types.FunctionType):
-        _add_function(digest, value, name)
-    elif isinstance(value, types.MethodType):
-        _add(digest, (value.__func__, value.__self__), name)
-    else:
-        try:
-            state = pickle.dumps(value, protocol=4)
-        except Exception as error:
-            raise TypeError(
-                f"{name}={value!r} cannot be fingerprinted for the feature cache "
-                f"({error}). Use a module, a plain function or a picklable object, or "
-                "set cache=None."
-            ) from error
-        digest.update(state)
-
-
-def _add_function(digest: Any, function: types.FunctionType, name: str) -> None:
-    code = function.__code__
-    digest.update(json.dumps([function.__module__, function.__qualname__]).encode())
-    _add_code(digest, code, name)
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    _add(digest, cells, name)
-    _add(digest, function.__defaults__, name)
-    _add(digest, function.__kwdefaults__, name)
-
-
-def _add_code(digest: Any, code: types.CodeType, name: str) -> None:
-    digest.update(code.co_code + repr(code.co_names).encode())
+def _global_names(code: types.CodeType) -> set[str]:
+    """Names of the globals that code reads, inner functions included."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            _add_code(digest, constant, name)
-        else:
-            digest.update(repr(constant).encode())
+            names |= _global_names(constant)
+    return names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class TapLayout:
         Whether tap and output are the same columns (the identity tap of plain 2-D
         data).
 
+    Raises
+    ------
+    ValueError
+        If these do not fit each other.
+
     Examples
     --------
     >>> import numpy as np
@@ -52,6 +57,24 @@ class TapLayout:
     n_outputs: int
     stage_macs: tuple[int, ...] | None = None
     shared: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = [size for shape in self.shapes for size in shape]
+        if not self.names or len(self.names) != len(self.shapes):
+            raise ValueError(
+                f"names={self.names} and shapes={self.shapes} must be one each a tap, "
+                "for at least one tap."
+            )
+        if not all(self.shapes) or min(*sizes, self.n_outputs) < 1:
+            raise ValueError(
+                f"shapes={self.shapes} and n_outputs={self.n_outputs} must be positive "
+                "sizes."
+            )
+        if self.stage_macs is not None and len(self.stage_macs) != self.n_taps + 1:
+            raise ValueError(
+                f"stage_macs={self.stage_macs} must have {self.n_taps + 1} entries: "
+                "one a tap and one for the rest of the backbone."
+            )
 
     @classmethod
     def identity(cls, n_features: int) -> TapLayout:
@@ -86,7 +109,7 @@ class TapLayout:
         names = [str(name) for name in names]
         last: dict[str, tuple[int, ...]] = {}
         for name in names:
-            match = re.fullmatch(r"(.+)\[(\d+(?:,\d+)*)\]", name)
+            match = re.fullmatch(r"(.+)\[(\d+(?:,\d+)*)\]", name, re.DOTALL)
             if match is None:
                 return None
             last[match[1]] = tuple(int(i) + 1 for i in match[2].split(","))
@@ -94,7 +117,9 @@ class TapLayout:
             return None
         n_outputs = math.prod(last.pop("output"))
         layout = cls(tuple(last), tuple(last.values()), n_outputs)
-        return layout if layout.feature_names().tolist() == names else None
+        # The width first: what a name claims may be too much to write out.
+        same = layout.width == len(names) and layout.feature_names().tolist() == names
+        return layout if same else None
 
     @property
     def n_taps(self) -> int:
@@ -125,7 +150,7 @@ class TapLayout:
         start = sum(sizes[:stage])
         return slice(start, start + sizes[stage])
 
-    def block(self, X: NDArray, stage: int) -> NDArray:
+    def block(self, X: NDArray[Any], stage: int) -> NDArray[Any]:
         """Columns of one stage, as a view.
 
         Parameters
@@ -150,10 +175,9 @@ class TapLayout:
         names : ndarray of object, shape (width,)
             The names.
         """
-        blocks: Sequence[tuple[str, tuple[int, ...]]] = [
-            *zip(self.names, self.shapes, strict=True),
-            ("output", (self.n_outputs,)),
-        ]
+        blocks = list(zip(self.names, self.shapes, strict=True))
+        if not self.shared:
+            blocks.append(("output", (self.n_outputs,)))
         names = [
             f"{name}[{','.join(map(str, index))}]"
             for name, shape in blocks
@@ -165,14 +189,10 @@ class TapLayout:
 class FeatureArray(np.ndarray):
     """A feature matrix that remembers its `TapLayout`.
 
-    An ordinary array in all else: slicing rows keeps the layout, anything that changes
-    the number of columns drops it. `FrozenBackbone.transform` returns one, so that a
-    cascade in a pipeline knows which columns are which tap.
-
-    Attributes
-    ----------
-    layout : TapLayout or None
-        The layout of the columns.
+    An ordinary array in all else. Selecting rows, copies and pickles keep the layout;
+    selecting columns drops it, and arithmetic gives plain arrays.
+    `FrozenBackbone.transform` returns one, so that a cascade in a pipeline knows which
+    columns are which tap.
 
     Examples
     --------
@@ -186,10 +206,10 @@ class FeatureArray(np.ndarray):
     True
     """
 
-    layout: TapLayout | None
+    _layout: TapLayout | None = None
 
     @classmethod
-    def wrap(cls, array: NDArray, layout: TapLayout) -> FeatureArray:
+    def wrap(cls, array: NDArray[Any], layout: TapLayout) -> FeatureArray:
         """View an array with its layout, without a copy.
 
         Parameters
@@ -203,22 +223,58 @@ class FeatureArray(np.ndarray):
         -------
         features : FeatureArray
             A view of `array`.
+
+        Raises
+        ------
+        ValueError
+            If the layout is not that of such a matrix.
         """
         view = np.asarray(array).view(cls)
-        view.layout = layout
+        view._layout = layout
+        if view.layout is None:
+            raise ValueError(
+                f"the layout has {layout.width} columns, but the array is of shape "
+                f"{view.shape}."
+            )
         return view
 
+    @property
+    def layout(self) -> TapLayout | None:
+        """The `TapLayout` of the columns; None where it is not known."""
+        # Looked at again here: a transpose gets its shape after __array_finalize__.
+        return self._layout if self._fits(self._layout) else None
+
+    def _fits(self, layout: TapLayout | None) -> bool:
+        return layout is not None and self.shape[1:] == (layout.width,)
+
     def __array_finalize__(self, obj: Any) -> None:
-        layout = getattr(obj, "layout", None)
-        fits = layout is not None and self.ndim == 2 and self.shape[1] == layout.width
-        self.layout = layout if fits else None
+        layout = getattr(obj, "_layout", None)
+        self._layout = layout if self._fits(layout) else None
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        columns = index[1:] if isinstance(index, tuple) else ()
+        if isinstance(part, FeatureArray) and not all(map(_is_all, columns)):
+            # They may be as many, in another order.
+            part._layout = None
+        return part
+
+    def __array_wrap__(
+        self, array: Any, context: Any = None, return_scalar: bool = False
+    ) -> Any:
+        plain = np.asarray(array)
+        return plain if plain.ndim else plain[()]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # ndarray's own pickling forgets attributes.
         return _rebuild, (np.asarray(self), self.layout)
 
 
-def _rebuild(array: NDArray, layout: TapLayout | None) -> FeatureArray:
+def _is_all(index: Any) -> bool:
+    return index is Ellipsis or (isinstance(index, slice) and index == slice(None))
+
+
+def _rebuild(array: NDArray[Any], layout: TapLayout | None) -> FeatureArray:
     view = array.view(FeatureArray)
-    view.layout = layout
+    view._layout = layout
     return view

@@ -1,0 +1,192 @@
+"""How a frozen module is run: placed, fed, cut into stages, its taps pooled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+from sk_calex._frozen import frozen
+from sk_calex._inputs import prepare
+from sk_calex._pooling import Grid
+from sk_calex._validation import check_finite, resolve_device
+from sk_calex.layout import TapLayout
+from sk_calex.stages import Stages
+
+__all__ = ["StagedEstimator"]
+
+
+class StagedEstimator(BaseEstimator):
+    """Base of `FrozenBackbone`: all that touches the module.
+
+    The device, the module there and its stages (`_device`, `_run`, `_stages`) are
+    derived: they are not pickled but found again when they are needed.
+    """
+
+    module: nn.Module
+    preprocess: Any
+    batch_size: int
+    device: str | torch.device
+    dtype: str
+    layout_: TapLayout
+    _example_shape: tuple[int, ...]
+    _grids: tuple[Grid, ...]
+
+    def _place(self) -> None:
+        """Find the device, and the module there: itself, or a copy of it."""
+        device = resolve_device(self.device)
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        places = {tensor.device for tensor in tensors}
+        if len(places) == 1:
+            (place,) = places
+            if place.type == device.type and device.index in (None, place.index):
+                device = place
+        self._device = device
+        self._run = self.module
+        if not places <= {device}:
+            # The user's module stays where it is.
+            self._run = copy.deepcopy(self.module).to(device)
+
+    def _split(self, taps: Sequence[str], example: Tensor) -> Stages:
+        try:
+            with frozen(self._run):
+                self._run(example.clone())
+        except Exception as error:
+            raise ValueError(
+                f"the module refused a batch of shape {tuple(example.shape)} and dtype "
+                f"{example.dtype}: {error}. Check the number of channels, the size and "
+                "`preprocess`."
+            ) from error
+        return Stages.split(self._run, taps, example)
+
+    def _features(self, raw: Tensor) -> NDArray[Any]:
+        """Features of one piece, batch by batch."""
+        out = np.empty((len(raw), self.layout_.width), dtype=self.dtype)
+        stages = self.stages()
+        with self.frozen():
+            for start in range(0, len(raw), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                state = stages.start(self.prepare(raw[rows]))
+                for k in range(stages.n_taps + 1):
+                    output, state = stages.advance(k, state)
+                    if k < stages.n_taps:
+                        output = self.pool_tap(k, output)
+                    else:
+                        output = self.round_features(output)
+                    block = output.flatten(1).cpu().numpy()
+                    out[rows, self.layout_.columns(k)] = block
+        check_finite(
+            out,
+            "the features of the module",
+            "Check the samples, `preprocess` and the weights; float16 features "
+            "overflow above 65504: use dtype='float32'.",
+        )
+        return out
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """A raw batch as the module wants it.
+
+        Parameters
+        ----------
+        raw : Tensor of shape (n_samples, *sample_shape_)
+            Samples, uint8 or float.
+
+        Returns
+        -------
+        batch : Tensor
+            Preprocessed floating point batch on the device, in the module's dtype.
+
+        Raises
+        ------
+        ValueError
+            If a sample is not finite.
+        """
+        if not hasattr(self, "_device"):
+            self.stages()
+        return prepare(raw, self.preprocess, self._device, "X").to(self._module_dtype)
+
+    @property
+    def _module_dtype(self) -> torch.dtype:
+        parameters = self.module.parameters()
+        floating = (p.dtype for p in parameters if p.is_floating_point())
+        return next(floating, torch.float32)
+
+    def pool_tap(self, tap: int, output: Tensor) -> Tensor:
+        """A tap's output as the branches see it: pooled and rounded to `dtype`.
+
+        Parameters
+        ----------
+        tap : int
+            Index of the tap.
+        output : Tensor of shape (n_samples, *shape)
+            Output of the tapped module.
+
+        Returns
+        -------
+        features : Tensor of float32, shape (n_samples, *layout_.shapes[tap])
+            Pooled features.
+        """
+        grid = self._grids[tap]
+        if grid is not None:
+            output = F.adaptive_avg_pool2d(output, grid)
+        return self.round_features(output)
+
+    def round_features(self, output: Tensor) -> Tensor:
+        """Round to the stored `dtype`, so that cached and live features agree.
+
+        Parameters
+        ----------
+        output : Tensor
+            Features or logits.
+
+        Returns
+        -------
+        rounded : Tensor of float32
+            The same values as `transform` gives.
+        """
+        if self.dtype == "float16":
+            output = output.half()
+        return output.float()
+
+    def stages(self) -> Stages:
+        """The module cut at its taps.
+
+        Returns
+        -------
+        stages : Stages
+            The stages, on the device; they share the module's weights there.
+        """
+        if not hasattr(self, "_stages"):
+            # Not pickled: cut again, on an example of the shape seen in fit.
+            self._place()
+            generator = torch.Generator().manual_seed(0)
+            example = torch.rand(2, *self._example_shape, generator=generator)
+            self._stages = self._split(
+                self.layout_.names, example.to(self._device, self._module_dtype)
+            )
+        return self._stages
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Context in which the stages may run: eval mode and inference mode.
+
+        Returns
+        -------
+        context : context manager
+            Gives every submodule its training flag back when it ends.
+        """
+        self.stages()
+        return frozen(self._run)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__().copy()
+        for derived in ("_device", "_run", "_stages"):
+            state.pop(derived, None)
+        return state
