@@ -27,8 +27,9 @@ __all__ = ["StagedEstimator"]
 class StagedEstimator(BaseEstimator):
     """Base of `FrozenBackbone`: all that touches the module.
 
-    The device, the module there and its stages (`_device`, `_run`, `_stages`) are
-    derived: they are not pickled but found again when they are needed.
+    The device, the module there and its stages (`_device`, `_run`, `_stages`, and
+    `_cut_from`, the state they were cut from) are derived: they are not pickled but
+    found again when they are needed.
     """
 
     module: nn.Module
@@ -39,6 +40,7 @@ class StagedEstimator(BaseEstimator):
     layout_: TapLayout
     _example_shape: tuple[int, ...]
     _grids: tuple[Grid, ...]
+    _cut_from: list[tuple[int, int]]
 
     def _place(self) -> None:
         """Find the device, and the module there: itself, or a copy of it."""
@@ -65,7 +67,9 @@ class StagedEstimator(BaseEstimator):
                 f"{example.dtype}: {error}. Check the number of channels, the size and "
                 "`preprocess`."
             ) from error
-        return Stages.split(self._run, taps, example)
+        stages = Stages.split(self._run, taps, example, fold_norms=True)
+        self._cut_from = _state_of(self._run)
+        return stages
 
     def _features(self, raw: Tensor) -> NDArray[Any]:
         """Features of one piece, batch by batch."""
@@ -162,10 +166,12 @@ class StagedEstimator(BaseEstimator):
         Returns
         -------
         stages : Stages
-            The stages, on the device; they share the module's weights there.
+            The stages, on the device, with batch normalisation folded into the
+            convolutions before it; they share all other weights.
         """
-        if not hasattr(self, "_stages"):
-            # Not pickled: cut again, on an example of the shape seen in fit.
+        if not hasattr(self, "_stages") or self._cut_from != _state_of(self._run):
+            # Not pickled, or weights were written since, which folded copies would
+            # not see: cut again, on an example of the shape seen in fit.
             self._place()
             generator = torch.Generator().manual_seed(0)
             example = torch.rand(2, *self._example_shape, generator=generator)
@@ -187,6 +193,15 @@ class StagedEstimator(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
-        for derived in ("_device", "_run", "_stages"):
+        for derived in ("_device", "_run", "_stages", "_cut_from"):
             state.pop(derived, None)
         return state
+
+
+def _state_of(module: nn.Module) -> list[tuple[int, int]]:
+    """Which tensors a module holds and how often each was written to."""
+    # Inference tensors cannot be written to outside of inference mode: no version.
+    return [
+        (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        for tensor in (*module.parameters(), *module.buffers())
+    ]

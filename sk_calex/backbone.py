@@ -29,7 +29,7 @@ from sk_calex.store import FeatureStore
 __all__ = ["FrozenBackbone"]
 
 # Part of the fingerprint: raised when the same module would give other features.
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 class FrozenBackbone(TransformerMixin, StagedEstimator):

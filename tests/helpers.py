@@ -76,7 +76,8 @@ def labelled_images(
 def counted(net: TinyNet) -> Iterator[list[int]]:
     """Collect the sizes of the batches that enter a net, staged or not."""
     sizes: list[int] = []
-    hook = net.stem[0].register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
+    # On the activation: stages run copies of the convolutions, norms folded in.
+    hook = net.stem[2].register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
     try:
         yield sizes
     finally:
