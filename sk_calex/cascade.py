@@ -34,7 +34,7 @@ from sk_calex._validation import (
 from sk_calex.base import BaseCascade
 from sk_calex.branches import PrototypePoolingClassifier
 from sk_calex.calibration import BranchThresholds, class_precision
-from sk_calex.fitting import Alignment, Problem, fit_branches
+from sk_calex.fitting import Alignment, Problem, fit_branches, fit_weighted
 from sk_calex.folds import Folds, make_folds
 from sk_calex.labels import check_output_order, output_order
 from sk_calex.layout import TapLayout
@@ -358,10 +358,14 @@ class CascadeClassifier(BaseCascade):
             raise TypeError(f"final_estimator must be a classifier, got {template!r}.")
 
         def fitted(rows: NDArray[np.intp]) -> Any:
-            estimator = clone(template)
-            if np.ptp(weight[rows]) == 0:
-                return estimator.fit(outputs[rows], codes[rows])
-            return estimator.fit(outputs[rows], codes[rows], sample_weight=weight[rows])
+            return fit_weighted(
+                clone(template),
+                outputs[rows],
+                codes[rows],
+                weight[rows],
+                "final_estimator",
+                "Give one whose fit takes them, or no sample_weight.",
+            )
 
         def answers(estimator: Any, rows: NDArray[np.intp]) -> NDArray[np.float64]:
             return answer_of(estimator, n_classes)(as_tensor(outputs[rows]))

@@ -26,7 +26,7 @@ from sk_calex.runtime import answer_of
 from sk_calex.table import CalibrationRule, CalibrationTable, exits_at
 from sk_calex.training import soften
 
-__all__ = ["Alignment", "FittedBranches", "Problem", "fit_branches"]
+__all__ = ["Alignment", "FittedBranches", "Problem", "fit_branches", "fit_weighted"]
 
 _ROWS = 4096
 # A repeated row must carry at least this share of its sample to be worth its memory.
@@ -94,8 +94,8 @@ def fit_branches(
             mixture=alignment.mixture if alignment.kind == "soft" else 1.0,
             sample_weight=problem.weight[train],
         )
-        sizes.append(effective_sample_size(weight))
         fit_on = _Fitter(problem, template, k, weight, memory)
+        sizes.append(effective_sample_size(fit_on.weights(train)))
         s, c = np.zeros(n), np.zeros(n, dtype=np.intp)
         if len(folds.pairs) == 1:
             branch = fit_on(train)
@@ -157,16 +157,22 @@ class _Fitter:
         self.problem, self.template, self.weight = problem, template, weight
         self.fit = memory.cache(_fit_branch)
 
-    def __call__(self, rows: NDArray[np.intp]) -> Any:
-        # Rows outside get weight 0: absent, without a copy of the features.
+    def weights(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Training weights on some rows; rows outside get 0: absent, without a copy."""
         weight = np.zeros_like(self.weight)
         weight[rows] = self.weight[rows]
+        if len(np.unique(self.problem.targets[weight > 0])) < 2:
+            # Survivors of one class teach nothing: then all rows count alike.
+            weight[rows] = self.problem.weight[rows]
+        return weight
+
+    def __call__(self, rows: NDArray[np.intp]) -> Any:
         return self.fit(
             self.template,
             self.block,
             self.shape,
             self.problem.targets,
-            weight,
+            self.weights(rows),
             self.problem.soft,
         )
 
@@ -218,12 +224,34 @@ def _fit_branch(
         repeat, labels = np.nonzero(share)
         weight = weight[repeat] * share[repeat, labels]
         rows = rows[repeat]
+    return fit_weighted(
+        branch,
+        block[rows],
+        labels,
+        weight,
+        "branch",
+        "Set targets='argmax' and alignment='hard' or 'none' (soft targets and soft "
+        "survivor weights are weights too), or give a branch whose fit takes them.",
+    )
+
+
+def fit_weighted(
+    estimator: Any,
+    X: NDArray[Any],
+    y: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    role: str,
+    advice: str,
+) -> Any:
+    """Fit a classifier with weights, or without where all are equal and it takes none.
+
+    Equal weights are passed on, too: to a penalised classifier their size matters.
+    """
+    if has_fit_parameter(estimator, "sample_weight"):
+        return estimator.fit(X, y, sample_weight=weight)
     if np.ptp(weight) == 0:
-        return branch.fit(block[rows], labels)
-    if not has_fit_parameter(branch, "sample_weight"):
-        raise ValueError(
-            f"branch={branch!r} takes no sample_weight, which soft targets and soft "
-            "survivor weights need. Set targets='argmax' and alignment='hard' or "
-            "'none', or give a branch whose fit takes sample_weight."
-        )
-    return branch.fit(block[rows], labels, sample_weight=weight)
+        return estimator.fit(X, y)
+    raise ValueError(
+        f"{role}={estimator!r} takes no sample_weight, and the weights of its samples "
+        f"differ. {advice}"
+    )
