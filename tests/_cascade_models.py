@@ -1,0 +1,65 @@
+"""A small network that is right most of the time, and easy and hard images for it."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from sk_calex import BranchClassifier, FrozenBackbone
+from tests.helpers import TinyNet
+
+TAPS = ["stem", "block1"]
+#: Per sample, by hand: 3x3 convolutions on 16x16, 8x8 and 4x4, and the classifier.
+STAGE_MACS = (256 * 9 * 3 * 4, 64 * 9 * 4 * 8, 16 * 9 * 8 * 16 + 16 * 3)
+
+
+def images(n, seed=0, n_classes=3):
+    """Images whose stripes and colour tell the class, under noise of several levels."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % n_classes)
+    wave = np.sin(np.arange(16) * np.pi / 2)
+    patterns = np.zeros((n_classes, 3, 16, 16))
+    for c in range(n_classes):
+        stripes = wave[:, None] if c % 2 else wave[None, :]
+        patterns[c, c % 3] = stripes + 0.3 * (c // 3)
+    level = rng.choice([0.25, 0.5, 2.0], size=(n, 1, 1, 1))
+    X = patterns[y] + level * rng.standard_normal((n, 3, 16, 16))
+    return X.astype(np.float32), y
+
+
+@cache
+def tiny_net(n_outputs=3):
+    """Random convolutions under statistics and a classifier fitted to `images`."""
+    net = TinyNet(n_outputs, seed=1).train()
+    X, y = images(600, seed=99, n_classes=n_outputs)
+    for norm in (net.stem[1], net.block1[1], net.block2[1]):
+        norm.momentum = 1.0  # statistics of the one batch
+    with torch.no_grad():
+        net(torch.from_numpy(X))
+        x = net.eval().block2(net.block1(net.stem(torch.from_numpy(X))))
+        pooled = net.head[:2](x).numpy()
+    fitted = LogisticRegression(C=100, max_iter=2000).fit(pooled, y)
+    with torch.no_grad():
+        net.head[2].weight.copy_(torch.from_numpy(fitted.coef_))
+        net.head[2].bias.copy_(torch.from_numpy(fitted.intercept_))
+    return net.train()  # the backbone has to see to eval mode itself
+
+
+def tiny_backbone(n_outputs=3, **params):
+    """A backbone around `tiny_net`."""
+    params = {"taps": TAPS, "pool": 4, "device": "cpu"} | params
+    return FrozenBackbone(tiny_net(n_outputs), **params)
+
+
+def small_branch(head="conv", **params):
+    """A torch branch that is trained in milliseconds."""
+    small = {"conv": {"widths": (6,)}, "prototype_augmented": {"widths": (6,)}}
+    params = {
+        "head_params": small.get(head),
+        "max_iter": 8,
+        "solver": "lbfgs",
+        "random_state": 0,
+        "device": "cpu",
+    } | params
+    return BranchClassifier(head, **params)
