@@ -172,12 +172,15 @@ def test_the_hair_is_split_between_close_scores():
     np.testing.assert_allclose(threshold, 0.9 - 1e-7, rtol=0, atol=1e-12)
 
 
-def test_neighbouring_floats_are_told_apart():
-    high = 0.75
-    for low in (np.nextafter(high, 0), np.nextafter(np.nextafter(high, 0), 0)):
-        X = two_class([high, low])
-        found = calibrator().fit(X, [0, 1])
-        assert found.exits(X).tolist() == [True, False]
+@pytest.mark.parametrize("high", [0.75, np.nextafter(0.75, 1)])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_neighbouring_floats_are_told_apart(high, steps):
+    # Halfway between neighbours rounds to the even one, here the upper or the lower.
+    low = high
+    for _ in range(steps):
+        low = np.nextafter(low, 0)
+    X = two_class([high, low])
+    assert calibrator().fit(X, [0, 1]).exits(X).tolist() == [True, False]
 
 
 def test_bars_default_to_full_precision():
