@@ -196,7 +196,7 @@ def test_groups_are_routed_to_the_split(form):
         split = GroupShuffleSplit(1, test_size=0.3, random_state=0)
         split.set_split_request(groups=True)
         fitted = cascade(params, cv=split).fit(data, Y, groups=groups)
-        train, held = next(split.split(np.zeros((len(Y), 1)), Y, groups))
+        _, held = next(split.split(np.zeros((len(Y), 1)), Y, groups))
     assert len(fitted.calibration_.labels) == len(held)
     np.testing.assert_array_equal(fitted.calibration_.labels, Y[np.sort(held)])
 
