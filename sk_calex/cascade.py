@@ -289,7 +289,7 @@ class CascadeClassifier(BaseCascade):
         if n_classes < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes, y holds one class: "
-                f"{self.classes_[0]!r}."
+                f"{self.classes_.tolist()[0]!r}."
             )
         weight = check_sample_weight(sample_weight, features)
         seeds = check_random_state(self.random_state)

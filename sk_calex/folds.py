@@ -68,7 +68,7 @@ def make_folds(
         tested = np.sort(np.concatenate([held for _, held in pairs]))
         if not np.array_equal(tested, present):
             raise ValueError(
-                f"cv={cv!r} gives {len(pairs)} splits whose test parts do not hold "
+                f"cv={_named(cv)} gives {len(pairs)} splits whose test parts do not hold "
                 "every sample exactly once, so they cannot calibrate out of fold. Use "
                 "a partition (StratifiedKFold, ...), a single split or a float."
             )
@@ -85,7 +85,12 @@ def _check_part(
     absent = np.setdiff1d(np.arange(len(classes)), codes)
     if len(absent):
         raise ValueError(
-            f"the {part} part of cv={cv!r} holds no sample of class "
-            f"{classes[absent[0]]!r}: each class needs some in both parts. Give more "
+            f"the {part} part of cv={_named(cv)} holds no sample of class "
+            f"{classes.tolist()[absent[0]]!r}: each class needs some in both parts. Give more "
             "samples, a stratified split, or leave the class out."
         )
+
+
+def _named(cv: Any) -> str:
+    # A predefined split prints the fold of every row.
+    return type(cv).__name__ if hasattr(cv, "split") else repr(cv)

@@ -1,0 +1,240 @@
+"""Bad input: each kind gets an error that names the parameter and the way out."""
+
+import numpy as np
+import pytest
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import PredefinedSplit, ShuffleSplit
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from sk_calex import CascadeClassifier, FrozenBackbone
+from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
+
+X, Y = images(60)
+
+
+def cascade(backbone=None, **params):
+    params = {"branch": small_branch("gap", max_iter=2), "random_state": 0} | params
+    return CascadeClassifier(
+        tiny_backbone() if backbone is None else backbone, **params
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return cascade().fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        (["stem", "blok1"], r"'blok1' is not in the module.*'block1'"),
+        (["block1", "stem"], r"order of execution.*\['stem', 'block1'\]"),
+        (["stem", "stem"], "'stem' is repeated"),
+        ([], "taps is empty"),
+        (["head"], "the module's output"),
+    ],
+)
+def test_taps(taps, message):
+    with pytest.raises(ValueError, match=message):
+        cascade(FrozenBackbone(tiny_net(), taps)).fit(X, Y)
+
+
+def test_wrong_number_of_channels(fitted):
+    with pytest.raises(ValueError, match=r"\(2, 1, 16, 16\).*number of channels"):
+        cascade().fit(X[:, :1], Y)
+    with pytest.raises(ValueError, match=r"\(1, 16, 16\).*\(3, 16, 16\)"):
+        fitted.predict(X[:, :1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_finite(fitted, bad):
+    broken = X.copy()
+    broken[7, 0, 3, 3] = bad
+    with pytest.raises(ValueError, match="X contains NaN or infinity"):
+        cascade().fit(broken, Y)
+    with pytest.raises(ValueError, match="X contains NaN or infinity"):
+        fitted.predict(broken)
+
+
+def test_features_that_are_not_finite():
+    features = tiny_backbone().fit(X).transform(X).copy()
+    features[5, -1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        CascadeClassifier(input="features").fit(features, Y)
+
+
+def test_empty(fitted):
+    with pytest.raises(ValueError, match="X is empty"):
+        cascade().fit(X[:0], Y[:0])
+    with pytest.raises(ValueError, match="X is empty"):
+        fitted.predict(X[:0])
+
+
+def test_labels_of_another_length():
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples.*60, 59"):
+        cascade().fit(X, Y[:-1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_labels_that_are_not_finite(bad):
+    y = Y.astype(float)
+    y[0] = bad
+    with pytest.raises(ValueError, match=r"Input y contains (NaN|infinity)"):
+        cascade().fit(X, y)
+
+
+def test_labels_that_are_not_classes():
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        cascade().fit(X, np.linspace(0, 1, 60))
+
+
+def test_a_single_class():
+    with pytest.raises(ValueError, match="at least 2 classes, y holds one class: 1"):
+        cascade().fit(X, np.ones(60, dtype=int))
+
+
+@pytest.mark.parametrize(("part", "cut"), [("calibration", 0), ("training", -1)])
+def test_a_class_absent_from_a_part(part, cut):
+    fold = np.where(np.arange(60) % 3 == 0, 0, -1)
+    fold[Y == 2] = -1 if cut == 0 else 0
+    with pytest.raises(ValueError, match=rf"{part} part of cv=.*no sample of class 2"):
+        cascade(cv=PredefinedSplit(fold)).fit(X, Y)
+
+
+def test_splits_that_overlap():
+    with pytest.raises(ValueError, match=r"cv=.*exactly once"):
+        cascade(cv=ShuffleSplit(3, test_size=0.4, random_state=0)).fit(X, Y)
+
+
+def test_weights():
+    with pytest.raises(ValueError, match="sample_weight is zero for all samples"):
+        cascade().fit(X, Y, sample_weight=np.zeros(60))
+    with pytest.raises(ValueError, match=r"Negative values.*sample_weight"):
+        cascade().fit(X, Y, sample_weight=-np.ones(60))
+
+
+@pytest.mark.parametrize("margin", [1, 1.5, np.inf, -np.inf, np.nan])
+def test_margins(fitted, margin):
+    with pytest.raises(ValueError, match=r"margin=.* a finite number below 1"):
+        cascade(margin=margin).fit(X, Y)
+    with pytest.raises(ValueError, match="alignment_margin="):
+        cascade(alignment_margin=margin).fit(X, Y)
+    before = fitted.thresholds_.copy(), fitted.margin
+    for call in (fitted.set_margin, fitted.thresholds_at):
+        with pytest.raises(ValueError, match=r"margin=.* a finite number below 1"):
+            call(margin)
+    np.testing.assert_array_equal(fitted.thresholds_, before[0])
+    assert fitted.margin == before[1]
+
+
+def test_negative_margins_are_legal():
+    assert cascade(margin=-3.0).fit(X, Y).thresholds_.shape == (2, 3)
+
+
+def test_outputs_that_do_not_fit_the_classes():
+    with pytest.raises(
+        ValueError, match=r"3 outputs but y has 4 classes.*final_estimator"
+    ):
+        cascade().fit(X, np.arange(60) % 4)
+    with pytest.raises(ValueError, match=r"classes=.*'zebra'|classes=.*not among"):
+        cascade(tiny_backbone(classes=["a", "b", "c"])).fit(
+            X, np.array(["a", "b", "zebra"])[Y]
+        )
+
+
+def test_labels_in_another_order_than_the_outputs():
+    names = np.array(["zebra", "ant", "bee"])  # sorted, they go by another order
+    with pytest.raises(ValueError, match=r"another order.*classes=\[\.\.\.\]"):
+        cascade().fit(X, names[Y])
+    told = cascade(tiny_backbone(classes=names)).fit(X, names[Y])
+    assert told.score(X, names[Y]) > 0.6
+
+
+def test_a_module_instead_of_a_backbone():
+    with pytest.raises(TypeError, match=r"FrozenBackbone\(module, taps="):
+        cascade(nn.Linear(2, 2)).fit(X, Y)
+
+
+def test_use_before_fit():
+    for call in ("predict", "predict_proba", "exit_depth", "cost", "flops_reduction"):
+        with pytest.raises(NotFittedError, match="CascadeClassifier"):
+            getattr(cascade(), call)(X)
+    with pytest.raises(NotFittedError):
+        cascade().set_margin(0.1)
+
+
+def test_features_without_a_layout():
+    features = np.asarray(tiny_backbone().fit(X).transform(X))
+    with pytest.raises(ValueError, match=r"input='features'.*which columns"):
+        CascadeClassifier(input="features").fit(features, Y)
+    with pytest.raises(ValueError, match=r"input='features'.*which columns"):
+        CascadeClassifier(tiny_backbone(), input="features").fit(features, Y)
+    # A fitted backbone tells.
+    backbone = tiny_backbone().fit(X)
+    told = CascadeClassifier(
+        backbone, input="features", branch=small_branch("gap", max_iter=2)
+    )
+    assert told.fit(features, Y).layout_ == backbone.layout_
+    with pytest.raises(ValueError, match="features as input"):
+        told.predict(features[:, :-1])
+
+
+def test_a_branch_for_each_tap():
+    with pytest.raises(ValueError, match=r"list of 3 classifiers.*2 taps"):
+        cascade(branch=[small_branch()] * 3).fit(X, Y)
+
+
+def test_branches_that_take_no_weights():
+    neighbours = KNeighborsClassifier(3)
+    with pytest.raises(ValueError, match=r"branch=KNeighbors.*targets='argmax'"):
+        cascade(branch=neighbours).fit(X, Y)
+    cascade(branch=neighbours, targets="argmax", alignment="none").fit(X, Y)
+
+
+def test_costs_that_nobody_can_count():
+    neighbours = cascade(
+        branch=KNeighborsClassifier(3), targets="labels", alignment="none"
+    ).fit(X, Y)
+    with pytest.raises(ValueError, match=r"MACs of branch KNeighbors.*macs_"):
+        neighbours.cost(X)
+    for branch in neighbours.branches_:
+        branch.macs_ = 7
+    assert (neighbours.cost(X) > 0).all()
+
+
+def test_settings_out_of_range():
+    for setting in (
+        {"alignment": "sharp"},
+        {"targets": "hard"},
+        {"calibrate_on": "train"},
+        {"margin_mode": "both"},
+        {"rule": "best"},
+        {"alignment_mixture": 1.5},
+        {"alignment_bandwidth": -1},
+        {"min_support": -1},
+        {"cross_fit": 1},
+        {"input": "images"},
+        {"cv": 1.5},
+    ):
+        (name,) = setting
+        with pytest.raises(ValueError, match=rf"'{name}' parameter of Cascade"):
+            cascade(**setting).fit(X, Y)
+
+
+def test_one_margin_for_branches_and_thresholds_cannot_move():
+    bound = cascade(alignment_margin="same", margin=0.1).fit(X, Y)
+    with pytest.raises(ValueError, match=r"alignment_margin='same'.*fit again"):
+        bound.set_margin(0.2)
+
+
+def test_final_estimator_must_classify():
+    class Almost:
+        def fit(self, X, y):
+            return self
+
+        def predict_proba(self, X):
+            return np.ones((len(X), 1))
+
+    with pytest.raises(TypeError, match="final_estimator must be a classifier"):
+        cascade(final_estimator=Almost()).fit(X, Y)
