@@ -68,8 +68,8 @@ def make_folds(
         tested = np.sort(np.concatenate([held for _, held in pairs]))
         if not np.array_equal(tested, present):
             raise ValueError(
-                f"cv={_named(cv)} gives {len(pairs)} splits whose test parts do not hold "
-                "every sample exactly once, so they cannot calibrate out of fold. Use "
+                f"cv={_named(cv)} gives {len(pairs)} splits whose test parts do not "
+                "hold every sample exactly once, so they cannot calibrate out of fold. Use "
                 "a partition (StratifiedKFold, ...), a single split or a float."
             )
     for train, held in pairs:
@@ -86,8 +86,8 @@ def _check_part(
     if len(absent):
         raise ValueError(
             f"the {part} part of cv={_named(cv)} holds no sample of class "
-            f"{classes.tolist()[absent[0]]!r}: each class needs some in both parts. Give more "
-            "samples, a stratified split, or leave the class out."
+            f"{classes.tolist()[absent[0]]!r}: each class needs some in both parts. "
+            "Give more samples, a stratified split, or leave the class out."
         )
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import PredefinedSplit, ShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
@@ -229,7 +230,7 @@ def test_one_margin_for_branches_and_thresholds_cannot_move():
 
 
 def test_final_estimator_must_classify():
-    class Almost:
+    class Almost(BaseEstimator):
         def fit(self, X, y):
             return self
 
