@@ -15,6 +15,7 @@ from sk_calex.calibration import (
 from sk_calex.cascade import CascadeClassifier
 from sk_calex.layout import FeatureArray, TapLayout
 from sk_calex.model_selection import margin_curve
+from sk_calex.plotting import CascadeDisplay
 from sk_calex.store import FeatureStore
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BranchClassifier",
     "CascadeClassifier",
+    "CascadeDisplay",
     "FeatureArray",
     "FeatureStore",
     "FrozenBackbone",

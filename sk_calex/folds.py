@@ -69,8 +69,8 @@ def make_folds(
         if not np.array_equal(tested, present):
             raise ValueError(
                 f"cv={_named(cv)} gives {len(pairs)} splits whose test parts do not "
-                "hold every sample exactly once, so they cannot calibrate out of fold. Use "
-                "a partition (StratifiedKFold, ...), a single split or a float."
+                "hold every sample exactly once, so they cannot calibrate out of fold. "
+                "Use a partition (StratifiedKFold, ...), a single split or a float."
             )
     for train, held in pairs:
         _check_part(codes[train], classes, cv, "training")

@@ -24,9 +24,6 @@ DOCS = ROOT / "docs"
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 RUN_HERE = {"README.md", "docs/quickstart.md", "docs/user_guide.md"}
-displays_exist = pytest.mark.skipif(
-    not hasattr(sk_calex, "CascadeDisplay"), reason="sk_calex.plotting is not there yet"
-)
 
 
 def load(name: str) -> ModuleType:
@@ -63,7 +60,6 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return run("docs/quickstart.md", {"folder": Path.cwd()})
 
 
-@displays_exist
 def test_quickstart(quickstart: dict[str, Any]) -> None:
     assert (quickstart["folder"] / "curve.png").stat().st_size > 0
     # What the page claims to show: a backbone that works and a curve that is not flat.
@@ -71,7 +67,6 @@ def test_quickstart(quickstart: dict[str, Any]) -> None:
     assert len(set(quickstart["curve"].flops_reduction)) > 1
 
 
-@displays_exist
 def test_user_guide(
     quickstart: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
