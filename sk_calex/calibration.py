@@ -12,13 +12,16 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
     check_consistent_length,
     check_is_fitted,
     column_or_1d,
 )
 
-from sk_calex._validation import check_margin, check_probabilities
+from sk_calex._validation import (
+    check_margin,
+    check_probabilities,
+    check_sample_weight,
+)
 
 __all__ = ["SurvivorThresholdCalibrator", "class_precision", "precision_bars"]
 
@@ -67,9 +70,7 @@ def class_precision(
     truth = _check_codes(y, n_classes, "y")
     guess = _check_codes(predicted, n_classes, "predicted")
     check_consistent_length(truth, guess)
-    weight = _check_sample_weight(
-        sample_weight, truth, dtype=np.float64, ensure_non_negative=True
-    )
+    weight = check_sample_weight(sample_weight, truth)
     total = np.bincount(guess, weights=weight, minlength=n_classes)
     right = np.bincount(guess, weights=weight * (truth == guess), minlength=n_classes)
     out = np.full(n_classes, np.nan)
@@ -330,9 +331,7 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         check_classification_targets(labels)
         n, n_classes = proba.shape
         self.classes_, codes = _column_classes(labels, n_classes)
-        weight = _check_sample_weight(
-            sample_weight, proba, dtype=np.float64, ensure_non_negative=True
-        )
+        weight = check_sample_weight(sample_weight, proba)
         reached = _check_survivors(survivors, n) & (weight > 0)
         reference = _check_reference(reference_precision, n_classes)
 
