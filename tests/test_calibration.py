@@ -430,7 +430,7 @@ def test_reference_precisions_are_one_a_class(reference):
 
 
 @pytest.mark.parametrize(
-    "weight", [np.ones(59), np.full(60, -1.0), np.full(60, np.nan)]
+    "weight", [np.ones(59), np.full(60, -1.0), np.full(60, np.nan), np.zeros(60)]
 )
 def test_sample_weights_are_one_non_negative_number_a_sample(weight):
     with pytest.raises(ValueError, match="sample_weight"):
@@ -462,7 +462,7 @@ def test_class_precision_takes_codes(name, bad):
 def test_class_precision_takes_one_entry_a_sample():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         class_precision([0], [0, 1], 2)
-    for weight in ([1], [1, -1]):
+    for weight in ([1], [1, -1], [0, 0]):
         with pytest.raises(ValueError, match="sample_weight"):
             class_precision([0, 1], [0, 1], 2, weight)
 

@@ -9,6 +9,7 @@ from sk_calex._validation import (
     check_finite,
     check_margin,
     check_probabilities,
+    check_sample_weight,
     near_names,
     resolve_device,
     softmax64,
@@ -141,6 +142,26 @@ def test_rows_may_miss_one_by_rounding():
 def test_what_is_no_probability_is_refused_by_name(X, message):
     with pytest.raises(ValueError, match=message):
         check_probabilities(X, "soft")
+
+
+# -- check_sample_weight ---------------------------------------------------------------
+
+
+def test_sample_weights_come_back_as_float64():
+    X = np.zeros((3, 2), dtype=np.float32)
+    for weight in ([0, 1, 2], np.array([0, 1, 2], dtype=np.float32)):
+        checked = check_sample_weight(weight, X)
+        assert checked.dtype == np.float64
+        assert checked.tolist() == [0, 1, 2]
+    assert check_sample_weight(None, X).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "weight", [[0, 0], [1, -1], [1, np.nan], [1, np.inf], [1], [[1, 1]]]
+)
+def test_weights_that_weigh_nothing_are_refused(weight):
+    with pytest.raises(ValueError, match=r"(?i)sample.weight"):
+        check_sample_weight(weight, np.zeros((2, 2)))
 
 
 # -- as_tensor -------------------------------------------------------------------------
