@@ -112,10 +112,13 @@ def check_sample_weight(
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:
     """View `array` as a tensor without a copy, read-only memory maps included."""
+    array = np.asarray(array)
+    if min(array.strides, default=0) < 0:
+        array = np.ascontiguousarray(array)  # torch has no negative strides
     with warnings.catch_warnings():
         # Nothing here writes to the tensor; copying a memory map would defeat it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-        return torch.from_numpy(np.asarray(array))
+        return torch.from_numpy(array)
 
 
 def softmax64(logits: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
