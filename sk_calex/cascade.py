@@ -112,7 +112,7 @@ class CascadeClassifier(BaseCascade):
     random_state : int, RandomState instance or None, default=None
         Seed of the split and of branches that have none of their own.
     verbose : int, default=0
-        Passed to nothing yet but the progress of the fit: 1 prints a line a branch.
+        1 prints a line for each branch that is trained.
 
     Attributes
     ----------
@@ -326,6 +326,7 @@ class CascadeClassifier(BaseCascade):
             cross_fit=self.cross_fit,
             memory=check_memory(self.memory),
             n_jobs=self.n_jobs,
+            verbose=self.verbose,
         )
         self.branches_ = fitted.branches
         self.effective_sample_size_ = fitted.effective_sample_sizes

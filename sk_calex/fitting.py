@@ -76,6 +76,7 @@ def fit_branches(
     cross_fit: int | None,
     memory: Memory,
     n_jobs: int | None,
+    verbose: int = 0,
 ) -> FittedBranches:
     """Train and calibrate the branches, one after the other.
 
@@ -96,6 +97,11 @@ def fit_branches(
         )
         fit_on = _Fitter(problem, template, k, weight, memory)
         sizes.append(effective_sample_size(fit_on.weights(train)))
+        if verbose:
+            print(
+                f"branch {k + 1} of {len(templates)} ({problem.layout.names[k]}): "
+                f"{len(train)} samples, effectively {sizes[-1]:.0f}"
+            )
         s, c = np.zeros(n), np.zeros(n, dtype=np.intp)
         if len(folds.pairs) == 1:
             branch = fit_on(train)
