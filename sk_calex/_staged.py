@@ -19,16 +19,18 @@ from sk_calex._inputs import prepare
 from sk_calex._pooling import Grid
 from sk_calex._validation import check_finite, resolve_device
 from sk_calex.layout import TapLayout
-from sk_calex.stages import Stages
+from sk_calex.stages import Stages, State
 
 __all__ = ["StagedEstimator"]
+
+_CHANNELS_LAST_GRID = 16
 
 
 class StagedEstimator(BaseEstimator):
     """Base of `FrozenBackbone`: all that touches the module.
 
-    The device, the module there and its stages (`_device`, `_run`, `_stages`, and
-    `_cut_from`, the state they were cut from) are derived: they are not pickled but
+    The device, the module there and its stages (`_device`, `_run`, `_stages`, and what
+    they were cut from, `_cut_from` and `_cut_as`) are derived: they are not pickled but
     found again when they are needed.
     """
 
@@ -37,10 +39,12 @@ class StagedEstimator(BaseEstimator):
     batch_size: int
     device: str | torch.device
     dtype: str
+    cache: Any
     layout_: TapLayout
     _example_shape: tuple[int, ...]
     _grids: tuple[Grid, ...]
-    _cut_from: list[tuple[int, int]]
+    _cut_from: list[tuple[int, int, int]]
+    _cut_as: str | None
 
     def _place(self) -> None:
         """Find the device, and the module there: itself, or a copy of it."""
@@ -80,7 +84,7 @@ class StagedEstimator(BaseEstimator):
                 rows = slice(start, start + self.batch_size)
                 state = stages.start(self.prepare(raw[rows]))
                 for k in range(stages.n_taps + 1):
-                    output, state = stages.advance(k, state)
+                    output, state = self.advance(k, state)
                     if k < stages.n_taps:
                         output = self.pool_tap(k, output)
                     else:
@@ -122,6 +126,27 @@ class StagedEstimator(BaseEstimator):
         parameters = self.module.parameters()
         floating = (p.dtype for p in parameters if p.is_floating_point())
         return next(floating, torch.float32)
+
+    def advance(self, stage: int, state: State) -> tuple[Tensor, State]:
+        """Run one stage in the memory format that suits its maps.
+
+        Parameters
+        ----------
+        stage : int
+            Index of the stage.
+        state : tuple of Tensor
+            From ``stages().start`` or the stage before, inside ``frozen()``.
+
+        Returns
+        -------
+        output : Tensor of shape (n_samples, *shape)
+            Output of the tap, or of the module after the last stage.
+        state : tuple of Tensor
+            What the stages after this one need.
+        """
+        if self._device.type == "cpu":
+            state = tuple(_in_format(value) for value in state)
+        return self._stages.advance(stage, state)
 
     def pool_tap(self, tap: int, output: Tensor) -> Tensor:
         """A tap's output as the branches see it: pooled and rounded to `dtype`.
@@ -169,16 +194,29 @@ class StagedEstimator(BaseEstimator):
             The stages, on the device, with batch normalisation folded into the
             convolutions before it; they share all other weights.
         """
+        # Weights may have been written since, which folded copies do not see.
         if not hasattr(self, "_stages") or self._cut_from != _state_of(self._run):
-            # Not pickled, or weights were written since, which folded copies would
-            # not see: cut again, on an example of the shape seen in fit.
-            self._place()
-            generator = torch.Generator().manual_seed(0)
-            example = torch.rand(2, *self._example_shape, generator=generator)
-            self._stages = self._split(
-                self.layout_.names, example.to(self._device, self._module_dtype)
-            )
+            self._cut_again()
         return self._stages
+
+    def _cut_again(self) -> None:
+        """Cut on an example of the shape seen in fit."""
+        self._place()
+        generator = torch.Generator().manual_seed(0)
+        example = torch.rand(2, *self._example_shape, generator=generator)
+        self._stages = self._split(
+            self.layout_.names, example.to(self._device, self._module_dtype)
+        )
+        self._note_cut()
+
+    def _note_cut(self) -> None:
+        """Remember what a cache is told the stages are."""
+        self._cut_as = None if self.cache is None else self.fingerprint_
+
+    @property
+    def fingerprint_(self) -> str:
+        """Digest of the module and the settings; see `FrozenBackbone`."""
+        raise NotImplementedError
 
     def frozen(self) -> AbstractContextManager[None]:
         """Context in which the stages may run: eval mode and inference mode.
@@ -193,15 +231,30 @@ class StagedEstimator(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
-        for derived in ("_device", "_run", "_stages", "_cut_from"):
+        for derived in ("_device", "_run", "_stages", "_cut_from", "_cut_as"):
             state.pop(derived, None)
         return state
 
 
-def _state_of(module: nn.Module) -> list[tuple[int, int]]:
-    """Which tensors a module holds and how often each was written to."""
+def _in_format(value: Tensor) -> Tensor:
+    """Channels last where it pays: on the CPU, for maps of at least 16 x 16.
+
+    Measured on a ResNet18: the first stage in half the time, the last in twice.
+    """
+    if value.ndim != 4:
+        return value
+    large = min(value.shape[2:]) >= _CHANNELS_LAST_GRID
+    form = torch.channels_last if large else torch.contiguous_format
+    return value.contiguous(memory_format=form)
+
+
+def _state_of(module: nn.Module) -> list[tuple[int, int, int]]:
+    """Which tensors a module holds, where, and how often each was written to.
+
+    Cheap, but blind to writes through ``.data``, which torch does not count.
+    """
     # Inference tensors cannot be written to outside of inference mode: no version.
     return [
-        (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        (id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
         for tensor in (*module.parameters(), *module.buffers())
     ]

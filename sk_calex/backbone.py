@@ -29,7 +29,7 @@ from sk_calex.store import FeatureStore
 __all__ = ["FrozenBackbone"]
 
 # Part of the fingerprint: raised when the same module would give other features.
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 class FrozenBackbone(TransformerMixin, StagedEstimator):
@@ -192,6 +192,7 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         self.n_features_in_ = self.sample_shape_[0]
         self.stage_macs_ = stages.macs
         self.layout_ = TapLayout(stages.names, shapes, outputs[0], stages.macs)
+        self._note_cut()
         return self
 
     def _check_classes(self, n_outputs: int) -> None:
@@ -222,6 +223,15 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
             sample_shape=self.sample_shape_,
             schema=_SCHEMA,
         )
+
+    def _fingerprint_of_stages(self) -> str:
+        """The fingerprint, and stages that give what it stands for."""
+        fingerprint = self.fingerprint_
+        if fingerprint != self._cut_as:
+            # A setting, or weights written where torch does not count it.
+            self._cut_again()
+            fingerprint = self.fingerprint_
+        return fingerprint
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Features of the taps and the outputs of the module.
@@ -264,8 +274,9 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
                 )
             else:
                 dtype = cast(Literal["float32", "float16"], self.dtype)
-                store = FeatureStore(self.cache)
-                section = store.section(self.fingerprint_, width, dtype)
+                section = FeatureStore(self.cache).section(
+                    self._fingerprint_of_stages(), width, dtype
+                )
                 out = extract_cached(
                     self._features,
                     samples,

@@ -70,7 +70,7 @@ class _StagedSource:
         self._state = stages.start(backbone.prepare(batch))
 
     def advance(self, stage: int) -> Tensor:
-        output, self._state = self._stages.advance(stage, self._state)
+        output, self._state = self._backbone.advance(stage, self._state)
         if stage < self._stages.n_taps:
             return self._backbone.pool_tap(stage, output)
         return self._backbone.round_features(output)

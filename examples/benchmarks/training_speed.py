@@ -84,7 +84,7 @@ def uncached_updates(heads, backbone, images, targets, rows, whole):
         with backbone.frozen():
             state = stages.start(backbone.prepare(raw))
             for stage in range(stages.n_taps + 1 if whole else k + 1):
-                output, state = stages.advance(stage, state)
+                output, state = backbone.advance(stage, state)
                 if stage == k:
                     x = backbone.pool_tap(k, output)
             soft = F.softmax(output / TEMPERATURE, 1) if whole else None
