@@ -363,6 +363,18 @@ def test_repr_is_short_and_names_the_module(net, backbone):
     assert "<TinyNet>" not in repr(backbone.get_params())
 
 
+def test_a_module_that_is_changed_in_place_is_cut_again():
+    net = TinyNet()
+    backbone = FrozenBackbone(net, TAPS).fit(X)
+    with torch.no_grad():
+        net.stem[0].weight.mul_(2)
+        net.stem[1].running_mean.add_(0.1)
+    changed = FrozenBackbone(net, TAPS).fit(X).transform(X)
+    np.testing.assert_array_equal(backbone.transform(X), changed)
+    net.double()
+    np.testing.assert_allclose(backbone.transform(X), changed, rtol=1e-4, atol=1e-5)
+
+
 # What it leaves alone
 
 

@@ -169,6 +169,21 @@ def test_weights_that_change_after_fit_are_noticed(cache, small_pieces):
     np.testing.assert_allclose(after[:, -4:], before[:, -4:] + 1, rtol=1e-5)
 
 
+def test_weights_written_behind_the_back_of_torch_are_noticed(cache, small_pieces):
+    # Stages hold copies of convolutions, and .data is not counted as a write.
+    net = TinyNet()
+    backbone = make(cache, net).fit(X)
+    backbone.transform(X)
+    for parameter in net.stem.parameters():
+        parameter.data.mul_(2)
+    features = backbone.transform(X)
+    np.testing.assert_array_equal(features, make(None, net).fit(X).transform(X))
+    late = make(None, net).fit(X)
+    net.stem[0].weight.data.mul_(2)
+    features = late.set_params(cache=cache).transform(X)
+    np.testing.assert_array_equal(features, make(None, net).fit(X).transform(X))
+
+
 def test_running_statistics_that_change_are_noticed(cache, small_pieces):
     backbone = make(cache).fit(X)
     backbone.transform(X)
