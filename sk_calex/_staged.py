@@ -72,7 +72,8 @@ class StagedEstimator(BaseEstimator):
                 "`preprocess`."
             ) from error
         stages = Stages.split(self._run, taps, example, fold_norms=True)
-        self._cut_from = _state_of(self._run)
+        self._parts = list(self._run.modules())  # walking them takes longer
+        self._cut_from = _state_of(self._parts)
         return stages
 
     def _features(self, raw: Tensor) -> NDArray[Any]:
@@ -195,7 +196,7 @@ class StagedEstimator(BaseEstimator):
             convolutions before it; they share all other weights.
         """
         # Weights may have been written since, which folded copies do not see.
-        if not hasattr(self, "_stages") or self._cut_from != _state_of(self._run):
+        if not hasattr(self, "_stages") or self._cut_from != _state_of(self._parts):
             self._cut_again()
         return self._stages
 
@@ -226,7 +227,8 @@ class StagedEstimator(BaseEstimator):
         context : context manager
             Gives every submodule its training flag back when it ends.
         """
-        self.stages()
+        if not hasattr(self, "_run"):
+            self.stages()
         return frozen(self._run)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,13 +250,15 @@ def _in_format(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=form)
 
 
-def _state_of(module: nn.Module) -> list[tuple[int, int, int]]:
-    """Which tensors a module holds, where, and how often each was written to.
+def _state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
+    """Which tensors the modules hold, where, and how often each was written to.
 
     Cheap, but blind to writes through ``.data``, which torch does not count.
     """
     # Inference tensors cannot be written to outside of inference mode: no version.
     return [
         (id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-        for tensor in (*module.parameters(), *module.buffers())
+        for module in modules
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
     ]

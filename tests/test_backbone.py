@@ -371,6 +371,9 @@ def test_a_module_that_is_changed_in_place_is_cut_again():
         net.stem[1].running_mean.add_(0.1)
     changed = FrozenBackbone(net, TAPS).fit(X).transform(X)
     np.testing.assert_array_equal(backbone.transform(X), changed)
+    net.stem[0].weight.data = net.stem[0].weight.data / 2
+    changed = FrozenBackbone(net, TAPS).fit(X).transform(X)
+    np.testing.assert_array_equal(backbone.transform(X), changed)
     net.double()
     np.testing.assert_allclose(backbone.transform(X), changed, rtol=1e-4, atol=1e-5)
 

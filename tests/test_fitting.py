@@ -1,6 +1,7 @@
 """Cascade order against plain loops; how any classifier becomes a branch."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,11 +67,11 @@ def fitted(given, where, alignment, template=None, **settings):
 @pytest.mark.parametrize(
     "alignment",
     [
-        Alignment("soft", 0.1, 0.1, 1.0),
-        Alignment("soft", -0.05, 0.3, 0.4),
-        Alignment("soft", 0.1, 0.0, 1.0),
-        Alignment("hard", 0.1, 0.3, 0.4),
-        Alignment("none", 0.1, 0.1, 1.0),
+        Alignment("soft", 0.3, 0.1, 1.0),
+        Alignment("soft", 0.1, 0.3, 0.4),
+        Alignment("soft", 0.3, 0.0, 1.0),
+        Alignment("hard", 0.3, 0.3, 0.4),
+        Alignment("none", 0.3, 0.1, 1.0),
     ],
     ids=["soft", "mixed", "sharp", "hard", "none"],
 )
@@ -115,6 +116,37 @@ def test_cascade_order(alignment, where, weighted, targets):
     # The taps were told apart: someone exits, and someone goes on.
     assert 0 < np.isfinite(expected.thresholds).sum()
     assert len(set(expected.weights[-1].values())) > 1 or alignment.kind == "none"
+
+
+def test_survivors_of_all_branches_before():
+    """Of four branches the last is the first to see who left before the third."""
+    layout = TapLayout(tuple("abcd"), ((4,), (5,), (3,), (3,)), CLASSES)
+    given = replace(problem(), layout=layout)
+    where = folds("split", given)
+    got = fit_branches(
+        given,
+        [LogisticRegression()] * 4,
+        where,
+        REFERENCE,
+        Alignment("soft", 0.3),
+        CalibrationRule(min_support=3),
+        cross_fit=None,
+        memory=NO_MEMORY,
+        n_jobs=None,
+    )
+    expected = slow_cascade(
+        [layout.block(given.features, k) for k in range(4)],
+        given.codes,
+        where.pairs,
+        n_classes=CLASSES,
+        reference=REFERENCE,
+        margin=0.3,
+        min_support=3,
+    )
+    for k in range(4):
+        np.testing.assert_allclose(
+            got.branches[k].coef_, expected.branches[k].coef_, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_first_branch_sees_all_samples_alike():

@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 
-import numpy as np
 import torch
 from _common import environment, write_json
 from torch import nn
@@ -78,8 +77,6 @@ def extract(n, folder, queue):
             "feature_mib": features.nbytes / 2**20,
             "peak_resident_mib_above_start": peak[0] - before[0],
             "peak_anonymous_mib_above_start": peak[1] - before[1],
-            "memory_mapped": isinstance(features.base, np.memmap)
-            or isinstance(features, np.memmap),
         }
     )
 
