@@ -233,7 +233,7 @@ class StagedEstimator(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
-        for derived in ("_device", "_run", "_stages", "_cut_from", "_cut_as"):
+        for derived in ("_device", "_run", "_stages", "_cut_from", "_parts", "_cut_as"):
             state.pop(derived, None)
         return state
 
