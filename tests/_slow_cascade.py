@@ -50,6 +50,12 @@ def slow_cascade(
     held = sorted(i for _, part in pairs for i in part)
     train = list(pairs[0][0]) if len(pairs) == 1 else held
     survival, reaching = [1.0] * n, set(held)
+
+    def usable(w, rows):
+        if len({targets[i] for i in rows if w[i] > 0}) >= 2:
+            return w
+        return {i: weight[i] for i in rows}
+
     out = SlowCascade()
     for block in blocks:
         total = sum(weight[i] for i in train)
@@ -58,8 +64,7 @@ def slow_cascade(
         w = {i: weight[i] * ((1 - share) + share * survival[i] / mass) for i in train}
 
         def fit(rows, block=block, w=w):
-            if len({targets[i] for i in rows if w[i] > 0}) < 2:
-                w = {i: weight[i] for i in rows}
+            w = usable(w, rows)
             use, labels, masses = [], [], []
             for i in rows:
                 if w[i] == 0:
@@ -104,7 +109,7 @@ def slow_cascade(
         tau = [f.lowest - min((f.lowest - f.next_below) / 2, HAIR) for f in found]
         tau = [t if f.enabled else math.inf for t, f in zip(tau, found, strict=True)]
         out.branches.append(branch)
-        out.weights.append(w)
+        out.weights.append(usable(w, train))
         out.thresholds.append(tau)
         reaching = {i for i in reaching if said[i][0] < tau[said[i][1]]}
         if kind == "none":
