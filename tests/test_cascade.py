@@ -505,6 +505,8 @@ class Counted(LogisticRegression):
         return super().fit(X, y, sample_weight)
 
 
+# joblib warns of slow disks, which a busy machine has.
+@pytest.mark.filterwarnings("ignore:Persisting input arguments:UserWarning")
 @pytest.mark.parametrize("make", [str, lambda folder: Memory(folder, verbose=0)])
 def test_memory_keeps_fitted_branches(features, tmp_path, make):
     memory = make(tmp_path)
