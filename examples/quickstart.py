@@ -53,7 +53,7 @@ def parse_args(argv=None):
     add("--data", choices=["digits", "cifar100"], default="digits")
     add("--backbone", type=Path, metavar="FILE", help="ResNet18 weights for cifar100")
     add("--data-home", type=Path, metavar="DIR", help="where CIFAR-100 lies")
-    add("--epochs", type=int, default=5, help="of the digit network (default 5)")
+    add("--epochs", type=int, default=4, help="of the digit network (default 4)")
     add("--seed", type=int, default=0, help="of all that is random (default 0)")
     add("--quick", action="store_true", help="few rows, tiny network: a smoke test")
     add("--output", type=Path, metavar="DIR", default=Path(__file__).parent / "output")
