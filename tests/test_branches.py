@@ -124,9 +124,13 @@ def test_predictions_do_not_depend_on_the_chunks():
 # -- what it learns from ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
-def test_soft_targets_are_imitated(solver):
-    """At alpha 1 the probabilities follow the targets, whatever the labels say."""
+def test_soft_targets_are_imitated(solver, temperature):
+    """At alpha 1 the probabilities follow the targets, whatever the labels say.
+
+    At any temperature: targets and answers are softened alike in training.
+    """
     X, y = data((12,), n=120, spread=0.5)
     target = np.full((120, 3), 0.1)
     target[np.arange(120), (y + 1) % 3] = 0.8
@@ -137,7 +141,7 @@ def test_soft_targets_are_imitated(solver):
         "batch_size": 40,
         "weight_decay": 0.0,
     }
-    model = branch(temperature=1.0, **settings).fit(X, y, soft_targets=target)
+    model = branch(temperature=temperature, **settings).fit(X, y, soft_targets=target)
     assert np.abs(model.predict_proba(X) - target).mean() < 0.04
     assert (model.predict(X) == (y + 1) % 3).mean() > 0.95
     by_label = branch(alpha=0.0, **settings).fit(X, y, soft_targets=target)
