@@ -37,7 +37,8 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
 
     The module is cut at its taps into stages, so that a cascade can stop at one and go
     on from it with fewer samples. It is run in eval and inference mode; its weights,
-    buffers and training flags are never changed, and clones share it.
+    buffers and training flags are never changed, and clones share it. Fit again after
+    training it further or replacing its layers.
 
     Parameters
     ----------
