@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,10 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     def _run(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         sources, n = self._sources(X)
-        return run_cascade(
-            sources, self._answers(), self._policy(), n, len(self.classes_)
-        )
+        answers, policy = self._answers(), self._policy()
+        backbone = self.backbone_
+        with nullcontext() if backbone is None else backbone.frozen():
+            return run_cascade(sources, answers, policy, n, len(self.classes_))
 
     def _tabulate(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         sources, n = self._feature_sources(X)

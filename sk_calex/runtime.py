@@ -92,11 +92,20 @@ def cached_sources(
 def staged_sources(
     backbone: FrozenBackbone, samples: Samples
 ) -> Iterator[tuple[slice, Source]]:
-    """Batches of samples, run through the backbone's stages."""
-    stages = backbone.stages()
-    with backbone.frozen():
-        for rows, raw in samples.batches(backbone.batch_size):
-            yield rows, _StagedSource(backbone, stages, raw)
+    """Batches of samples, run through the backbone's stages.
+
+    To be used up inside ``with backbone.frozen()``. Entered here, that would outlive an
+    error in the caller for as long as its traceback is kept.
+    """
+    stages, batches = backbone.stages(), samples.batches(backbone.batch_size)
+    while True:
+        with torch.inference_mode(
+            False
+        ):  # a Dataset may keep what it reads
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch[0], _StagedSource(backbone, stages, batch[1])
 
 
 def backbone_answer(logits: Tensor) -> NDArray[np.float64]:

@@ -260,3 +260,34 @@ def test_run_and_table_against_a_loop(cached, features):
             assert depth[i] == k
             assert proba[i].argmax() == predicted[k, i]
             assert proba[i].max() == pytest.approx(scores[k, i], rel=1e-5)
+
+
+def test_an_error_leaves_neither_inference_mode_nor_eval_mode_behind(staged):
+    net = staged.backbone_.module
+    flags = [module.training for module in net.modules()]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = net.block1[2].register_forward_hook(interrupt)
+    staged.thresholds_ = np.full_like(staged.thresholds_, np.inf)
+    # `kept` holds the traceback, and with it the frames of the failed call.
+    with pytest.raises(KeyboardInterrupt) as kept:
+        staged.predict(TEST)
+    hook.remove()
+    assert not torch.is_inference_mode_enabled()
+    assert [module.training for module in net.modules()] == flags
+    assert kept.traceback
+
+
+def test_datasets_are_read_outside_of_inference_mode(staged):
+    class Watching(TensorDataset):
+        def __getitem__(self, index):
+            assert not torch.is_inference_mode_enabled()
+            return super().__getitem__(index)
+
+    watched = Watching(torch.from_numpy(TEST))
+    same(
+        staged.predict(watched, return_depth=True),
+        staged.predict(TEST, return_depth=True),
+    )
