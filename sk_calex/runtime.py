@@ -99,9 +99,7 @@ def staged_sources(
     """
     stages, batches = backbone.stages(), samples.batches(backbone.batch_size)
     while True:
-        with torch.inference_mode(
-            False
-        ):  # a Dataset may keep what it reads
+        with torch.inference_mode(False):  # a Dataset may keep what it reads
             batch = next(batches, None)
         if batch is None:
             return
