@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pickle
+import subprocess
+import sys
 import traceback
-import warnings
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +18,14 @@ from sk_calex.store import FeatureStore, row_keys
 
 FINGERPRINT = "0123456789abcdef"
 WIDTH = 6
+
+# How much is tried. docs/reliability.md says the same: a test compares the two.
+N_FLIPS = 200  # random places in which a byte of a shard is changed
+N_KILLS = 200  # processes killed by the system at random moments
+N_WRITERS = 8  # processes that write the same rows at once
+N_CRAFTED = 83  # crafted files, folders, links and pipes
+MACHINE_RUNS = 100  # sequences of operations compared with a dict
+MACHINE_STEPS = 30  # operations in each, at most
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
@@ -28,17 +41,30 @@ def read(section, keys, dtype=np.float32):
     return section.read(keys, out), out
 
 
-def open_section(folder, *, verify="first"):
-    store = FeatureStore(folder, verify=verify)
-    return store.section(FINGERPRINT, WIDTH, "float32")
+def open_section(folder, *, name=FINGERPRINT, **settings):
+    return FeatureStore(folder, **settings).section(name, WIDTH, "float32")
 
 
-def shards(folder):
-    return sorted((folder / FINGERPRINT).glob("*.safetensors"))
+def shards(folder, name=FINGERPRINT):
+    return sorted((folder / name).glob("*.safetensors"))
 
 
 def temporaries(folder):
-    return sorted((folder / FINGERPRINT).glob(".*.tmp"))
+    return sorted(folder.glob("*/.*.tmp"))
+
+
+def overwrite(path, offset, content):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def flip(path, offset, mask=1):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))
 
 
 def assert_right(section, keys, rows):
@@ -48,9 +74,12 @@ def assert_right(section, keys, rows):
     return found
 
 
-def spare_the_disk(monkeypatch):
+def spare_the_disk(monkeypatch=None):
     """Skip fsync where at most the process dies: the written pages outlive it."""
+    if monkeypatch is None:
+        return mock.patch("sk_calex.store._files.os.fsync")
     monkeypatch.setattr("sk_calex.store._files.os.fsync", lambda descriptor: None)
+    return None
 
 
 def assert_works_again(folder, keys, rows):
@@ -62,15 +91,36 @@ def assert_works_again(folder, keys, rows):
     assert temporaries(folder) == []
 
 
-def fork(function):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads are idle
-        child = os.fork()
+# Tests that fork
+
+
+def in_light_process(test):
+    """Run a test in a process of its own, without torch, threads and worker pools.
+
+    From there, forking takes a millisecond and disturbs nobody.
+    """
+
+    @functools.wraps(test)
+    def run(**arguments):
+        call = (test.__module__, test.__name__, arguments)
+        script = Path(__file__).with_name("store_light.py")
+        subprocess.run(
+            [sys.executable, "-W", "error", script],
+            input=pickle.dumps(call),
+            check=True,
+            timeout=300,
+        )
+
+    return needs_fork(run)
+
+
+def fork(function, *args):
+    child = os.fork()
     if child:
         return child
     code = 1
     try:
-        function()
+        function(*args)
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -8,12 +8,14 @@ import json
 import os
 import pickle
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from sklearn.base import BaseEstimator, clone
 
 from sk_calex.store import FeatureStore, Section, StoreWarning
 
@@ -102,7 +104,7 @@ def test_writing_nothing_makes_no_file(store, section):
     assert section.read(keys, rows).shape == (0,)
     assert section.gather(keys).shape == (0, WIDTH)
     assert section.n_rows == 0
-    assert store.info() == {"rows": 0, "bytes": 0, "sections": 0}
+    assert store.info()["sections"] == 0
 
 
 def test_read_into_other_dtypes_and_maps(tmp_path, section):
@@ -262,6 +264,34 @@ def test_stores_and_sections_are_pickled_as_settings(store, section, monkeypatch
     assert FINGERPRINT in repr(section)
 
 
+def test_stores_are_equal_if_their_settings_are(tmp_path):
+    settings = [{}, {"verify": "always"}, {"max_bytes": 10**9}]
+    stores = [FeatureStore(tmp_path / "a", **each) for each in settings]
+    stores.append(FeatureStore(tmp_path / "b"))
+    for store in stores:
+        for twin in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
+            assert twin is not store
+            assert twin == store
+            assert hash(twin) == hash(store)
+            assert repr(twin) == repr(store)
+    assert len(set(stores)) == 4
+    assert stores[0] != "a"
+    assert repr(stores[2]) == (
+        f"FeatureStore({str(tmp_path / 'a')!r}, max_bytes=1000000000, verify='first')"
+    )
+
+
+class Holder(BaseEstimator):
+    def __init__(self, store=None):
+        self.store = store
+
+
+def test_an_estimator_that_holds_a_store_is_cloned(store):
+    copied = clone(Holder(store))
+    assert copied.store == store
+    assert copied.get_params() == {"store": store}
+
+
 def test_the_folder_is_made_late_and_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -274,9 +304,12 @@ def test_the_folder_is_made_late_and_absolute(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_section_is_opened_once(store):
+def test_a_section_is_opened_once_while_it_is_held(store):
     first = store.section(FINGERPRINT, WIDTH, "float32")
     assert store.section(FINGERPRINT, WIDTH, "float32") is first
+    held = weakref.ref(first)
+    del first
+    assert held() is None
 
 
 # Wrong requests

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import pickle
 import random
 import shutil
 import warnings
@@ -15,12 +15,14 @@ import pytest
 from sk_calex.store import FeatureStore, StoreWarning, _shard
 
 from .store_helpers import (
-    FINGERPRINT,
+    N_FLIPS,
     WIDTH,
     assert_right,
     assert_works_again,
+    flip,
     make_rows,
     open_section,
+    overwrite,
     read,
     shards,
     spare_the_disk,
@@ -31,20 +33,6 @@ from .store_helpers import (
 def folder(tmp_path, monkeypatch):
     spare_the_disk(monkeypatch)
     return tmp_path / "store"
-
-
-def overwrite(path, offset, content):
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(content)
-
-
-def flip(path, offset, mask):
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        (byte,) = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte ^ mask]))
 
 
 def open_and_read(folder, keys, rows, verify="first", section=None):
@@ -62,7 +50,7 @@ def test_every_flipped_byte_is_found(folder, verify):
     (path,) = shards(folder)
     size = path.stat().st_size
     rng = random.Random(0)
-    offsets = [rng.randrange(size) for _ in range(200)]
+    offsets = [rng.randrange(size) for _ in range(N_FLIPS)]
     for offset in [*offsets, 0, 8, 1023, 1024, 1024 + 40 * 16, size - 1]:
         mask = 1 << rng.randrange(8)
         flip(path, offset, mask)
@@ -183,7 +171,7 @@ def test_a_damaged_shard_gives_way_to_another_copy(folder, damaged):
     keys, rows = make_rows(40)
     # As two writers at once do it: neither has seen the other's shard.
     first, second = open_section(folder), open_section(folder)
-    second._folder.rescan = lambda: None
+    second._folder.shards.rescan = lambda: None
     first.write(keys, rows)
     second.write(keys[:30], rows[:30])
     section = open_section(folder)
@@ -219,7 +207,7 @@ def test_a_shard_that_is_damaged_anew_at_each_look_is_a_miss(folder, monkeypatch
     section = open_section(folder)
     section.write(keys, rows)
     flip(shards(folder)[0], 2000, 1)
-    monkeypatch.setattr("sk_calex.store._folder._signature_of", lambda path: object())
+    monkeypatch.setattr("sk_calex.store._usable.signature_of", lambda path: object())
     with pytest.warns(StoreWarning, match="do not give its digest"):
         assert not assert_right(section, keys, rows).any()
 
@@ -230,6 +218,63 @@ def test_a_shard_that_goes_between_listing_and_opening(folder, monkeypatch):
     ghost = {f"{'0' * 64}.safetensors": None}
     monkeypatch.setattr("sk_calex.store._files.regular_files", lambda *args: ghost)
     assert not section.find(keys).any()
+
+
+def damaged_shards(folder, keys, rows):
+    """Store rows as four shards and damage the data of three."""
+    section = open_section(folder)
+    for part in np.split(np.arange(40), 4):
+        section.write(keys[part], rows[part])
+    damaged = shards(folder)[:3]
+    for path in damaged:
+        flip(path, 1300)
+    return damaged
+
+
+@pytest.mark.parametrize("limit", [0, 100, 2**20])
+def test_gathering_finds_all_that_is_damaged_in_one_pass(folder, limit):
+    keys, rows = make_rows(40)
+    damaged = damaged_shards(folder, keys, rows)
+    section = open_section(folder)
+    with (
+        pytest.warns(StoreWarning) as record,
+        pytest.raises(KeyError, match="30 of 40 rows"),
+    ):
+        section.gather(keys, memory_limit=limit)
+    # One warning for each of them, and none for the second pass.
+    told = sorted(str(warning.message) for warning in record)
+    assert len(told) == 3
+    assert all(path.name in text for path, text in zip(damaged, told, strict=True))
+    missing = ~section.find(keys)
+    assert section.write(keys[missing], rows[missing]) == 30
+    np.testing.assert_array_equal(section.gather(keys, memory_limit=limit), rows)
+    assert FeatureStore(folder).verify().shards == 2  # the sound one and the new one
+
+
+def test_writing_does_not_rely_on_a_damaged_shard(folder):
+    keys, rows = make_rows(40)
+    damaged_shards(folder, keys, rows)
+    section = open_section(folder)
+    with pytest.warns(StoreWarning, match="do not give its digest") as record:
+        assert section.write(keys, rows) == 30
+    assert len(record) == 3
+    assert assert_right(open_section(folder), keys, rows).all()
+
+
+@pytest.mark.parametrize("where", ["header", "data"])
+def test_a_copy_in_a_worker_knows_what_is_damaged(folder, where, monkeypatch):
+    keys, rows = make_rows(40)
+    section = open_section(folder)
+    section.write(keys, rows)
+    flip(shards(folder)[0], {"header": 0, "data": 2000}[where])
+    section = open_section(folder) if where == "data" else None
+    with pytest.warns(StoreWarning, match="ignored"):
+        section, _ = open_and_read(folder, keys, rows, section=section)
+    monkeypatch.setattr("sk_calex.store._news._told", set())  # as in a new process
+    copied = pickle.loads(pickle.dumps(section))
+    assert not assert_right(copied, keys, rows).any()
+    assert copied.write(keys, rows) == 40
+    assert assert_right(section, keys, rows).all()
 
 
 def test_an_unreadable_shard_is_a_miss(folder, monkeypatch):
@@ -258,110 +303,3 @@ def test_a_shard_of_another_section_is_refused(folder):
     with pytest.warns(StoreWarning, match="header that does not fit"):
         section = FeatureStore(folder).section("ffffffff", WIDTH, "float32")
     assert not section.find(keys).any()
-
-
-def test_what_is_no_shard_is_not_touched(folder):
-    keys, rows = make_rows(40)
-    open_section(folder).write(keys, rows)
-    (path,) = shards(folder)
-    place = path.parent
-    (place / "notes.txt").write_text("mine")
-    (place / f"{'0' * 64}.safetensors").mkdir()
-    (place / f"{'1' * 64}.safetensors").symlink_to(path)
-    os.mkfifo(place / f"{'2' * 64}.safetensors")
-    section = open_section(folder)
-    assert section.n_rows == 40
-    assert (place / "notes.txt").exists()
-    assert FeatureStore(folder).info()["rows"] == 40
-
-
-# Metadata from a stranger
-
-
-def crafted(**changes):
-    content = {
-        "format": "sk_calex.store",
-        "version": 1,
-        "fingerprint": FINGERPRINT,
-        "width": WIDTH,
-        "dtype": "float32",
-        **changes,
-    }
-    body = json.dumps(content).encode()
-    digest = _shard.hashlib.sha256(body).hexdigest()
-    return json.dumps({**content, "sha256": digest}, indent=1).encode()
-
-
-def test_crafted_metadata_would_be_accepted_unchanged():
-    assert _shard.Layout(FINGERPRINT, WIDTH, "float32").metadata() == crafted()
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b"[]",
-        b"null",
-        b"[" * 4000,
-        b'{"width": ' + b"9" * 4000 + b"}",
-        b" " * 5000,
-        crafted() + b" ",
-        crafted(fingerprint="../../../etc"),
-        crafted(width=-6),
-        crafted(width=2**62),
-        crafted(width=6.0),
-        crafted(width=True),
-        crafted(width=None),
-        crafted(dtype="object"),
-        crafted(dtype=["float32"]),
-        crafted(version=2),
-        crafted(version=True),
-        crafted(format="pickle"),
-        crafted(extra=1),
-        crafted()[:-20],
-        crafted().replace(b'"width": 6', b'"width": 7'),
-        b'{"format": "sk_calex.store", "version": 1}',
-    ],
-    ids=lambda raw: raw[:60],
-)
-def test_crafted_metadata_is_refused(folder, raw):
-    keys, rows = make_rows(10)
-    open_section(folder).write(keys, rows)
-    path = folder / FINGERPRINT / "section.json"
-    right = path.read_bytes()
-    path.write_bytes(raw)
-    assert FeatureStore(folder).info() == {"rows": 0, "bytes": 0, "sections": 0}
-    with pytest.warns(StoreWarning, match="is not valid section metadata"):
-        section = open_section(folder)
-    # The shards say themselves what they are; the next write repairs the file.
-    assert assert_right(section, keys, rows).all()
-    section.write(*make_rows(1, seed=1))
-    assert path.read_bytes() == right
-
-
-def test_metadata_that_is_no_file_is_refused(folder):
-    keys, rows = make_rows(10)
-    open_section(folder).write(keys, rows)
-    path = folder / FINGERPRINT / "section.json"
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.warns(StoreWarning, match="is not a regular file"):
-        section = open_section(folder)
-    assert assert_right(section, keys, rows).all()
-    assert FeatureStore(folder).info()["sections"] == 0
-
-
-@pytest.mark.parametrize("n_rows", [2**20 + 1, 2**36])
-def test_a_huge_hollow_shard_is_refused_before_it_is_read(folder, n_rows):
-    keys, rows = make_rows(3)
-    open_section(folder).write(keys, rows)
-    layout = _shard.Layout(FINGERPRINT, WIDTH, "float32")
-    path = folder / FINGERPRINT / f"{'0' * 64}.safetensors"
-    path.write_bytes(layout.header(n_rows))
-    os.truncate(path, _shard._HEADER_BYTES + n_rows * (16 + 4 * WIDTH))
-    with pytest.warns(StoreWarning, match="that no shard has"):
-        section = open_section(folder)
-    assert assert_right(section, keys, rows).all()
-    assert FeatureStore(folder).info()["rows"] == 3

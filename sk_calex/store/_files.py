@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterable
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +21,36 @@ try:
 except ImportError:  # pragma: no cover (no file locks: the sweep goes by age alone)
     fcntl = None  # type: ignore[assignment]
 
-_HOST = blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+_HOST = sha256(socket.gethostname().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
 _FOREIGN_AGE = 24 * 3600.0  # seconds after which another machine's file is an orphan
+# Neither follow a link nor wait for the other end of a pipe.
+_CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class DamagedFile(Exception):
+    """A file of the store cannot be used; the message says why."""
+
+
+def open_regular(path: Path) -> io.FileIO:
+    """Open a regular file for reading; raise DamagedFile for anything else."""
+    try:
+        file = open(  # noqa: SIM115
+            path, "rb", buffering=0, opener=lambda p, f: os.open(p, f | _CAREFULLY)
+        )
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise DamagedFile("is not a regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DamagedFile("is not a regular file")
+    return file
+
+
+def temporary_path(folder: Path) -> Path:
+    """Return a new name, by which the sweep knows a temporary file."""
+    return folder / f".{_HOST}-{uuid.uuid4().hex}.tmp"
 
 
 def new_temporary(folder: Path) -> IO[bytes]:
@@ -31,7 +60,7 @@ def new_temporary(folder: Path) -> IO[bytes]:
     mapping of it lives; the system drops the lock with the process, however that ends.
     """
     while True:
-        file = open(folder / f".{_HOST}-{uuid.uuid4().hex}.tmp", "x+b")  # noqa: SIM115
+        file = open(temporary_path(folder), "x+b")  # noqa: SIM115
         _lock(file)
         if os.fstat(file.fileno()).st_nlink:
             return file
@@ -86,23 +115,20 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> int:
-    """Remove the temporary files that no living writer holds; return their number.
+def sweep(folder: Path, *, remove: bool = True) -> list[Path]:
+    """Remove the temporary files that no living process holds; return their paths.
 
     A file of this machine is an orphan when its lock is free. Where locks do not tell
     (another machine's file, a file system without them), it is one after a day.
     """
-    removed = 0
-    for entry in _entries(folder):
-        match = _TEMPORARY.fullmatch(entry.name)
+    found = []
+    for name, entry in regular_files(folder, _TEMPORARY).items():
         # Another sweep, or its writer, may remove it meanwhile; and a folder that may
         # only be read is not ours to clean.
         with contextlib.suppress(OSError):
-            if match is not None and _unlink_orphan(
-                entry, of_this_host=match[1] == _HOST
-            ):
-                removed += 1
-    return removed
+            if _is_orphan(entry, remove=remove, of_this_host=name[1:9] == _HOST):
+                found.append(Path(entry.path))
+    return found
 
 
 def regular_files(
@@ -111,27 +137,29 @@ def regular_files(
     """Return the regular files (no links) whose whole name matches the pattern."""
     return {
         entry.name: entry
-        for entry in _entries(folder)
-        if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+        for entry in entries(folder, pattern)
+        if entry.is_file(follow_symlinks=False)
     }
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: Path, pattern: re.Pattern[str]) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, if it exists, under names that match."""
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
+        with os.scandir(folder) as found:
+            return [entry for entry in found if pattern.fullmatch(entry.name)]
     except FileNotFoundError:
         return []
 
 
 def _lock(file: IO[bytes]) -> None:
-    if fcntl is not None:
+    if fcntl is not None:  # pragma: no branch
         # A file system without locks refuses the sweep's lock too: it goes by age.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _unlink_orphan(entry: os.DirEntry[str], *, of_this_host: bool) -> bool:
+def _is_orphan(entry: os.DirEntry[str], *, remove: bool, of_this_host: bool) -> bool:
+    """Say whether a temporary file is an orphan, and if so remove it if told to."""
     if of_this_host and fcntl is not None:
         with open(entry.path, "r+b") as file:
             try:
@@ -141,9 +169,11 @@ def _unlink_orphan(entry: os.DirEntry[str], *, of_this_host: bool) -> bool:
             except OSError:
                 pass  # no locks here: go by age
             else:
-                os.unlink(entry.path)  # under the lock: see new_temporary
+                if remove:  # under the lock: see new_temporary
+                    os.unlink(entry.path)
                 return True
     if time.time() - entry.stat().st_mtime <= _FOREIGN_AGE:
         return False
-    os.unlink(entry.path)
+    if remove:
+        os.unlink(entry.path)
     return True

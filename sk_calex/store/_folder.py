@@ -1,182 +1,138 @@
-"""What lies in a section's folder, and which of it can be used."""
+"""The folder of a section: its metadata, whether it is in use, and writing to it."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import threading
-import warnings
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _files
-from ._index import KeyIndex
-from ._shard import (
-    METADATA_NAME,
-    SHARD_NAME,
-    DamagedFile,
-    Layout,
-    ShardReader,
-    read_metadata,
-    write_shard,
-)
+from ._eviction import make_room
+from ._files import DamagedFile
+from ._locks import Lock, lock, locked
+from ._news import Signature, is_news, signature_of, warn
+from ._shard import METADATA_NAME, Layout, OutdatedFile, read_metadata, write_shard
+from ._usable import UsableShards, Verify
 
-Verify = Literal["first", "always", "never"]
-_Signature = tuple[int, ...]
-
-# Shards whose digest this process has seen to be right, as the files were then.
-_verified: dict[str, _Signature] = {}
-
-
-class StoreWarning(UserWarning):
-    """A file of a feature store could not be used; its rows count as missing."""
+_TOUCH_SECONDS = 60.0  # how often the last use is noted
+_ATTEMPTS = 3  # to write into a folder that is removed meanwhile
 
 
 class SectionFolder:
-    """The usable shards of one folder and the index of their keys.
+    """A folder of shards. While an instance lives, the folder is not evicted.
 
-    The names in the folder are the only record that writers share, so nobody has to
-    tell anybody anything: whoever misses a key looks at the folder again. Threads may
-    share an instance.
+    Processes may write to one folder at a time: a row that several have is stored once
+    where the file system has locks, and may be stored several times where not.
     """
 
-    def __init__(self, path: Path, layout: Layout, verify: Verify) -> None:
-        self.path = path
-        self._layout = layout
-        self._verify = verify
-        self._lock = threading.RLock()
-        self._index = KeyIndex()
-        self._numbers: dict[str, int] = {}  # of the shards in the index, by name
-        self._names: list[str] = []  # by number; a number is never used again
-        self._ignored: dict[str, _Signature | None] = {}
-        _files.sweep(path)
-        self._metadata_is_right = self._check_metadata()
-        self.rescan()
-
-    def n_distinct(self) -> int:
-        """Count the distinct keys in the index."""
-        with self._lock:
-            return self._index.n_distinct()
-
-    def locate(
-        self, keys: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return the shard's number (-1: not stored) and the row of each key."""
-        with self._lock:
-            shard, row = self._index.find(keys)
-            if (shard < 0).any():
-                self.rescan()
-                shard, row = self._index.find(keys)
-        return shard, row
-
-    def copy_rows(
+    def __init__(
         self,
-        number: int,
-        rows: NDArray[np.int32],
-        keys: NDArray[np.uint8],
-        out: NDArray[Any],
-        to: NDArray[np.intp],
-    ) -> bool:
-        """Copy rows (ascending) of a shard, which have these keys, to out[to].
+        path: Path,
+        layout: Layout,
+        verify: Verify,
+        max_bytes: int | None,
+        ignored: Mapping[str, Signature | None],
+    ) -> None:
+        self.path = path
+        self.pin: Lock | None = None  # tells those who evict that this is in use
+        self._layout = layout
+        self._max_bytes = max_bytes
+        self._touched = -math.inf
+        self._write_lock = threading.Lock()
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise NotADirectoryError(
+                f"{path} must be a folder of the feature store, but is a link or a "
+                f"file. Remove it, or use another store."
+            )
+        self._hold()
+        _files.sweep(path)
+        self._has_metadata(tell=True)
+        self.shards = UsableShards(path, layout, verify, ignored)
+        self.use()
 
-        Returns whether it could be done; if not, the shard is no longer in the index.
-        """
-        name = self._names[number]
-        path = self.path / name
-        try:
-            with ShardReader(path, self._layout) as shard:
-                signature = _signature(shard.status)
-                if self._verify == "always" or (
-                    self._verify == "first" and _verified.get(str(path)) != signature
-                ):
-                    shard.verify()
-                    _verified[str(path)] = signature
-                # The index may be older than the file: go by what was verified.
-                if rows[-1] >= shard.n_rows or (shard.keys()[rows] != keys).any():
-                    raise DamagedFile("is not the file that was indexed")
-                for part, block in shard.rows(rows):
-                    out[to[part]] = block
-            return True
-        except FileNotFoundError:
-            self.rescan()
-        except (DamagedFile, OSError) as error:
-            self._ignore(name, error)
-        return False
+    def use(self) -> None:
+        """Keep the folder, if there is one by now, and note its last use."""
+        self._hold(patience=0)
+        now = time.monotonic()
+        if now - self._touched >= _TOUCH_SECONDS:
+            self._touched = now
+            with contextlib.suppress(OSError):  # it may not be ours to touch
+                if self._has_metadata():
+                    os.utime(self.path / METADATA_NAME)
 
-    def write(self, keys: NDArray[np.uint8], rows: NDArray[Any]) -> None:
-        """Store rows of the layout's dtype as one shard."""
-        if not (self._metadata_is_right and self.path.is_dir()):
-            _files.make_folder(self.path)
-            _files.publish(self.path, METADATA_NAME, [self._layout.metadata()])
-            self._metadata_is_right = True
-        name = write_shard(self.path, self._layout, keys, rows)
-        with self._lock:
-            if name not in self._numbers:  # another thread's rescan may have seen it
-                self._add(name, keys)
+    def write(self, keys: NDArray[np.uint8], rows: NDArray[Any]) -> int:
+        """Store those rows, of distinct keys, that are not stored; return how many."""
+        with self._write_lock:
+            for _ in range(_ATTEMPTS - 1):
+                # The folder may be removed under our hands.
+                with contextlib.suppress(FileNotFoundError):
+                    return self._write(keys, rows)
+            return self._write(keys, rows)
 
-    def rescan(self) -> None:
-        """Bring the index up to date with the names in the folder."""
-        with self._lock:
-            files = _files.regular_files(self.path, SHARD_NAME)
-            gone = [name for name in self._numbers if name not in files]
-            for name in gone:
-                self._index.discard(self._numbers.pop(name))
-            for name in sorted(files.keys() - self._numbers.keys()):
-                path = self.path / name
-                if name in self._ignored and (
-                    self._ignored[name] == _signature_of(path)
-                ):
-                    continue
-                try:
-                    with ShardReader(path, self._layout) as shard:
-                        self._add(name, shard.keys())
-                except FileNotFoundError:
-                    continue  # removed since it was listed
-                except (DamagedFile, OSError) as error:
-                    self._ignore(name, error)
-        if gone:
-            _warn(
-                f"{len(gone)} shards of {self.path} are gone. Their rows count as "
-                f"missing and can be written again."
+    def _write(self, keys: NDArray[np.uint8], rows: NDArray[Any]) -> int:
+        if not self.shards.missing(keys).any():
+            return 0
+        if not self._has_metadata():
+            _files.make_folder(self.path.parent)
+            with locked(self.path.parent):  # out of the way of those who evict
+                _files.make_folder(self.path)
+                self._hold()
+                # Replaced only if need be: others may hold the lock below on it.
+                if not self._has_metadata():
+                    _files.publish(self.path, METADATA_NAME, [self._layout.metadata()])
+        self._hold()
+        with locked(self.path / METADATA_NAME):
+            new = self.shards.missing(keys)
+            if new.any():
+                if not new.all():
+                    keys, rows = keys[new], rows[new]
+                self._make_room(len(keys))
+                name = write_shard(self.path, self._layout, keys, rows)
+                self.shards.add(name, keys)
+        return int(new.sum())
+
+    def _make_room(self, n_rows: int) -> None:
+        if self._max_bytes is None:
+            return
+        size = self._layout.shard_bytes(n_rows)
+        excess = make_room(self.path, size, self._max_bytes)
+        if excess and is_news(self.path, (self._max_bytes,)):
+            warn(
+                f"The store {self.path.parent} grows beyond max_bytes="
+                f"{self._max_bytes}, by {excess} bytes so far: nothing but "
+                f"{self.path.name}, which is being written, and what else is in use is "
+                f"left in it. The rows are stored all the same. Give a larger "
+                f"max_bytes, or tap fewer or smaller features."
             )
 
-    def _add(self, name: str, keys: NDArray[np.uint8]) -> None:
-        self._index.add(keys, len(self._names))
-        self._numbers[name] = len(self._names)
-        self._names.append(name)
-        self._ignored.pop(name, None)
+    def _hold(self, patience: float | None = None) -> None:
+        """Pin the folder that the path leads to now, if there is one and it can be."""
+        while self.pin is None or not self.pin.is_on(self.path):
+            try:
+                self.pin = lock(self.path, shared=True, patience=patience)
+            except BlockingIOError:
+                self.pin = None  # it is being evicted, by one who may be stopped
+            if self.pin is None:
+                break
 
-    def _ignore(self, name: str, error: Exception) -> None:
-        """Take a shard out of use, until its file changes."""
-        with self._lock:
-            if name in self._numbers:
-                self._index.discard(self._numbers.pop(name))
-            signature = _signature_of(self.path / name)
-            warned = name in self._ignored and self._ignored[name] == signature
-            self._ignored[name] = signature
-        if not warned:
-            reason = (
-                error if isinstance(error, DamagedFile) else f"is unusable: {error}"
-            )
-            _warn(
-                f"Shard {self.path / name} {reason}. It is ignored: its rows count as "
-                f"missing and can be written again. Remove the file to be rid of this "
-                f"warning."
-            )
-
-    def _check_metadata(self) -> bool:
+    def _has_metadata(self, *, tell: bool = False) -> bool:
         """Say whether the JSON file is there and right."""
+        path = self.path / METADATA_NAME
         try:
             stored = read_metadata(self.path)
-        except FileNotFoundError:
+        except (FileNotFoundError, OutdatedFile):
             return False
         except DamagedFile as error:
-            _warn(
-                f"{self.path / METADATA_NAME} {error}. It is ignored, and replaced by "
-                f"the next write."
-            )
+            if tell and is_news(path, signature_of(path)):
+                warn(f"{path} {error}. It is ignored, and replaced by the next write.")
             return False
         if stored != self._layout:
             raise ValueError(
@@ -186,25 +142,3 @@ class SectionFolder:
                 f"cover all that decides them: use another one, or another store."
             )
         return True
-
-
-def _signature(status: os.stat_result) -> _Signature:
-    """What changes when a file's bytes are changed by ordinary means."""
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-
-
-def _signature_of(path: Path) -> _Signature | None:
-    try:
-        return _signature(os.stat(path))
-    except OSError:
-        return None
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, StoreWarning, stacklevel=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,10 +25,10 @@ def row_keys(X: ArrayLike) -> NDArray[np.uint8]:
     Returns
     -------
     keys : ndarray of shape (n_samples, 16), dtype uint8
-        The 128-bit BLAKE2b digest of each sample's bytes in C order, little-endian,
-        personalised with the dtype and the shape of one sample. Equal samples have
-        equal keys; values that compare equal but are stored differently (0.0 and -0.0,
-        1 and 1.0) do not.
+        The first 128 bits of the SHA-256 digest of: the SHA-256 digest of the dtype
+        and the shape of one sample, then the sample's bytes in C order, little-endian.
+        Equal samples have equal keys; values that compare equal but are stored
+        differently (0.0 and -0.0, 1 and 1.0) do not.
 
     Raises
     ------
@@ -57,9 +57,8 @@ def row_keys(X: ArrayLike) -> NDArray[np.uint8]:
             f"{X.dtype}; convert it, for example with X.astype('float32')."
         )
     dtype = X.dtype.newbyteorder("<")
-    person = blake2b(
-        f"{dtype.str}{X.shape[1:]}".encode(), digest_size=blake2b.PERSON_SIZE
-    ).digest()
+    # Of one length, so that no end of it can pass for the beginning of a sample.
+    prefix = sha256(sha256(f"{dtype.str}{X.shape[1:]}".encode()).digest())
 
     n_samples = X.shape[0]
     sample_bytes = dtype.itemsize * int(np.prod(X.shape[1:], dtype=np.int64))
@@ -69,8 +68,9 @@ def row_keys(X: ArrayLike) -> NDArray[np.uint8]:
         part = np.ascontiguousarray(X[start : start + chunk], dtype=dtype)
         content = part.reshape(-1).view(np.uint8).data
         for i in range(len(part)):
-            sample = content[i * sample_bytes : (i + 1) * sample_bytes]
-            digests += blake2b(sample, digest_size=KEY_BYTES, person=person).digest()
+            digest = prefix.copy()
+            digest.update(content[i * sample_bytes : (i + 1) * sample_bytes])
+            digests += digest.digest()[:KEY_BYTES]
     return np.frombuffer(digests, dtype=np.uint8).reshape(n_samples, KEY_BYTES)
 
 

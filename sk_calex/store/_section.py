@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._files import new_temporary
-from ._folder import SectionFolder, Verify
+from ._files import make_folder, new_temporary
+from ._folder import SectionFolder
 from ._keys import as_strings, check_keys
+from ._locks import Lock
+from ._news import Signature
 from ._shard import MAX_SHARD_ROWS, Layout
+from ._usable import Verify
 
 # Damaged copies of a row after which it counts as missing. Any bound would do: it is
 # for a file that is damaged anew each time it is looked at.
 _MAX_COPIES = 10
+
+# Rows read and rows missed in this process, by the section's folder: see traffic.
+_traffic: dict[Path, tuple[int, int]] = {}
+_traffic_lock = threading.Lock()
 
 
 class Section:
@@ -32,23 +39,29 @@ class Section:
     is pickled as its settings, so that a worker process opens it anew.
     """
 
-    def __init__(self, path: Path, layout: Layout, verify: Verify) -> None:
-        self._settings = (path, layout, verify)
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout,
+        verify: Verify,
+        max_bytes: int | None = None,
+        ignored: Mapping[str, Signature | None] | None = None,
+    ) -> None:
+        self._settings = (path, layout, verify, max_bytes)
         self._layout = layout
-        self._folder = SectionFolder(path, layout, verify)
-        self._write_lock = threading.Lock()
+        self._folder = SectionFolder(path, layout, verify, max_bytes, ignored or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._settings
+        return type(self), (*self._settings, self._folder.shards.ignored)
 
     def __repr__(self) -> str:
-        path, layout, _ = self._settings
+        path, layout = self._folder.path, self._layout
         return f"<Section {path}: width={layout.width}, dtype={layout.dtype_name!r}>"
 
     @property
     def n_rows(self) -> int:
         """The number of distinct rows, as of this section's last look at the folder."""
-        return self._folder.n_distinct()
+        return self._folder.shards.n_distinct()
 
     def find(self, keys: ArrayLike) -> NDArray[np.bool_]:
         """Say which rows are stored, going by the index alone.
@@ -64,8 +77,9 @@ class Section:
             A row found here may still turn out to be damaged when it is read: what
             :meth:`read` returns is final.
         """
-        shard, _ = self._folder.locate(check_keys(keys))
-        return shard >= 0
+        found = self._find(check_keys(keys))
+        self._count(missed=len(found) - int(found.sum()))
+        return found
 
     def read(self, keys: ArrayLike, out: NDArray[Any]) -> NDArray[np.bool_]:
         """Read those of some rows that are stored into an array.
@@ -96,7 +110,8 @@ class Section:
         found = np.zeros(len(keys), dtype=bool)
         pending = np.arange(len(keys))
         for _ in range(_MAX_COPIES):
-            shard, row = self._folder.locate(keys[pending])
+            self._folder.use()
+            shard, row = self._folder.shards.locate(keys[pending])
             order = np.lexsort((row, shard))
             order = order[shard[order] >= 0]
             failed = [order[:0]]
@@ -110,14 +125,16 @@ class Section:
             pending = pending[np.concatenate(failed)]
             if len(pending) == 0:
                 break
+        n_found = int(found.sum())
+        self._count(read=n_found, missed=len(found) - n_found)
         return found
 
     def write(self, keys: ArrayLike, rows: ArrayLike) -> int:
         """Store those of some rows that are not stored yet, as one shard.
 
-        When this returns, the rows are on disk for good. When it raises, or the process
-        is killed, the earlier rows are as they were. A shard is meant to hold a few
-        thousand rows.
+        When this returns, the rows are on disk for good: a shard that has some of them
+        already is verified first. When it raises, or the process is killed, the earlier
+        rows are as they were. A shard is meant to hold a few thousand rows.
 
         Parameters
         ----------
@@ -141,17 +158,12 @@ class Section:
         keys = check_keys(keys)
         rows = self._check_rows(rows, len(keys))
         _, first = np.unique(as_strings(keys), return_index=True)
-        first.sort()
-        with self._write_lock:
-            self._folder.rescan()
-            shard, _ = self._folder.locate(keys[first])
-            new = first[shard < 0]
-            if 0 < len(new) < len(keys):
-                keys, rows = keys[new], rows[new]
-            if len(new):
-                with self._explain_failure(f"store {len(new)} rows"):
-                    self._folder.write(keys, rows)
-        return len(new)
+        if len(first) < len(keys):
+            first.sort()
+            keys, rows = keys[first], rows[first]
+        self._folder.use()
+        with self._explain_failure(f"store {len(keys)} rows"):
+            return self._folder.write(keys, rows)
 
     def gather(
         self, keys: ArrayLike, *, memory_limit: int = 64 * 2**20
@@ -175,12 +187,13 @@ class Section:
         Raises
         ------
         KeyError
-            If a row is not stored, or turns out to be damaged.
+            If a row is not stored, or turns out to be damaged. All rows are tried
+            first: what is missing after one such error is known to :meth:`find`.
         OSError
             If the temporary file cannot be written, as on a full disk.
         """
         keys = check_keys(keys)
-        self._require_all(self.find(keys))
+        self._require_all(self._find(keys))
         if len(keys) * self._layout.row_bytes > memory_limit:
             with self._explain_failure(f"gather {len(keys)} rows"):
                 return self._gather_to_disk(keys, memory_limit)
@@ -192,22 +205,37 @@ class Section:
         width, dtype = self._layout.width, self._layout.dtype
         chunk = min(len(keys), max(1, limit // self._layout.row_bytes))
         buffer = np.empty((chunk, width), dtype=dtype)
+        found = np.ones(len(keys), dtype=bool)
+        make_folder(self._folder.path)  # it may be gone: then so are the rows
         with new_temporary(self._folder.path) as file:
             try:
                 # Written, not assigned through the map: then nothing stays resident.
                 for start in range(0, len(keys), chunk):
                     part = keys[start : start + chunk]
-                    self._require_all(self.read(part, buffer[: len(part)]))
-                    file.write(buffer[: len(part)].data)
+                    found[start : start + chunk] = self.read(part, buffer[: len(part)])
+                    if found.all():  # else read on, to find all that is damaged
+                        file.write(buffer[: len(part)].data)
+                self._require_all(found)
                 file.flush()
                 rows = np.memmap(file, dtype, mode="r", shape=(len(keys), width))
             except BaseException:
-                _unlink(file.name, os.getpid())
+                _unlink(file.name, os.getpid(), None)
                 raise
         # The file keeps its name as long as the map lives, because joblib hands a map
-        # to its workers by name. A slice of the map keeps the map alive.
-        weakref.finalize(rows, _unlink, file.name, os.getpid())
+        # to its workers by name. A slice of the map keeps the map alive, and the map
+        # its section.
+        weakref.finalize(rows, _unlink, file.name, os.getpid(), self._folder.pin)
         return rows
+
+    def _find(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        self._folder.use()
+        shard, _ = self._folder.shards.locate(keys)
+        return shard >= 0
+
+    def _count(self, read: int = 0, missed: int = 0) -> None:
+        with _traffic_lock:
+            n_read, n_missed = _traffic.get(self._folder.path, (0, 0))
+            _traffic[self._folder.path] = (n_read + read, n_missed + missed)
 
     def _copy_rows(
         self,
@@ -219,7 +247,7 @@ class Section:
     ) -> bool:
         try:
             with np.errstate(over="raise"):
-                return self._folder.copy_rows(number, rows, keys, out, to)
+                return self._folder.shards.copy_rows(number, rows, keys, out, to)
         except FloatingPointError:
             raise ValueError(
                 f"out of dtype {out.dtype} cannot hold the stored rows: some are too "
@@ -291,8 +319,13 @@ def _split_by(values: NDArray[Any], order: NDArray[np.intp]) -> list[NDArray[np.
     return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
 
 
-def _unlink(name: str, process: int) -> None:
+def traffic(path: Path) -> tuple[int, int]:
+    """Return the rows of a section that this process has read, and has missed."""
+    return _traffic.get(path, (0, 0))
+
+
+def _unlink(name: str, process: int, pin: Lock | None) -> None:
     # A forked child inherits the finalizer, but the file is its parent's.
-    if os.getpid() == process:
+    if os.getpid() == process:  # pragma: no branch (seen by children only)
         with contextlib.suppress(OSError):
             os.unlink(name)

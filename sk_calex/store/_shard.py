@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._files import publish
+from ._files import DamagedFile, open_regular, publish
 from ._keys import KEY_BYTES
 
 METADATA_NAME = "section.json"
+SECTION_NAME = re.compile(r"[0-9a-f]{8,128}")  # its fingerprint
 SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 MAX_SHARD_ROWS = 2**20
 
@@ -34,15 +35,18 @@ _BLOCK_BYTES = 4 * 2**20  # rows are read in blocks of at most about this size
 _GAP_BYTES = 32 * 2**10  # rather read over a gap of unwanted rows than seek over it
 
 _FORMAT = "sk_calex.store"
-_VERSION = 1
+_VERSION = 2  # 1 had other keys
+_OLD_VERSIONS = (1,)
 _MAX_METADATA_BYTES = 4096
 _MAX_WIDTH = 2**28
-_FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
 _SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16"}
 
 
-class DamagedFile(Exception):
-    """A file of the store cannot be used; the message says why."""
+class OutdatedFile(DamagedFile):
+    """A file of an earlier version of the format."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"is of version {version} of the format, not {_VERSION}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Layout:
     def __post_init__(self) -> None:
         # From a caller or from a file: the types are claims.
         fingerprint: object = self.fingerprint
-        if not (isinstance(fingerprint, str) and _FINGERPRINT.fullmatch(fingerprint)):
+        if not (isinstance(fingerprint, str) and SECTION_NAME.fullmatch(fingerprint)):
             raise ValueError(
                 "fingerprint must be 8 to 128 lower-case hexadecimal digits, "
                 f"got {self.fingerprint!r}."
@@ -78,6 +82,10 @@ class Layout:
     def row_bytes(self) -> int:
         return self.width * self.dtype.itemsize
 
+    def shard_bytes(self, n_rows: int) -> int:
+        """Return the size of a shard of n_rows."""
+        return _HEADER_BYTES + n_rows * (KEY_BYTES + self.row_bytes)
+
     def n_rows(self, file_bytes: int) -> int:
         """Return the number of rows in a shard of this size, or raise DamagedFile."""
         n, rest = divmod(file_bytes - _HEADER_BYTES, KEY_BYTES + self.row_bytes)
@@ -85,13 +93,13 @@ class Layout:
             raise DamagedFile(f"has a size ({file_bytes} bytes) that no shard has")
         return n
 
-    def header(self, n_rows: int) -> bytes:
+    def header(self, n_rows: int, version: int = _VERSION) -> bytes:
         """Return the first bytes of a shard of n_rows."""
         split, end = n_rows * KEY_BYTES, n_rows * (KEY_BYTES + self.row_bytes)
         content = {
             "__metadata__": {
                 "format": _FORMAT,
-                "version": str(_VERSION),
+                "version": str(version),
                 "fingerprint": self.fingerprint,
             },
             "keys": {
@@ -108,11 +116,11 @@ class Layout:
         size = _HEADER_BYTES - 8
         return size.to_bytes(8, "little") + json.dumps(content).encode().ljust(size)
 
-    def metadata(self) -> bytes:
+    def metadata(self, version: int = _VERSION) -> bytes:
         """Return the content of the section's JSON file."""
         content = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": version,
             "fingerprint": self.fingerprint,
             "width": self.width,
             "dtype": self.dtype_name,
@@ -121,7 +129,7 @@ class Layout:
         return json.dumps({**content, "sha256": digest}, indent=1).encode()
 
 
-def read_metadata(folder: Path) -> Layout:
+def read_metadata(folder: Path, name: str = METADATA_NAME) -> Layout:
     """Read the JSON file of a section's folder.
 
     Raises
@@ -131,10 +139,7 @@ def read_metadata(folder: Path) -> Layout:
     DamagedFile
         If it is not, byte for byte, what this version writes for that folder.
     """
-    path = folder / METADATA_NAME
-    if path.exists() and not path.is_file():
-        raise DamagedFile("is not a regular file")
-    with open(path, "rb") as file:
+    with open_regular(folder / name) as file:
         raw = file.read(_MAX_METADATA_BYTES + 1)
     try:
         if len(raw) > _MAX_METADATA_BYTES:
@@ -142,14 +147,30 @@ def read_metadata(folder: Path) -> Layout:
         content: Any = json.loads(raw)
         if not isinstance(content, dict):
             raise ValueError("it is not an object")
-        if content.get("format") != _FORMAT or content.get("version") != _VERSION:
-            raise ValueError(f"it is not of format {_FORMAT!r}, version {_VERSION}")
         layout = Layout(folder.name, content["width"], content["dtype"])
-        if layout.metadata() != raw:
-            raise ValueError("its content does not fit its digest or its folder")
+        if layout.metadata() == raw:
+            return layout
+        for version in _OLD_VERSIONS:
+            if layout.metadata(version) == raw:
+                raise OutdatedFile(version)
+        raise ValueError(
+            f"it is not of format {_FORMAT!r}, version {_VERSION}, or its content does "
+            f"not fit its digest or its folder"
+        )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedFile(f"is not valid section metadata: {error}") from error
-    return layout
+
+
+def claimed_layout(path: Path, fingerprint: str) -> Layout:
+    """Return the layout that a shard's header claims, for want of metadata."""
+    with open_regular(path) as file:
+        raw = file.read(_HEADER_BYTES)
+    try:
+        rows = json.loads(raw[8:])["rows"]
+        names = {code: name for name, code in _SAFETENSORS_DTYPE.items()}
+        return Layout(fingerprint, rows["shape"][1], names[rows["dtype"]])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DamagedFile("has a header that no shard has") from error
 
 
 def write_shard(
@@ -182,11 +203,15 @@ class ShardReader:
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path = path
         self._layout = layout
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._file = open_regular(path)
         try:
             self.status = os.fstat(self._file.fileno())
             self.n_rows = layout.n_rows(self.status.st_size)
-            if self._read(0, _HEADER_BYTES).tobytes() != layout.header(self.n_rows):
+            header = self._read(0, _HEADER_BYTES).tobytes()
+            if header != layout.header(self.n_rows):
+                for version in _OLD_VERSIONS:
+                    if header == layout.header(self.n_rows, version):
+                        raise OutdatedFile(version)
                 raise DamagedFile("has a header that does not fit its size and section")
         except BaseException:
             self._file.close()
@@ -198,11 +223,11 @@ class ShardReader:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def verify(self) -> None:
-        """Compare the digest of the whole file with its name."""
+    def verify(self, name: str | None = None) -> None:
+        """Compare the digest of the whole file with its name, or the one given."""
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-        if f"{digest}.safetensors" != self._path.name:
+        if f"{digest}.safetensors" != (name or self._path.name):
             raise DamagedFile("has bytes that do not give its digest")
 
     def keys(self) -> NDArray[np.uint8]:

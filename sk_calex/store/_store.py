@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from datetime import UTC, datetime
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
+from weakref import WeakValueDictionary
 
-from . import _files, _shard
-from ._folder import Verify
-from ._section import Section
+from . import _check, _files, _shard
+from ._check import StoreReport
+from ._eviction import last_use, section_folders
+from ._section import Section, traffic
+from ._usable import Verify
+
+
+class SectionInfo(TypedDict):
+    """What :meth:`FeatureStore.info` says of one fingerprint."""
+
+    rows: int
+    bytes: int
+    width: int
+    dtype: str
+    hits: int
+    misses: int
+    last_used: datetime
+
+
+class StoreInfo(TypedDict):
+    """What :meth:`FeatureStore.info` returns."""
+
+    rows: int
+    bytes: int
+    sections: int
+    hits: int
+    misses: int
+    by_section: dict[str, SectionInfo]
 
 
 class FeatureStore:
@@ -23,6 +52,12 @@ class FeatureStore:
     ----------
     folder : str or path-like
         ``~`` is expanded. Created by the first write.
+    max_bytes : int, default=None
+        What all shards together may take; no limit by default. When rows are written
+        that do not fit, whole fingerprints are evicted, the least recently used first,
+        but none that any process has open. If that is not enough, the rows are stored
+        all the same, with a :class:`StoreWarning`. Matrices that are read back as
+        memory maps take temporary space on top.
     verify : {"first", "always", "never"}, default="first"
         When to compare a shard with its digest: before a process first reads it (and
         again if the file has changed since), at every read, or never. Whatever the
@@ -38,6 +73,9 @@ class FeatureStore:
     named by the SHA-256 digest of their bytes. The index (24 bytes a row) is built from
     the shards' keys when the section is opened, and brought up to date with the folder
     whenever a key is not found.
+
+    A section is open as long as a :class:`Section` or a memory map of its rows lives.
+    Stores are equal if their settings are; copies and pickles carry only these.
 
     Examples
     --------
@@ -59,8 +97,18 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, verify: Verify = "first"
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        verify: Verify = "first",
     ) -> None:
+        limit: object = max_bytes  # from a caller: its type is a claim
+        if limit is not None and not (isinstance(limit, Integral) and int(limit) > 0):
+            raise ValueError(
+                f"max_bytes must be a positive int, or None for no limit, got "
+                f"{max_bytes!r}."
+            )
         if verify not in ("first", "always", "never"):
             raise ValueError(
                 f"verify must be 'first', 'always' or 'never', got {verify!r}."
@@ -74,18 +122,35 @@ class FeatureStore:
             raise NotADirectoryError(
                 f"folder must be a folder or not exist yet, got the file {self.folder}."
             )
+        self._max_bytes = None if max_bytes is None else int(max_bytes)
         self._verify = verify
         self._lock = threading.Lock()
-        self._sections: dict[str, Section] = {}
+        # Weakly: a section that nobody holds is not in use, and may be evicted.
+        self._sections: WeakValueDictionary[str, Section] = WeakValueDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "verify": self._verify}
+        return {
+            "folder": self.folder,
+            "max_bytes": self._max_bytes,
+            "verify": self._verify,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.folder)!r}, verify={self._verify!r})"
+        return (
+            f"FeatureStore({str(self.folder)!r}, max_bytes={self._max_bytes}, "
+            f"verify={self._verify!r})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FeatureStore):
+            return NotImplemented
+        return self.__getstate__() == other.__getstate__()
+
+    def __hash__(self) -> int:
+        return hash((self.folder, self._max_bytes, self._verify))
 
     def section(
         self, fingerprint: str, width: int, dtype: Literal["float32", "float16"]
@@ -112,37 +177,115 @@ class FeatureStore:
         ValueError
             If a parameter is invalid, or the section exists with another width or
             dtype.
+        NotADirectoryError
+            If there is a link or a file in the place of the section's folder.
         """
         layout = _shard.Layout(fingerprint, width, dtype)
         with self._lock:
             section = self._sections.get(fingerprint)
             if section is None or section._layout != layout:
-                section = Section(self.folder / fingerprint, layout, self._verify)
+                section = Section(
+                    self.folder / fingerprint, layout, self._verify, self._max_bytes
+                )
                 self._sections[fingerprint] = section
             return section
 
-    def info(self) -> dict[str, int]:
-        """Count what lies on disk, without reading it.
+    def info(self) -> StoreInfo:
+        """Count what lies on disk, without reading it, and what this process has read.
 
         Returns
         -------
         info : dict
-            ``rows`` in all shards (a row that two writers stored at once counts
-            twice), their ``bytes``, and the number of ``sections``. Folders without
+            ``rows`` in all shards (a row that was stored twice counts twice), their
+            ``bytes``, and the number of ``sections``. ``hits`` are the rows that this
+            process has read, ``misses`` those that it has looked for in vain, by
+            :meth:`Section.find` or :meth:`Section.read`; worker processes count their
+            own. ``by_section`` has the same of each fingerprint, with its ``width``,
+            its ``dtype`` and when it was ``last_used``, up to a minute. Folders without
             valid section metadata are not counted.
         """
-        info = {"rows": 0, "bytes": 0, "sections": 0}
-        for folder in sorted(self.folder.glob("*/")):
+        by_section: dict[str, SectionInfo] = {}
+        for folder in section_folders(self.folder):
             try:
                 layout = _shard.read_metadata(folder)
-            except (OSError, _shard.DamagedFile):
+            except (OSError, _files.DamagedFile):
                 continue
-            info["sections"] += 1
+            rows = n_bytes = 0
             for entry in _files.regular_files(folder, _shard.SHARD_NAME).values():
-                try:
+                with contextlib.suppress(FileNotFoundError, _files.DamagedFile):
                     size = entry.stat().st_size
-                    info["rows"] += layout.n_rows(size)
-                    info["bytes"] += size
-                except (FileNotFoundError, _shard.DamagedFile):
-                    continue
-        return info
+                    n_bytes += size
+                    rows += layout.n_rows(size)
+            hits, misses = traffic(folder)
+            by_section[folder.name] = {
+                "rows": rows,
+                "bytes": n_bytes,
+                "width": layout.width,
+                "dtype": layout.dtype_name,
+                "hits": hits,
+                "misses": misses,
+                "last_used": datetime.fromtimestamp(last_use(folder), UTC),
+            }
+        sections = by_section.values()
+        return {
+            "rows": sum(section["rows"] for section in sections),
+            "bytes": sum(section["bytes"] for section in sections),
+            "sections": len(sections),
+            "hits": sum(section["hits"] for section in sections),
+            "misses": sum(section["misses"] for section in sections),
+            "by_section": by_section,
+        }
+
+    def verify(self, n_jobs: int | None = None) -> StoreReport:
+        """Check every file of the store by its content, and change none.
+
+        Other processes may go on reading and writing meanwhile.
+
+        Parameters
+        ----------
+        n_jobs : int, default=None
+            Threads, as in :class:`joblib.Parallel`: digests are computed outside the
+            interpreter's lock, so that two are nearly twice as fast. A few hundred
+            kilobytes of memory are used for each.
+
+        Returns
+        -------
+        report : StoreReport
+            What is right, and what is damaged and why.
+
+        Raises
+        ------
+        OSError
+            If a file may not be read.
+        """
+        return _check.verify(self.folder, n_jobs)
+
+    def repair(self, n_jobs: int | None = None) -> dict[Path, str]:
+        """Remove what cannot be used, so that the next extraction computes it again.
+
+        These are the files that :meth:`verify` finds damaged, and what processes that
+        have ended left half done. Sound shards are not touched, nor are files that the
+        store does not know. Other processes may go on reading and writing meanwhile.
+
+        Parameters
+        ----------
+        n_jobs : int, default=None
+            Threads that look for damage, as in :meth:`verify`.
+
+        Returns
+        -------
+        removed : dict of Path to str
+            What was removed, and why. A folder in the place of a file is not removed
+            but renamed; the reason then says its new name.
+
+        Raises
+        ------
+        OSError
+            If a file may not be read or removed.
+        """
+        removed = _check.repair(self.folder, n_jobs)
+        with self._lock:
+            sections = list(self._sections.values())
+        for section in sections:
+            section._folder.shards.rescan(tell_gone=False)  # it has just been told
+        return removed
