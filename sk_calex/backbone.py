@@ -29,7 +29,9 @@ from sk_calex.store import FeatureStore
 __all__ = ["FrozenBackbone"]
 
 # Part of the fingerprint: raised when the same module would give other features.
-_SCHEMA = 3
+_SCHEMA = 4
+
+_FILES = " (None stands for image files of any size)"
 
 
 class FrozenBackbone(TransformerMixin, StagedEstimator):
@@ -66,10 +68,12 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         Type of the features, in memory and in the cache. The module runs in its own.
     n_jobs : int, default=None
         Processes that extract, by joblib; None means 1 unless in a
-        ``joblib.parallel_config`` context.
-    cache : path-like, default=None
-        Folder of a `FeatureStore`: rows seen before are read, not computed, and large
-        results are memory maps.
+        ``joblib.parallel_config`` context. With its Dask backend, whose workers all
+        take part, they may be on many machines.
+    cache : path-like or FeatureStore, default=None
+        A store, or its folder: rows seen before are read, not computed, and large
+        results are memory maps. Several processes may fill one store at once. Clones
+        share a store, like the module.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -81,7 +85,8 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         Multiply-accumulates of each stage for one sample, counted by torch (1 MAC = 2
         FLOPs): one entry a tap, one for the rest.
     sample_shape_ : tuple of int
-        Shape of one sample.
+        Shape of one sample; (3, None, None) for image files with a `preprocess`, which
+        may differ in size.
     n_features_in_ : int
         Size of the samples' first axis, the channels of an image.
 
@@ -116,7 +121,7 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         "device": [str, torch.device],
         "dtype": [StrOptions({"float32", "float16"})],
         "n_jobs": [Integral, None],
-        "cache": [str, os.PathLike, None],
+        "cache": [str, os.PathLike, FeatureStore, None],
         "verbose": ["verbose"],
     }
 
@@ -152,8 +157,8 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
 
         Parameters
         ----------
-        X : array, tensor or Dataset of shape (n_samples, C, H, W)
-            Samples; only the first two are run. uint8 or float.
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples, as in `transform`; only the first two are run.
         y : object, default=None
             Ignored.
 
@@ -167,10 +172,13 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         ValueError
             If a tap is unknown, repeated or out of order, a setting does not fit the
             module, or the module refuses the samples.
+        OSError
+            If one of the first two files cannot be read.
         """
         self._validate_params()
         samples = Samples(X)
-        if samples.sample_shape == ():
+        sample_shape = samples.shape_before(self.preprocess)
+        if sample_shape == ():
             raise ValueError("X has numbers for samples; expected images or vectors.")
         self._place()
         example = self.prepare(samples.raw(slice(0, min(2, len(samples)))))
@@ -189,8 +197,8 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         )
         self._stages, self._grids = stages, grids
         self._example_shape = tuple(example.shape[1:])
-        self.sample_shape_ = samples.sample_shape
-        self.n_features_in_ = self.sample_shape_[0]
+        self.sample_shape_ = sample_shape
+        self.n_features_in_ = cast(int, sample_shape[0])
         self.stage_macs_ = stages.macs
         self.layout_ = TapLayout(stages.names, shapes, outputs[0], stages.macs)
         self._note_cut()
@@ -239,8 +247,12 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
 
         Parameters
         ----------
-        X : array, tensor or Dataset of shape (n_samples, C, H, W)
-            Samples of the shape seen in fit, uint8 or float.
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples of the shape seen in fit, uint8 or float, as one array or tensor, as
+            a list of such samples, or as a map-style torch Dataset whose items are
+            samples or tuples that begin with one. Or a list or 1-D array of paths to
+            image files (str or pathlib.Path), read as RGB, uint8: with `preprocess`,
+            which then gets each as a batch of one, they may differ in size.
 
         Returns
         -------
@@ -251,14 +263,19 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         Raises
         ------
         ValueError
-            If samples have another shape than in fit, or they or the features are not
-            finite.
+            If samples have another shape than in fit, they or the features are not
+            finite, or a file is no image.
+        OSError
+            If a file cannot be read, or rows that were stored cannot be read back, as
+            where workers on other machines do not share the store's folder.
         """
         check_is_fitted(self)
         samples = self._check_samples(X)
         width, itemsize = self.layout_.width, np.dtype(self.dtype).itemsize
-        row_bytes = max(width * itemsize, samples.sample_bytes)
-        piece = rows_in_piece(self.batch_size, row_bytes)
+        piece = self.batch_size
+        if samples.sample_bytes is not None:
+            row_bytes = max(width * itemsize, samples.sample_bytes)
+            piece = rows_in_piece(self.batch_size, row_bytes)
         bar = tqdm(total=len(samples), unit="row", disable=not self.verbose)
         # Flags are set here and for long, so that worker threads do not reset them
         # under each other; inference mode is not for the code that reads samples.
@@ -266,7 +283,7 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
             if self.cache is None:
                 out = np.empty((len(samples), width), dtype=self.dtype)
                 extract(
-                    self._features,
+                    self,
                     samples,
                     out,
                     piece=piece,
@@ -275,11 +292,11 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
                 )
             else:
                 dtype = cast(Literal["float32", "float16"], self.dtype)
-                section = FeatureStore(self.cache).section(
-                    self._fingerprint_of_stages(), width, dtype
-                )
+                is_store = isinstance(self.cache, FeatureStore)
+                store = self.cache if is_store else FeatureStore(self.cache)
+                section = store.section(self._fingerprint_of_stages(), width, dtype)
                 out = extract_cached(
-                    self._features,
+                    self,
                     samples,
                     section,
                     piece=piece,
@@ -293,8 +310,8 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
 
         Parameters
         ----------
-        X : array, tensor or Dataset of shape (n_samples, C, H, W)
-            Samples.
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples, as in `transform`.
 
         Returns
         -------
@@ -324,8 +341,8 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
 
         Parameters
         ----------
-        X : array, tensor or Dataset of shape (n_samples, C, H, W)
-            Samples.
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples, as in `transform`.
 
         Returns
         -------
@@ -358,18 +375,21 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         return self.layout_.feature_names()
 
     def _check_samples(self, X: Any) -> Samples:
-        samples = Samples(X)
-        if samples.sample_shape != self.sample_shape_:
+        samples = Samples(X, prepared_shape=self._example_shape)
+        shape = samples.shape_before(self.preprocess)
+        if shape != self.sample_shape_:
+            either = shape + self.sample_shape_
             raise ValueError(
-                f"X has samples of shape {samples.sample_shape}, but "
-                f"{type(self).__name__} was fitted with {self.sample_shape_}. Give "
-                "samples of that shape, or fit again."
+                f"X has samples of shape {shape}, but {type(self).__name__} was fitted "
+                f"with {self.sample_shape_}{_FILES * (None in either)}. Give samples "
+                "of that shape, or fit again."
             )
         return samples
 
     def __sklearn_clone__(self) -> FrozenBackbone:
-        # The module is frozen: clones share it, and its preprocessing, as they are.
-        shared = {"module", "preprocess"}
+        # The module is frozen: clones share it, and its preprocessing, as they are. A
+        # store is made for several users, who all profit from its index.
+        shared = {"module", "preprocess", "cache"}
         params = {
             name: value if name in shared else clone(value, safe=False)
             for name, value in self.get_params(deep=False).items()

@@ -1,12 +1,15 @@
-"""The cache of a backbone and its several processes: every row once, and the same."""
+"""The cache of a backbone: every row is computed once, and comes back the same.
+
+Several processes: test_parallel_extraction.py and test_distributed.py.
+"""
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pytest
 import torch
@@ -198,6 +201,23 @@ def test_features_that_are_refused_are_not_stored(cache, small_pieces):
     assert FeatureStore(cache).info()["rows"] == 0
 
 
+def test_a_store_with_settings_of_its_own_is_used_as_it_is(cache, expected):
+    store = FeatureStore(cache, verify="never")
+    backbone = make(store).fit(X)
+    assert "verify='never'" in repr(backbone)
+    np.testing.assert_array_equal(backbone.transform(X), expected)
+    assert store.info()["rows"] == len(X)
+    twin = clone(backbone)
+    assert twin.cache is store  # like the module, it is made to be shared
+    n, _ = rows_computed(twin.fit(X), X)
+    assert n == 0
+    for copied in (pickle.loads(pickle.dumps(backbone)), copy.deepcopy(backbone)):
+        assert copied.cache.folder == store.folder
+        assert rows_computed(copied, X)[0] == 0
+    damage(cache)
+    np.testing.assert_array_equal(backbone.transform(X)[:, :-1], expected[:, :-1])
+
+
 class Interrupted(Dataset):
     """Samples that cannot be read beyond the first few, until they can."""
 
@@ -274,7 +294,7 @@ def test_a_disk_that_never_gives_back_what_it_got_ends_in_an_error(
     def section(self, *args):
         section = write(self, *args)
         store = section.write
-        section.write = lambda *rows: (store(*rows), damage(cache))
+        section.write = lambda *rows: (store(*rows), damage(cache))[0]
         return section
 
     monkeypatch.setattr(FeatureStore, "section", section)
@@ -322,40 +342,3 @@ def test_the_progress_bar_counts_what_is_read_too(cache, small_pieces, capsys):
         backbone.transform(X[rows])
         n = len(X[rows])
         assert f"{n}/{n}" in capsys.readouterr().err
-
-
-# Several processes
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_two_processes_give_what_one_gives(cache, expected, cached):
-    backbone = make(cache if cached else None, n_jobs=2).fit(X)
-    n, features = rows_computed(backbone, X)
-    assert n == 0  # in this process
-    # Another process may pick other kernels for its copies: the last bits may differ.
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
-    assert features.layout == expected.layout
-    if cached:
-        assert FeatureStore(cache).info()["rows"] == len(X)
-        assert rows_computed(clone(backbone).fit(X), X)[0] == 0
-
-
-def test_threads_do_not_disturb_each_others_flags(expected):
-    backbone = make(n_jobs=2).fit(X)
-    backbone.module.train()
-    before = {k: v.clone() for k, v in backbone.module.state_dict().items()}
-    with joblib.parallel_config(backend="threading"):
-        for _ in range(5):
-            np.testing.assert_array_equal(backbone.transform(X), expected)
-    assert all(m.training for m in backbone.module.modules())
-    for name, tensor in backbone.module.state_dict().items():
-        assert torch.equal(tensor, before[name])
-
-
-@pytest.mark.parametrize("error", [KeyError("file 9"), OSError("disk")])
-def test_errors_of_the_samples_come_through(cache, small_pieces, error):
-    backbone = make(cache, n_jobs=2).fit(X)
-    with joblib.parallel_config(backend="threading"), pytest.raises(type(error)):
-        backbone.transform(Interrupted(error, readable=9))
-    with pytest.raises(ValueError, match="NaN"), joblib.parallel_config("threading"):
-        backbone.transform(np.full((20, *SHAPE), np.nan))

@@ -119,7 +119,7 @@ class Unsized(Dataset):
         (torch.tensor(3.0), ValueError, r"X has shape \(\)"),
         (np.zeros(4), ValueError, "Reshape a single sample"),
         (None, ValueError, "dtype object"),
-        (["a", "b"], ValueError, "dtype <U1"),
+        ([["a", "b"]], ValueError, "dtype <U1"),
         (np.zeros((2, 2), complex), ValueError, "dtype complex"),
         (torch.zeros(2, 2, dtype=torch.complex64), ValueError, "dtype torch.complex"),
         ([np.zeros((3, 4)), np.zeros((3, 5))], ValueError, "one shape"),

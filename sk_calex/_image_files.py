@@ -1,0 +1,157 @@
+"""Image files as samples: opened with care, read once, decoded where they are run."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["EncodedImages", "ImageFiles", "are_paths"]
+
+# Those of torchvision's ImageFolder. Pillow knows others, and runs programs for some.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MAX_BYTES = 2**30  # no image is larger, and what is might fill the memory
+_DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0)  # as opening a FIFO would, for its writer
+
+
+def are_paths(X: Any) -> bool:
+    """Whether X is a sequence of paths, going by its first item."""
+    if isinstance(X, np.ndarray):
+        may_be = X.ndim == 1 and X.dtype.kind in "OTU"
+    else:
+        may_be = isinstance(X, list | tuple)
+    return may_be and len(X) > 0 and isinstance(X[0], str | os.PathLike)
+
+
+class EncodedImages:
+    """Contents of some image files: the raw batch of samples that are given as paths.
+
+    Like a tensor's, its rows are counted and picked. `shape` is what every image must
+    be after preprocessing; None where the first one decides.
+    """
+
+    def __init__(
+        self,
+        contents: Sequence[bytes],
+        labels: Sequence[str],
+        shape: tuple[int, ...] | None,
+    ) -> None:
+        self.contents, self.labels, self.shape = contents, labels, shape
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> EncodedImages:
+        picked = np.arange(len(self))[rows]
+        return EncodedImages(
+            [self.contents[i] for i in picked],
+            [self.labels[i] for i in picked],
+            self.shape,
+        )
+
+    def __add__(self, other: EncodedImages) -> EncodedImages:
+        return EncodedImages(
+            [*self.contents, *other.contents],
+            [*self.labels, *other.labels],
+            self.shape,
+        )
+
+    def decoded(self) -> Iterator[tuple[str, Tensor]]:
+        """Each image as uint8 of shape (3, h, w), with a name for error messages."""
+        for content, label in zip(self.contents, self.labels, strict=True):
+            yield label, _decode(content, label)
+
+
+class ImageFiles:
+    """Files by their paths; relative paths start at the folder that is current now."""
+
+    def __init__(
+        self, paths: Sequence[Any], name: str, shape: tuple[int, ...] | None
+    ) -> None:
+        for i, path in enumerate(paths):
+            if not isinstance(path, str | os.PathLike):
+                raise ValueError(
+                    f"{name}[{i}] is of type {type(path).__name__}, but {name}[0] is "
+                    "a path. Give a path (str or pathlib.Path) for every sample."
+                )
+        self._paths, self._name, self._shape = paths, name, shape
+        self._folder = os.getcwd()  # a worker process may have another one
+        self._kept: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def first(self) -> Tensor:
+        """The first image, of shape (1, 3, h, w); its file is not read again."""
+        batch = self.read(slice(0, 1))
+        self._kept = {0: batch.contents[0]}
+        ((_, image),) = batch.decoded()
+        return image[None]
+
+    def read(self, rows: slice) -> EncodedImages:
+        """Contents of some files.
+
+        Raises
+        ------
+        OSError
+            If one cannot be read, or is not a regular file.
+        """
+        indices = range(rows.start, rows.stop)
+        paths = [os.path.join(self._folder, self._paths[i]) for i in indices]
+        labels = [
+            f"{self._name}[{i}] ({path!r})"
+            for i, path in zip(indices, paths, strict=True)
+        ]
+        contents = [
+            self._kept[i] if i in self._kept else _read(path, f"{self._name}[{i}]")
+            for i, path in zip(indices, paths, strict=True)
+        ]
+        return EncodedImages(contents, labels, self._shape)
+
+
+def _read(path: str, label: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "Not a regular file", path)
+            if status.st_size > _MAX_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+            return file.read()
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"{label} cannot be read: {error.strerror}", path
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{label} is {path!r}, which is no path: {error}.") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | _DO_NOT_WAIT)
+
+
+def _decode(content: bytes, label: str) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits a channel")
+            if image.mode == "P" and "transparency" in image.info:
+                pixels = np.array(image.convert("RGBA"))[..., :3]
+            else:
+                pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow raises nearly anything for a damaged file
+        raise ValueError(
+            f"{label} cannot be decoded as an image: {error}. Give files of type "
+            f"{', '.join(_FORMATS)} with 8 bits a channel."
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
