@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["fold", "foldable"]
+__all__ = ["fold", "foldable", "hooked"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -58,10 +58,11 @@ def _fits(layer: Any, norm: Any) -> bool:
     pair = (type(layer), type(norm))
     if pair not in zip(_CONVOLUTIONS, _NORMS, strict=True):
         return False
-    return norm.running_mean is not None and not (_hooked(layer) or _hooked(norm))
+    return norm.running_mean is not None and not (hooked(layer) or hooked(norm))
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody watches a module's values."""
     # A hook would see the folded value, or none at all.
     return bool(module._forward_hooks or module._forward_pre_hooks)
 

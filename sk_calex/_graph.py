@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from sk_calex._fold import fold, foldable
+from sk_calex._fold import fold, foldable, hooked
+from sk_calex._packed import PackedConv2d, pack
 from sk_calex._validation import near_names
 
 __all__ = ["State", "Step", "TracedModule", "check_order", "unknown_tap"]
@@ -21,6 +23,9 @@ State = tuple[Tensor, ...]
 
 Step = Callable[..., tuple[Any, State]]
 """One stage: the state's tensors in, ``(output, next state)`` out."""
+
+# While fx traces it patches `torch.nn.Module` for the whole process: one at a time.
+_TRACING = threading.Lock()
 
 _COMPUTED = ("call_module", "call_function", "call_method", "get_attr")
 
@@ -35,7 +40,7 @@ class TracedModule:
     ----------
     module : torch.nn.Module
         A module that torch.fx can follow; what fx raises for another passes
-        through. fx patches `torch.nn.Module` while it traces: not for threads.
+        through.
     fold_norms : bool, default=False
         Whether the cut stages fold batch normalisation into convolutions; those are
         copies then, and only equal to the module's up to rounding.
@@ -43,11 +48,13 @@ class TracedModule:
 
     def __init__(self, module: nn.Module, fold_norms: bool = False) -> None:
         self._fold = fold_norms
+        self.packed = False  # whether a step that was cut has packed convolutions
         self._tracer = _Tracer(module)
         # Traced from one level above, the module's optional arguments take their
         # defaults, its hooks run, and constants that fx stores stay off it.
         self._root = _Root(module)
-        self._nodes = list(self._tracer.trace(self._root).nodes)
+        with _TRACING:
+            self._nodes = list(self._tracer.trace(self._root).nodes)
         self._order = {node: i for i, node in enumerate(self._nodes)}
         # What does not depend on the input needs no place in the state: the
         # stages that use it compute it from the module's parameters.
@@ -150,6 +157,9 @@ class TracedModule:
                 value = _get_attribute(self._root, str(node.target))
                 if node in folded:
                     value = fold(self._module(folded[node]), value)
+                if self._fold and node.op == "call_module" and not hooked(value):
+                    value = pack(value)
+                    self.packed |= isinstance(value, PackedConv2d)
                 new.target = str(node.target).replace(".", "_")
                 while attributes.setdefault(new.target, value) is not value:
                     new.target += "_"
@@ -192,10 +202,18 @@ class _Tracer(fx.Tracer):
         self.outputs: dict[nn.Module, list[object]] = defaultdict(list)
         self.node_of: dict[str, fx.Node] = {}
         self.name_of: dict[fx.Node, str] = {}
+        self._thread = threading.get_ident()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)  # another thread's module, run for real
         output = super().call_module(m, forward, args, kwargs)
         self.outputs[m].append(output)
         return output

@@ -236,7 +236,7 @@ class PrototypeHead(_PrototypeBase):
     -----
     The pooling is named by Aperstein & Apartsin (2026) and not defined there; the
     formulas are our definition. With u_n in R^d at position n, prototypes p_m and a
-    rank x d matrix V::
+    rank x d matrix V:
 
         u      = ReLU(BN(W x))
         r[n,m] = <u_n, p_m> / (max(|u_n|, 0.001) max(|p_m|, 0.001))
@@ -290,7 +290,7 @@ class PrototypeAugmentedHead(_PrototypeBase):
     Notes
     -----
     Named by Aperstein & Apartsin (2026) and not defined there; our definition. With u
-    the trunk's output and q, v as in `PrototypeHead`::
+    the trunk's output and q, v as in `PrototypeHead`:
 
         logits = Linear(LayerNorm([mean_n u_n ; max_n u_n ; q_1..q_M ; v_1..v_M]))
 

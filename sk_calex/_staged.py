@@ -145,7 +145,7 @@ class StagedEstimator(BaseEstimator):
         state : tuple of Tensor
             What the stages after this one need.
         """
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and not self._stages.packed:
             state = tuple(_in_format(value) for value in state)
         return self._stages.advance(stage, state)
 
@@ -239,7 +239,7 @@ class StagedEstimator(BaseEstimator):
 
 
 def _in_format(value: Tensor) -> Tensor:
-    """Channels last where it pays: on the CPU, for maps of at least 16 x 16.
+    """Channels last where it pays without packed weights: for maps of 16 x 16 on.
 
     Measured on a ResNet18: the first stage in half the time, the last in twice.
     """

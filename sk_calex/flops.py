@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sk_calex._frozen import frozen
+from sk_calex._packed import flop_formulas
 
 __all__ = ["count_macs", "depth_costs", "flops_reduction"]
 
@@ -59,7 +60,7 @@ def count_macs(module: nn.Module | Callable[..., object], *inputs: Tensor) -> in
     with (
         frozen(module) if isinstance(module, nn.Module) else torch.inference_mode(),
         _unfused_attention(),
-        FlopCounterMode(display=False) as counter,
+        FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter,
     ):
         module(*inputs)
     return counter.get_total_flops() // 2

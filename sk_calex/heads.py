@@ -12,16 +12,25 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from ._head_base import BranchHead, integer, integers, seeded
-from ._head_layers import Block, WeightedBatchNorm, draw, linear, trunk
+from ._head_layers import (
+    Block,
+    WeightedBatchNorm,
+    draw,
+    linear,
+    mixed_pool,
+    pooled_grid,
+    trunk,
+)
 from ._prototype_heads import PrototypeAugmentedHead, PrototypeHead
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 __all__ = [
     "HEADS",
@@ -101,21 +110,13 @@ class SDNHead(BranchHead):
         generator: torch.Generator,
     ) -> None:
         super().__init__(feature_shape, n_classes)
-        *_, height, width = (1, *self.feature_shape)
-        if len(self.feature_shape) == 3:
-            self.grid = (min(height, 4), min(width, 4))
-        else:
-            self.grid = (min(height, 16), 1)
+        self.grid = pooled_grid(self.feature_shape)
         self.alpha = nn.Parameter(torch.tensor(0.5))
         n_features = self.in_channels * self.grid[0] * self.grid[1]
         self.classifier = linear(n_features, self.n_classes, generator)
 
     def _logits(self, x: Tensor) -> Tensor:
-        # On CPUs the copy costs a tenth of what pooling the other layout does.
-        x = x.contiguous(memory_format=torch.channels_last)
-        mean = F.adaptive_avg_pool2d(x, self.grid)
-        highest = F.adaptive_max_pool2d(x, self.grid)
-        return self.classifier(mean.lerp(highest, self.alpha).flatten(1))
+        return self.classifier(mixed_pool(x, self.grid, self.alpha))
 
 
 class Conv1dHead(BranchHead):
@@ -285,20 +286,20 @@ def build_head(
 
 
 @torch.no_grad()
-def fuse_for_inference(head: BranchHead) -> BranchHead:
-    """Copy of a trained head that gives the same logits with fewer operations.
+def fuse_for_inference(head: _Module) -> _Module:
+    """Copy of trained heads that gives the same logits with fewer operations.
 
     Batch normalisation is folded into the layer before it (of "gap": after it) and
     prototypes are normalised once. The copy is in eval mode and cannot be trained.
 
     Parameters
     ----------
-    head : BranchHead
-        A trained head; not changed.
+    head : BranchHead or torch.nn.Module
+        A trained head, or a module with trained heads inside; not changed.
 
     Returns
     -------
-    BranchHead
+    BranchHead or torch.nn.Module
         The copy, on the same device, in the same dtype.
 
     Examples

@@ -31,6 +31,8 @@ class Stages:
     macs : tuple of int, length K + 1
         Multiply-accumulates of each stage for a batch of one row, counted by
         torch (see `sk_calex.flops`).
+    packed : bool
+        Whether convolutions have packed weights, and so work on channels-last maps.
 
     Notes
     -----
@@ -71,10 +73,13 @@ class Stages:
         steps: Sequence[Step],
         output_shapes: Sequence[tuple[int, ...]],
         macs: Sequence[int],
+        *,
+        packed: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.output_shapes = tuple(output_shapes)
         self.macs = tuple(macs)
+        self.packed = packed
         self._steps = tuple(steps)
 
     @classmethod
@@ -130,7 +135,7 @@ class Stages:
         x = example if len(example) > 1 else torch.cat([example, example])
         with frozen(module):
             expected = module(x.clone())
-            steps, live = _cut(module, names, fold_norms)
+            steps, live, packed = _cut(module, names, fold_norms)
             state: State = (x[:1],)
             macs = []
             for k, step in enumerate(steps):
@@ -144,7 +149,7 @@ class Stages:
                 _check_rows(k, names, output, state, live[k], len(x))
                 shapes.append(tuple(output.shape[1:]))
             _check_same(module, x, expected, output, single)
-        return cls(names, steps, shapes, macs)
+        return cls(names, steps, shapes, macs, packed=packed)
 
     @property
     def n_taps(self) -> int:
@@ -212,12 +217,12 @@ def _check_arguments(module: Any, taps: Any, example: Any) -> tuple[str, ...]:
 
 def _cut(
     module: nn.Module, names: tuple[str, ...], fold_norms: bool
-) -> tuple[list[Step], list[list[str]]]:
-    """Return the steps and the names of the values in the state after each."""
+) -> tuple[list[Step], list[list[str]], bool]:
+    """Return the steps, the names of the values in the state after each, if packed."""
     if isinstance(module, nn.Sequential):
         plain = type(module).forward is nn.Sequential.forward
         if plain and module._modules.keys() >= set(names):
-            return _slice(module, names)
+            return *_slice(module, names), False
     try:
         traced = TracedModule(module, fold_norms)
     except Exception as error:
@@ -231,7 +236,7 @@ def _cut(
             "stem=..., body=..., rest=...)) with names of direct children as taps is "
             "cut without tracing."
         ) from error
-    return traced.cut(names)
+    return *traced.cut(names), traced.packed
 
 
 def _slice(
