@@ -27,7 +27,7 @@ __all__ = ["SurvivorThresholdCalibrator", "class_precision", "precision_bars"]
 
 # A threshold lies a hair below the lowest score it admits, so that the last bits of a
 # float32 head, which depend on the batch size, cannot flip a calibration sample.
-_HAIR = 1e-6
+HAIR = 1e-6
 
 
 def class_precision(
@@ -191,7 +191,7 @@ def find_thresholds(
     enabled = rows >= 0
     row = rows[enabled]
     below = np.where(last_of_class[row], -np.inf, s[np.minimum(row + 1, n - 1)])
-    gap = np.minimum((s[row] - below) / 2, _HAIR)
+    gap = np.minimum((s[row] - below) / 2, HAIR)
     thresholds[enabled] = np.maximum(s[row] - gap, np.nextafter(below, np.inf))
     precision[enabled] = prefix_precision[row]
     support[enabled] = in_total[row]

@@ -16,6 +16,7 @@ from sk_calex.backbone import FrozenBackbone
 from sk_calex.branches import BaseBranch
 from sk_calex.layout import TapLayout
 from sk_calex.policies import Policy
+from sk_calex.signals import StageAnswer, StageTable
 from sk_calex.stages import Stages
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "answer_of",
     "backbone_answer",
     "cached_sources",
+    "every_answer",
+    "independent",
     "run_cascade",
     "staged_sources",
     "tabulate",
@@ -30,8 +33,11 @@ __all__ = [
 
 _CACHED_ROWS = 1024
 
-Answer = Callable[[Tensor], NDArray[np.float64]]
+Probabilities = Callable[[Tensor], NDArray[np.float64]]
 """Features of one stage, (n_samples, *shape), to probabilities (n_samples, C)."""
+
+Answer = Callable[[Tensor, "StageAnswer | None"], StageAnswer]
+"""Features of one stage, and what the stage before said, to what this one says."""
 
 
 class Source(Protocol):
@@ -112,8 +118,13 @@ def backbone_answer(logits: Tensor) -> NDArray[np.float64]:
     return softmax64(logits)
 
 
-def answer_of(estimator: Any, n_classes: int) -> Answer:
-    """A fitted classifier of class codes as an `Answer` over all classes."""
+def independent(probabilities: Probabilities) -> Answer:
+    """The answer of a stage that does not build on those before it."""
+    return lambda features, before: StageAnswer(probabilities(features), before)
+
+
+def answer_of(estimator: Any, n_classes: int) -> Probabilities:
+    """A fitted classifier of class codes, giving probabilities of all classes."""
     codes = np.asarray(estimator.classes_, dtype=np.intp)
 
     def spread(proba: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -177,41 +188,55 @@ def run_cascade(
     last = len(answers) - 1
     for rows, source in sources:
         alive = np.arange(rows.start, rows.stop)
+        said = None
         for stage, answer in enumerate(answers):
-            answered = answer(source.advance(stage))
+            said = answer(source.advance(stage), said)
             if stage == last:
-                proba[alive], depth[alive] = answered, stage
+                proba[alive], depth[alive] = said.proba, stage
                 break
-            exits = policy.exits(stage, answered)
+            exits = policy.exits(stage, said)
             if not exits.any():
                 continue
             out = alive[exits]
-            proba[out], depth[out] = answered[exits], stage
+            proba[out], depth[out] = said.proba[exits], stage
             on = np.flatnonzero(~exits)
             if len(on) == 0:
                 break
-            alive = alive[on]
+            alive, said = alive[on], said.keep(on)
             source.keep(on)
     return proba, depth
 
 
+def every_answer(
+    sources: Iterable[tuple[slice, Source]], answers: list[Answer]
+) -> Iterator[tuple[int, slice, StageAnswer]]:
+    """Stage, rows and what it says of them: every stage, every sample, no exits."""
+    for rows, source in sources:
+        said = None
+        for stage, answer in enumerate(answers):
+            said = answer(source.advance(stage), said)
+            yield stage, rows, said
+
+
 def tabulate(
-    sources: Iterable[tuple[slice, Source]], answers: list[Answer], n_samples: int
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Confidence and prediction of every stage for every sample, nobody exiting.
+    sources: Iterable[tuple[slice, Source]],
+    answers: list[Answer],
+    n_samples: int,
+    n_classes: int,
+) -> StageTable:
+    """What every stage says of every sample, nobody exiting.
+
+    Parameters
+    ----------
+    sources, answers, n_samples, n_classes
+        As of `run_cascade`.
 
     Returns
     -------
-    scores : ndarray of float64, shape (n_stages, n_samples)
-        Largest probability at each stage.
-    predicted : ndarray of intp, shape (n_stages, n_samples)
-        Class code of the largest probability.
+    table : StageTable
+        Of all branches and the last stage.
     """
-    scores = np.empty((len(answers), n_samples))
-    predicted = np.empty((len(answers), n_samples), dtype=np.intp)
-    for rows, source in sources:
-        for stage, answer in enumerate(answers):
-            proba = answer(source.advance(stage))
-            scores[stage, rows] = proba.max(axis=1)
-            predicted[stage, rows] = proba.argmax(axis=1)
-    return scores, predicted
+    table = StageTable.empty(len(answers), n_samples, n_classes)
+    for stage, rows, said in every_answer(sources, answers):
+        table.put(stage, rows, said)
+    return table

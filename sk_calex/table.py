@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sk_calex.calibration import BranchThresholds, find_thresholds, precision_bars
 
-__all__ = ["CalibrationRule", "CalibrationTable", "exits_at", "first_exits"]
+__all__ = ["CalibrationRule", "CalibrationTable", "exits_at"]
 
 
 @dataclass(frozen=True)
@@ -89,28 +89,3 @@ def exits_at(
     """The gate of one branch: who reaches the threshold of its predicted class."""
     mask: NDArray[np.bool_] = scores >= thresholds[predicted]
     return mask
-
-
-def first_exits(
-    scores: NDArray[np.float64],
-    predicted: NDArray[np.intp],
-    thresholds: NDArray[np.float64],
-) -> NDArray[np.intp]:
-    """Depth of every sample, from the scores of all branches at once.
-
-    Parameters
-    ----------
-    scores : ndarray of float64, shape (n_branches, n_samples)
-        Confidences.
-    predicted : ndarray of intp, shape (n_branches, n_samples)
-        Predicted class codes.
-    thresholds : ndarray of float64, shape (n_branches, n_classes)
-        Thresholds.
-
-    Returns
-    -------
-    depth : ndarray of intp, shape (n_samples,)
-        First branch at which the sample exits; `n_branches` where none.
-    """
-    exits = scores >= np.take_along_axis(thresholds, predicted, axis=1)
-    return np.where(exits.any(axis=0), exits.argmax(axis=0), len(scores))

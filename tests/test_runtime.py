@@ -247,8 +247,8 @@ def test_classes_that_a_branch_never_saw_have_probability_zero():
 
 def test_run_and_table_against_a_loop(cached, features):
     answers, n = cached._answers(), len(features)
-    scores, predicted = tabulate(cached_sources(features, cached.layout_), answers, n)
-    policy = ClassThresholds(cached.thresholds_)
+    table = tabulate(cached_sources(features, cached.layout_), answers, n, 3)
+    scores, predicted = table.confidence, table.predicted
     for size, margin in product((1, 7, 1000), (-0.1, 0.2)):
         policy = ClassThresholds(cached.thresholds_at(margin))
         sources = cached_sources(features, cached.layout_, size)

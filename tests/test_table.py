@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from sk_calex import SurvivorThresholdCalibrator
-from sk_calex.table import CalibrationRule, CalibrationTable, exits_at, first_exits
+from sk_calex.policies import ClassThresholds, first_exits
+from sk_calex.signals import StageTable
+from sk_calex.table import CalibrationRule, CalibrationTable, exits_at
 from tests.slow_calibration import slow_bars, slow_exits, slow_thresholds
 
 MARGINS = [-0.3, 0.0, 0.2, 0.5]
@@ -139,11 +141,17 @@ def test_absent_samples_leave_no_trace():
         )
 
 
+def depths(table, thresholds):
+    answers = StageTable.empty(len(thresholds) + 1, table.scores.shape[1], 3)
+    answers.confidence[:-1], answers.predicted[:-1] = table.scores, table.predicted
+    return first_exits(ClassThresholds(thresholds), answers)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_sample_supports_the_threshold_at_which_it_exits(seed):
     table = draw(seed)
     found = table.thresholds(0.2, CalibrationRule(min_support=2))
-    depth = first_exits(table.scores, table.predicted, stacked(found))
+    depth = depths(table, stacked(found))
     for k, branch in enumerate(found):
         assert branch.support.sum() == table.weight[depth == k].sum()
     assert (depth < 3).any()
@@ -164,15 +172,15 @@ def test_first_exits_against_a_loop(seed):
         ):
             depth += 1
         slow.append(depth)
-    found = first_exits(table.scores, table.predicted, thresholds)
+    found = depths(table, thresholds)
     assert found.tolist() == slow
     assert set(slow) > {0, 1}
 
 
 def test_infinite_thresholds_keep_everyone_or_no_one():
     table = draw(0)
-    never = first_exits(table.scores, table.predicted, np.full((3, 3), np.inf))
-    always = first_exits(table.scores, table.predicted, np.full((3, 3), -np.inf))
+    never = depths(table, np.full((3, 3), np.inf))
+    always = depths(table, np.full((3, 3), -np.inf))
     assert (never == 3).all()
     assert (always == 0).all()
 

@@ -1,0 +1,164 @@
+"""Rules that are learned from what exits gain and lose on calibration samples."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils._param_validation import Interval
+
+from sk_calex.signals import Signals
+
+from ._base import Calibration, ExitPolicy, just_below, prefix_ends
+
+__all__ = ["LearnedGate", "RegretPriced"]
+
+
+class LearnedGate(ExitPolicy):
+    """Exit where a learned gate expects that going on would not help.
+
+    The gate of a branch is a logistic regression on three signals, the confidence, the
+    entropy and the gap. It is trained on the calibration samples that reach the branch
+    to tell where exiting loses nothing: where the branch is right or the last stage is
+    wrong.
+
+    Parameters
+    ----------
+    threshold : float, default=0.9
+        Exit at this probability of losing nothing, or above.
+
+    Attributes
+    ----------
+    gates_ : list of Pipeline or None
+        The regression of each branch; None where no sample reached it, or all of them
+        would lose, or none.
+    thresholds_ : ndarray of float64, shape (n_branches, n_classes)
+        Thresholds of the scores.
+
+    Notes
+    -----
+    In the spirit of JEI-DNN (Regol, Chataoui & Coates 2024), whose gates are linear in
+    these signals and one more. There gates are trained together with the branches for
+    an expected cost; here they are trained afterwards, on samples of their own, and the
+    threshold moves along the curve (our definition).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex.policies import LearnedGate
+    >>> rng = np.random.default_rng(0)
+    >>> proba = rng.dirichlet([1, 1], size=(2, 100))
+    >>> y = proba[0].argmax(axis=1) ^ (proba[0].max(axis=1) < 0.7)
+    >>> policy = LearnedGate(0.8).fit(proba, y)
+    >>> policy.depth(proba).shape
+    (100,)
+    """
+
+    knob: ClassVar[str] = "threshold"
+    _parameter_constraints: dict[str, list[Any]] = {
+        "threshold": [Interval(Real, 0, 1, closed="both")],
+    }
+
+    def __init__(self, threshold: float = 0.9) -> None:
+        self.threshold = threshold
+
+    def _fit(self, given: Calibration) -> None:
+        table, weight, right = given.table, given.weight, given.right
+        self._set_all(given, self.threshold)
+        self.gates_: list[Pipeline | None] = []
+        reaching = weight > 0
+        for k in range(table.n_stages - 1):
+            harmless = right[k] | ~right[-1]
+            rows = np.flatnonzero(reaching)
+            gate = None
+            if len(np.unique(harmless[rows])) == 2:
+                gate = make_pipeline(
+                    StandardScaler(), LogisticRegression(max_iter=1000)
+                )
+                gate.fit(
+                    _design(table.stage(k))[rows],
+                    harmless[rows],
+                    standardscaler__sample_weight=weight[rows],
+                    logisticregression__sample_weight=weight[rows],
+                )
+            elif len(rows) and harmless[rows[0]]:
+                # Nobody loses by exiting here.
+                self.thresholds_[k] = -np.inf
+            self.gates_.append(gate)
+            reaching = reaching & ~self.exits(k, table.stage(k))
+
+    def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
+        gate = self.gates_[branch]
+        if gate is None:
+            return np.full(len(said.predicted), -1.0)  # below every threshold given
+        proba: NDArray[np.float64] = gate.predict_proba(_design(said))[:, 1]
+        return proba
+
+
+class RegretPriced(ExitPolicy):
+    """Exit as many as pay: cost saved, at a price, against answers lost.
+
+    At each branch the calibration samples that reach it are sorted by confidence, and
+    the prefix that exits is the one with the greatest total of ``price * saved -
+    (last stage right - branch right)``, where *saved* is the share of the cost of the
+    last depth that an exit here saves.
+
+    Parameters
+    ----------
+    price : float, default=0.1
+        Accuracy that the whole cost of the last depth is worth: at 0.1 a saving of ten
+        per cent may cost one point of accuracy. Not negative; 0 gives up nothing.
+
+    Notes
+    -----
+    Our definition. One threshold a branch, shared by the classes; ties exit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex.policies import RegretPriced
+    >>> proba = np.array([[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.2, 0.8]]])
+    >>> RegretPriced(0.1).fit(proba, [0, 1], costs=[1, 3]).depth(proba)
+    array([0, 1])
+    """
+
+    knob: ClassVar[str] = "price"
+    needs_costs: ClassVar[bool] = True
+    _parameter_constraints: dict[str, list[Any]] = {
+        "price": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(self, price: float = 0.1) -> None:
+        self.price = price
+
+    def _fit(self, given: Calibration) -> None:
+        table, weight, costs = given.table, given.weight, given.costs
+        if costs is None:
+            raise ValueError(
+                "costs=None, but RegretPriced weighs accuracy against cost: give the "
+                "cost of each depth, such as a cascade's depth_costs_."
+            )
+        saved = 1 - costs / costs[-1]
+        right = given.right.astype(np.float64)
+        self._set_all(given, np.inf)
+        reaching = weight > 0
+        for k in range(table.n_stages - 1):
+            scores = table.confidence[k]
+            order = np.flatnonzero(reaching)[np.argsort(-scores[reaching])]
+            gain = weight * (self.price * saved[k] - (right[-1] - right[k]))
+            total = np.cumsum(gain[order])
+            ends = prefix_ends(scores[order])
+            if len(ends) and total[ends].max() > 0:
+                last = ends[np.argmax(total[ends])]
+                self.thresholds_[k] = just_below(scores[order], last)
+                reaching = reaching & (scores < self.thresholds_[k, 0])
+
+
+def _design(said: Signals) -> NDArray[np.float64]:
+    """Signals of the samples as regressors, shape (n_samples, 3)."""
+    return np.column_stack([said.confidence, said.entropy, said.gap])

@@ -1,0 +1,176 @@
+"""Rules of one given number: no statistics, no training."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sk_calex.signals import Signals
+
+from ._base import Calibration, ExitPolicy
+
+__all__ = ["EntropyThreshold", "OwnGate", "Patience", "SharedThreshold"]
+
+# Infinity too: all exit at the first branch, or nobody does. Not NaN.
+ANY_NUMBER = Interval(Real, None, None, closed="both")
+
+
+class SharedThreshold(ExitPolicy):
+    """Exit where the confidence reaches one threshold, the same everywhere.
+
+    Parameters
+    ----------
+    threshold : float, default=0.9
+        Exit at this score or above.
+    score : {"confidence", "gap"}, default="confidence"
+        The largest probability, or its lead over the second.
+
+    Notes
+    -----
+    ``max p >= t``: Shallow-Deep Networks (Kaya et al. 2019) and ZTW (Wolczyk et al.
+    2021). The lead of the first over the second is one of CALM's scores (Schuster et
+    al. 2022).
+
+    Examples
+    --------
+    >>> from sk_calex.policies import SharedThreshold
+    >>> proba = [[[0.7, 0.3], [0.4, 0.6]], [[0.9, 0.1], [0.9, 0.1]]]
+    >>> SharedThreshold(0.65).fit(proba, [0, 0]).depth(proba)
+    array([0, 1])
+    """
+
+    knob: ClassVar[str] = "threshold"
+    _parameter_constraints: dict[str, list[Any]] = {
+        "threshold": [ANY_NUMBER],
+        "score": [StrOptions({"confidence", "gap"})],
+    }
+
+    def __init__(self, threshold: float = 0.9, *, score: str = "confidence") -> None:
+        self.threshold = threshold
+        self.score = score
+
+    def _fit(self, given: Calibration) -> None:
+        self._set_all(given, self.threshold)
+
+    def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
+        return said.gap if self.score == "gap" else said.confidence
+
+
+class EntropyThreshold(ExitPolicy):
+    """Exit where the entropy of the probabilities is small.
+
+    Parameters
+    ----------
+    threshold : float, default=0.5
+        Exit at this entropy, in nats, or below.
+
+    Notes
+    -----
+    BranchyNet (Teerapittayanon et al. 2016), which asks for ``entropy < T``; here the
+    threshold itself exits too.
+
+    Examples
+    --------
+    >>> from sk_calex.policies import EntropyThreshold
+    >>> proba = [[[0.9, 0.1], [0.5, 0.5]], [[0.9, 0.1], [0.9, 0.1]]]
+    >>> EntropyThreshold(0.5).fit(proba, [0, 0]).depth(proba)
+    array([0, 1])
+    """
+
+    knob: ClassVar[str] = "threshold"
+    _parameter_constraints: dict[str, list[Any]] = {"threshold": [ANY_NUMBER]}
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        self.threshold = threshold
+
+    def _fit(self, given: Calibration) -> None:
+        self._set_all(given, -self.threshold)
+
+    def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
+        return -said.entropy
+
+
+class Patience(ExitPolicy):
+    """Exit where the prediction has not changed for some branches in a row.
+
+    Parameters
+    ----------
+    patience : int, default=1
+        Exit where the answer was confirmed this many times in a row: 0 is always the
+        first branch, 1 needs two equal answers.
+
+    Notes
+    -----
+    PABEE (Zhou et al. 2020): the counter of a sample grows where a branch predicts as
+    the one before did, and starts again at 0 where it does not.
+
+    Examples
+    --------
+    >>> from sk_calex.policies import Patience
+    >>> proba = [[[0.9, 0.1]], [[0.4, 0.6]], [[0.3, 0.7]], [[0.9, 0.1]]]
+    >>> Patience(1).fit(proba, [0]).depth(proba)
+    array([2])
+    """
+
+    knob: ClassVar[str] = "patience"
+    _parameter_constraints: dict[str, list[Any]] = {
+        "patience": [Interval(Integral, 0, None, closed="left")],
+    }
+
+    def __init__(self, patience: int = 1) -> None:
+        self.patience = patience
+
+    def _fit(self, given: Calibration) -> None:
+        self._set_all(given, self.patience + 1)
+
+    def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
+        return said.streak.astype(np.float64)
+
+
+class OwnGate(ExitPolicy):
+    """Exit where a confidence that the method itself computes is high.
+
+    Parameters
+    ----------
+    threshold : float, default=0.5
+        Exit at this confidence or above.
+
+    Notes
+    -----
+    The gate of PTEENet (Lahiany & Aperstein 2022), ``h > 0.5``; here the threshold
+    itself exits too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex.policies import OwnGate
+    >>> from sk_calex.signals import StageAnswer, StageTable
+    >>> proba = np.array([[0.8, 0.2], [0.6, 0.4]])
+    >>> table = StageTable.empty(n_stages=2, n_samples=2, n_classes=2)
+    >>> table.put(0, slice(None), StageAnswer(proba, gate=np.array([0.4, 0.7])))
+    >>> table.put(1, slice(None), StageAnswer(proba))
+    >>> OwnGate().fit(table, [0, 0]).depth(table)
+    array([1, 0])
+    """
+
+    knob: ClassVar[str] = "threshold"
+    _parameter_constraints: dict[str, list[Any]] = {"threshold": [ANY_NUMBER]}
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        self.threshold = threshold
+
+    def _fit(self, given: Calibration) -> None:
+        self._scores(0, given.table.stage(0))  # refuses a method without one
+        self._set_all(given, self.threshold)
+
+    def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
+        if said.gate is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a method that computes a confidence of "
+                "its own, such as PTEENetClassifier. Use SharedThreshold."
+            )
+        return said.gate
