@@ -14,7 +14,7 @@ from sk_calex.calibration import (
 )
 from sk_calex.cascade import CascadeClassifier
 from sk_calex.layout import FeatureArray, TapLayout
-from sk_calex.model_selection import margin_curve
+from sk_calex.model_selection import margin_curve, operating_curve
 from sk_calex.plotting import CascadeDisplay
 from sk_calex.store import FeatureStore
 
@@ -34,6 +34,7 @@ __all__ = [
     "effective_sample_size",
     "exit_probability",
     "margin_curve",
+    "operating_curve",
     "precision_bars",
     "survivor_weights",
 ]

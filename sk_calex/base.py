@@ -20,17 +20,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sk_calex.backbone import FrozenBackbone
 from sk_calex.flops import depth_costs, flops_reduction
 from sk_calex.layout import TapLayout
-from sk_calex.policies import Policy
+from sk_calex.policies import ExitPolicy, Policy
 from sk_calex.runtime import (
     Answer,
     Source,
     answer_of,
     backbone_answer,
     cached_sources,
+    every_answer,
+    independent,
     run_cascade,
     staged_sources,
     tabulate,
 )
+from sk_calex.signals import StageTable
 
 __all__ = ["BaseCascade"]
 
@@ -49,10 +52,29 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     branches_: list[Any]
     backbone_: FrozenBackbone | None
     final_estimator_: Any
+    calibration_answers_: StageTable
+    _calibration_codes: NDArray[np.intp]
+    _calibration_weight: NDArray[np.float64]
     _output_order: NDArray[np.intp]
 
     def _policy(self) -> Policy:
         raise NotImplementedError
+
+    def _policy_at(self, value: float) -> Policy:
+        """The rule at another value of the method's knob; nothing is changed."""
+        raise NotImplementedError
+
+    def _fit_policy(self, policy: ExitPolicy, value: float | None = None) -> ExitPolicy:
+        """A policy fitted on the calibration samples, at another value of its knob."""
+        policy = clone(policy)
+        if value is not None:
+            policy.set_params(**{policy.knob: value})
+        return policy.fit(
+            self.calibration_answers_,
+            self._calibration_codes,
+            self._calibration_weight,
+            costs=self.depth_costs_ if policy.needs_costs else None,
+        )
 
     # -- reading X ---------------------------------------------------------------
 
@@ -127,10 +149,13 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     def _answers(self) -> list[Answer]:
         n_classes = len(self.classes_)
         answers = [answer_of(branch, n_classes) for branch in self.branches_]
-        if self.final_estimator_ is None:
-            order = self._output_order
-            return [*answers, lambda logits: backbone_answer(logits)[:, order]]
-        return [*answers, answer_of(self.final_estimator_, n_classes)]
+        return [*map(independent, answers), self._last_answer()]
+
+    def _last_answer(self) -> Answer:
+        if self.final_estimator_ is not None:
+            return independent(answer_of(self.final_estimator_, len(self.classes_)))
+        order = self._output_order
+        return independent(lambda logits: backbone_answer(logits)[:, order])
 
     def _run(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         sources, n = self._sources(X)
@@ -139,9 +164,9 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         with nullcontext() if backbone is None else backbone.frozen():
             return run_cascade(sources, answers, policy, n, len(self.classes_))
 
-    def _tabulate(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    def _tabulate(self, X: Any) -> StageTable:
         sources, n = self._feature_sources(X)
-        return tabulate(sources, self._answers(), n)
+        return tabulate(sources, self._answers(), n, len(self.classes_))
 
     def predict(
         self, X: Any, return_depth: bool = False
@@ -194,6 +219,32 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         return self._run(X)[0]
 
+    def stage_probabilities(self, X: Any) -> NDArray[np.float64]:
+        """What every stage says of every sample, nobody exiting.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_stages, n_samples, n_classes)
+            Of the branches in cascade order and of the last stage: what the rules of
+            `sk_calex.policies` are fitted on, given samples that trained nothing.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        sources, n = self._feature_sources(X)
+        answers = self._answers()
+        proba = np.empty((len(answers), n, len(self.classes_)))
+        for stage, rows, said in every_answer(sources, answers):
+            proba[stage, rows] = said.proba
+        return proba
+
     def exit_depth(self, X: Any) -> NDArray[np.intp]:
         """Where each sample is answered.
 
@@ -231,7 +282,10 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         stages = list(self.layout_.stage_macs)
         if self.final_estimator_ is not None:
             stages[-1] += _estimator_macs(self.final_estimator_, "final_estimator")
-        return stages, [_estimator_macs(branch, "branch") for branch in self.branches_]
+        return stages, self._branch_macs()
+
+    def _branch_macs(self) -> list[int]:
+        return [_estimator_macs(branch, "branch") for branch in self.branches_]
 
     def cost(self, X: Any) -> NDArray[np.float64]:
         """Multiply-accumulates spent on each sample.

@@ -40,6 +40,8 @@ _LBFGS_MAX_SIZE = 100_000
 # Few enough that rounding cannot grow into another answer: the loss is not convex.
 _LBFGS_ITERATIONS = 30
 _PREDICT_ROWS = 1024
+# Read as they are, so that a memory map is never converted as a whole.
+_DTYPES = (np.float32, np.float64, np.float16)
 
 
 class BaseBranch(ClassifierMixin, BaseEstimator):
@@ -122,8 +124,10 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
             than two classes, or if a value is not finite.
         """
         self._validate_params()
-        checked: Any = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        checked: Any = validate_data(self, X, y, dtype=_DTYPES, ensure_all_finite=False)
         features, y = checked
+        for i in range(0, len(features), _PREDICT_ROWS):
+            _check_rows(features[i : i + _PREDICT_ROWS])
         check_classification_targets(y)
         weight = check_sample_weight(sample_weight, features)
         classes, codes = np.unique(y, return_inverse=True)
@@ -190,10 +194,13 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
             picked = torch.randperm(len(rows), generator=generator)[:4096]
             rows = np.sort(picked.numpy())
         start = batch.take(rows)
-        X = batch.features
+        X = np.empty((len(start), batch.features.shape[1]))
+        for i in range(0, len(start), _PREDICT_ROWS):
+            part = start.rows[i : i + _PREDICT_ROWS]
+            X[i : i + _PREDICT_ROWS] = batch.features[part]
         head.double()
         head.init_from_data(
-            torch.from_numpy(X[start.rows].astype(np.float64)).view(-1, *shape),
+            torch.from_numpy(X).view(-1, *shape),
             torch.from_numpy(start.labels),
             sample_weight=torch.from_numpy(start.weight),
             generator=generator,
@@ -337,15 +344,14 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
     def _logits(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)
         checked: Any = validate_data(
-            self, X, dtype=[np.float32, np.float64], reset=False
+            self, X, dtype=_DTYPES, reset=False, ensure_all_finite=False
         )
-        rows = as_tensor(checked)
-        parts = [
-            self.answer_logits(
-                rows[i : i + _PREDICT_ROWS].view(-1, *self.feature_shape_)
-            )
-            for i in range(0, len(rows), _PREDICT_ROWS)
-        ]
+        parts = []
+        for i in range(0, len(checked), _PREDICT_ROWS):
+            rows = checked[i : i + _PREDICT_ROWS]
+            _check_rows(rows)
+            batch = as_tensor(rows).view(-1, *self.feature_shape_)
+            parts.append(self.answer_logits(batch))
         return torch.cat(parts).double().cpu().numpy()
 
     def answer_logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -387,6 +393,10 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
             if str(self.device) == "auto":
                 self.head_.to(resolve_device("auto"))
             self._fused = fuse_for_inference(self.head_)
+
+
+def _check_rows(rows: NDArray[Any]) -> None:
+    check_finite(rows, "X", "Remove or replace the samples concerned.")
 
 
 def _check_shape(

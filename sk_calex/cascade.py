@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone, is_classifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.utils import assert_all_finite, check_random_state
+from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.metadata_routing import (
-    MetadataRouter,
-    MethodMapping,
-    process_routing,
-)
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-    check_memory,
-    column_or_1d,
-)
+from sklearn.utils.validation import check_is_fitted, check_memory
 
-from sk_calex._validation import (
-    as_tensor,
-    check_finite,
-    check_margin,
-    check_sample_weight,
-    softmax64,
-)
-from sk_calex.base import BaseCascade
+from sk_calex._validation import check_margin
 from sk_calex.branches import PrototypePoolingClassifier
 from sk_calex.calibration import BranchThresholds, class_precision
-from sk_calex.fitting import Alignment, Problem, fit_branches, fit_weighted
-from sk_calex.folds import Folds, make_folds
-from sk_calex.labels import check_output_order, output_order
+from sk_calex.fitting import Alignment, Problem, fit_branches
 from sk_calex.layout import TapLayout
-from sk_calex.policies import ClassThresholds, Policy
-from sk_calex.runtime import answer_of
+from sk_calex.learning import LearningCascade
+from sk_calex.policies import ClassThresholds, ExitPolicy, Policy
+from sk_calex.signals import StageTable
 from sk_calex.table import CalibrationRule, CalibrationTable
 
 __all__ = ["CascadeClassifier"]
 
 
-class CascadeClassifier(BaseCascade):
+class CascadeClassifier(LearningCascade):
     """A frozen classifier made cheaper by branches that answer the easy samples early.
 
     Branches are trained on the backbone's tapped features in cascade order. Each is
@@ -95,6 +74,10 @@ class CascadeClassifier(BaseCascade):
         What branches learn: the backbone's probabilities, its answers, or `y`.
     calibrate_on : {"survivors", "all"}, default="survivors"
         Calibration samples of a branch: those that reach it, or all.
+    policy : ExitPolicy, default=None
+        Another exit rule in place of the precision margins, fitted on the calibration
+        samples; see `sk_calex.policies`. `margin` and the settings of its thresholds
+        then matter for the alignment alone.
     cv : float, int or splitter, default=0.2
         What calibrates. A float holds out that share, stratified. A splitter with one
         split (such as ``PredefinedSplit``) trains on the one part and calibrates on the
@@ -138,6 +121,8 @@ class CascadeClassifier(BaseCascade):
         The fitted backbone; shares the module.
     final_estimator_ : classifier or None
         The fitted final estimator.
+    policy_ : ExitPolicy or None
+        The fitted `policy`.
     layout_ : TapLayout
         Columns of the taps.
     n_features_in_ : int
@@ -171,6 +156,8 @@ class CascadeClassifier(BaseCascade):
     >>> _ = cascade.set_margin(0.2)  # no refit
     """
 
+    knob: ClassVar[str] = "margin"
+
     _parameter_constraints: dict[str, list[Any]] = {
         "backbone": [object, None],
         "branch": [HasMethods(["fit", "predict_proba"]), list, None],
@@ -185,6 +172,7 @@ class CascadeClassifier(BaseCascade):
         "alignment_mixture": [Interval(Real, 0, 1, closed="both")],
         "targets": [StrOptions({"soft", "argmax", "labels"})],
         "calibrate_on": [StrOptions({"survivors", "all"})],
+        "policy": [ExitPolicy, None],
         "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
         "cross_fit": [Interval(Integral, 2, None, closed="left"), None],
         "input": [StrOptions({"samples", "features"})],
@@ -210,6 +198,7 @@ class CascadeClassifier(BaseCascade):
         alignment_mixture: float = 0.5,
         targets: str = "soft",
         calibrate_on: str = "survivors",
+        policy: ExitPolicy | None = None,
         cv: Any = 0.2,
         cross_fit: int | None = None,
         input: str = "samples",
@@ -231,6 +220,7 @@ class CascadeClassifier(BaseCascade):
         self.alignment_mixture = alignment_mixture
         self.targets = targets
         self.calibrate_on = calibrate_on
+        self.policy = policy
         self.cv = cv
         self.cross_fit = cross_fit
         self.input = input
@@ -245,7 +235,7 @@ class CascadeClassifier(BaseCascade):
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         **params: Any,
-    ) -> CascadeClassifier:
+    ) -> Self:
         """Train and calibrate the branches in cascade order.
 
         Parameters
@@ -278,43 +268,28 @@ class CascadeClassifier(BaseCascade):
         follow = self.alignment_margin == "same"
         align_at: Any = self.margin if follow else self.alignment_margin
         align_at = check_margin(align_at, "alignment_margin")
-        routed = process_routing(self, "fit", **params) if params else None
-        features, layout = self._features_of(X)
-        y = column_or_1d(y, warn=True)
-        assert_all_finite(y, input_name="y")
-        check_consistent_length(features, y)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        n_classes = len(self.classes_)
-        if n_classes < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs at least 2 classes, y holds one class: "
-                f"{self.classes_.tolist()[0]!r}."
-            )
-        weight = check_sample_weight(sample_weight, features)
-        seeds = check_random_state(self.random_state)
-        split_args = {} if routed is None else routed.splitter.split
-        folds = make_folds(self.cv, codes, weight, self.classes_, seeds, split_args)
-
-        self.layout_ = layout
-        proba = self._final_proba(features, codes, weight, folds)
-        held = folds.calibration
+        lesson = self._lesson(X, y, sample_weight, params)
+        held, codes, final = lesson.folds.calibration, lesson.codes, lesson.final
         self.reference_precision_ = class_precision(
-            codes[held], proba[held].argmax(axis=1), n_classes, weight[held]
+            codes[held],
+            final[held].argmax(axis=1),
+            lesson.n_classes,
+            lesson.weight[held],
         )
         problem = Problem(
-            features,
-            layout,
+            lesson.features,
+            lesson.layout,
             codes,
-            weight,
-            proba.argmax(axis=1) if self.targets == "argmax" else codes,
-            proba if self.targets == "soft" else None,
-            n_classes,
+            lesson.weight,
+            final,
+            final.argmax(axis=1) if self.targets == "argmax" else codes,
+            final if self.targets == "soft" else None,
+            lesson.n_classes,
         )
         fitted = fit_branches(
             problem,
-            self._templates(layout, seeds),
-            folds,
+            self._templates(lesson.layout, lesson.seeds),
+            lesson.folds,
             self.reference_precision_,
             Alignment(
                 self.alignment,
@@ -331,58 +306,17 @@ class CascadeClassifier(BaseCascade):
         self.branches_ = fitted.branches
         self.effective_sample_size_ = fitted.effective_sample_sizes
         self.calibration_: CalibrationTable = fitted.table
+        self.calibration_answers_: StageTable = fitted.answers
+        self._calibration_codes = codes[held]
+        self._calibration_weight = lesson.weight[held]
         return self._calibrate()
 
-    def _final_proba(
-        self,
-        features: NDArray[Any],
-        codes: NDArray[np.intp],
-        weight: NDArray[np.float64],
-        folds: Folds,
-    ) -> NDArray[np.float64]:
-        """Probabilities of the last stage for all rows; fits `final_estimator_`."""
-        outputs = self.layout_.block(features, self.layout_.n_taps)
-        n_classes = len(self.classes_)
-        template = self.final_estimator
-        if template is None and self.layout_.shared:
-            template = LogisticRegression(max_iter=1000)
-        if template is None:
-            self.final_estimator_ = None
-            given = getattr(self.backbone, "classes", None)
-            self._output_order = output_order(self.classes_, given, outputs.shape[1])
-            check_finite(outputs, "the logits of the backbone", "Check its weights.")
-            proba = softmax64(outputs)[:, self._output_order]
-            held = folds.calibration
-            check_output_order(proba[held].argmax(axis=1), codes[held])
-            return proba
-        if not is_classifier(template):
-            raise TypeError(f"final_estimator must be a classifier, got {template!r}.")
-
-        def fitted(rows: NDArray[np.intp]) -> Any:
-            return fit_weighted(
-                clone(template),
-                outputs[rows],
-                codes[rows],
-                weight[rows],
-                "final_estimator",
-                "Give one whose fit takes them, or no sample_weight.",
-            )
-
-        def answers(estimator: Any, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-            return answer_of(estimator, n_classes)(as_tensor(outputs[rows]))
-
-        self.final_estimator_ = fitted(folds.train)
-        proba = np.full((len(codes), n_classes), 1 / n_classes)
-        if len(folds.pairs) == 1:
-            rows = np.concatenate([folds.train, folds.calibration])
-            proba[rows] = answers(self.final_estimator_, rows)
-        else:
-            for train, held in folds.pairs:
-                proba[held] = answers(fitted(train), held)
-        return proba
+    def _default_branch(self) -> Any:
+        """Template of the branches where `branch` is None."""
+        return PrototypePoolingClassifier()
 
     def _templates(self, layout: TapLayout, seeds: np.random.RandomState) -> list[Any]:
-        branch = PrototypePoolingClassifier() if self.branch is None else self.branch
+        branch = self._default_branch() if self.branch is None else self.branch
         given = branch if isinstance(branch, list) else [branch] * layout.n_taps
         if len(given) != layout.n_taps:
             raise ValueError(
@@ -407,21 +341,29 @@ class CascadeClassifier(BaseCascade):
             self.calibrate_on == "survivors",
         )
 
-    def _calibrate(self) -> CascadeClassifier:
+    def _calibrate(self) -> Self:
         found = self._thresholds(self.margin)
         self.thresholds_ = np.stack([branch.thresholds for branch in found])
         self.enabled_ = np.stack([branch.enabled for branch in found])
         self.precision_ = np.stack([branch.precision for branch in found])
         self.support_ = np.stack([branch.support for branch in found])
+        self.policy_ = None if self.policy is None else self._fit_policy(self.policy)
         return self
 
     def _thresholds(self, margin: float) -> list[BranchThresholds]:
         return self.calibration_.thresholds(check_margin(margin), self._rule())
 
     def _policy(self) -> Policy:
+        if self.policy_ is not None:
+            return self.policy_
         return ClassThresholds(self.thresholds_)
 
-    def set_margin(self, margin: float) -> CascadeClassifier:
+    def _policy_at(self, value: float) -> Policy:
+        if self.policy is not None:
+            return self._fit_policy(self.policy, value)
+        return ClassThresholds(self.thresholds_at(value))
+
+    def set_margin(self, margin: float) -> Self:
         """Calibrate anew for another margin, without training anything.
 
         Parameters
@@ -437,18 +379,18 @@ class CascadeClassifier(BaseCascade):
         Raises
         ------
         ValueError
-            If the margin is not finite or not below 1, or if
+            If the margin is not finite or not below 1, `policy` has taken its place, or
             ``alignment_margin="same"``, where the branches depend on the margin.
         """
-        check_is_fitted(self)
+        return self.set_operating_point(margin)
+
+    def _check_movable(self) -> None:
+        super()._check_movable()
         if self.alignment_margin == "same" and self.alignment != "none":
             raise ValueError(
                 "alignment_margin='same' trains the branches for one margin: fit again "
                 "with set_params(margin=...), or give alignment_margin a number."
             )
-        check_margin(margin)
-        self.margin = margin
-        return self._calibrate()
 
     def thresholds_at(self, margin: float) -> NDArray[np.float64]:
         """Thresholds for another margin, without changing the cascade.
@@ -470,17 +412,3 @@ class CascadeClassifier(BaseCascade):
         """
         check_is_fitted(self)
         return np.stack([branch.thresholds for branch in self._thresholds(margin)])
-
-    def get_metadata_routing(self) -> MetadataRouter:
-        """Metadata routing of this object: `sample_weight` itself, the rest to `cv`.
-
-        Returns
-        -------
-        routing : MetadataRouter
-            The routing.
-        """
-        router = MetadataRouter(owner=self).add_self_request(self)
-        if hasattr(self.cv, "split"):
-            mapping = MethodMapping().add(caller="fit", callee="split")
-            router.add(splitter=self.cv, method_mapping=mapping)
-        return router

@@ -23,6 +23,7 @@ from sk_calex.branches import BaseBranch
 from sk_calex.folds import Folds
 from sk_calex.layout import TapLayout
 from sk_calex.runtime import answer_of
+from sk_calex.signals import StageAnswer, StageTable
 from sk_calex.table import CalibrationRule, CalibrationTable, exits_at
 from sk_calex.training import soften
 
@@ -45,12 +46,17 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is learned: features, class codes, weights and targets of all rows."""
+    """What is learned, of all rows.
+
+    Features, class codes, weights, the last stage's probabilities, and the branches'
+    targets: codes, and probabilities or None.
+    """
 
     features: NDArray[Any]
     layout: TapLayout
     codes: NDArray[np.intp]
     weight: NDArray[np.float64]
+    final: NDArray[np.float64]
     targets: NDArray[np.intp]
     soft: NDArray[np.float64] | None
     n_classes: int
@@ -62,6 +68,7 @@ class FittedBranches:
 
     branches: list[Any]
     table: CalibrationTable
+    answers: StageTable
     effective_sample_sizes: NDArray[np.float64]
 
 
@@ -87,7 +94,9 @@ def fit_branches(
     train, calibration = folds.train, folds.calibration
     survival = np.ones(n)
     reaching = np.ones(len(calibration), dtype=bool)
-    branches, scores, predicted, sizes = [], [], [], []
+    answers = StageTable.empty(len(templates) + 1, n, problem.n_classes)
+    answers.put(len(templates), slice(None), StageAnswer(problem.final))
+    branches, sizes = [], []
     for k, template in enumerate(templates):
         weight = np.zeros(n)
         weight[train] = survivor_weights(
@@ -102,45 +111,45 @@ def fit_branches(
                 f"branch {k + 1} of {len(templates)} ({problem.layout.names[k]}): "
                 f"{len(train)} samples, effectively {sizes[-1]:.0f}"
             )
-        s, c = np.zeros(n), np.zeros(n, dtype=np.intp)
         if len(folds.pairs) == 1:
             branch = fit_on(train)
-            fit_on.score(branch, calibration, s, c)
+            fit_on.score(branch, calibration, answers)
             if alignment.kind != "none" and k + 1 < len(templates):
                 if cross_fit:
                     inner = StratifiedKFold(cross_fit)
                     split = inner.split(train, problem.codes[train])
                     pairs = [(train[a], train[b]) for a, b in split]
-                    fit_on.score_out_of_fold(pairs, s, c, n_jobs)
+                    fit_on.score_out_of_fold(pairs, answers, n_jobs)
                 else:
-                    fit_on.score(branch, train, s, c)
+                    fit_on.score(branch, train, answers)
         else:
-            fit_on.score_out_of_fold(folds.pairs, s, c, n_jobs)
+            fit_on.score_out_of_fold(folds.pairs, answers, n_jobs)
             branch = fit_on(train)
         branches.append(branch)
-        scores.append(s[calibration])
-        predicted.append(c[calibration])
         if alignment.kind == "none":
             continue
-        so_far = _table(problem, calibration, scores, predicted, reference)
+        so_far = _table(problem, calibration, answers, k + 1, reference)
         found = so_far.branch_thresholds(k, reaching, alignment.margin, rule)
-        reaching &= ~exits_at(scores[k], predicted[k], found.thresholds)
+        reaching &= ~exits_at(so_far.scores[k], so_far.predicted[k], found.thresholds)
         bandwidth = alignment.bandwidth if alignment.kind == "soft" else 0.0
-        survival *= 1 - exit_probability(s, found.thresholds[c], bandwidth=bandwidth)
-    table = _table(problem, calibration, scores, predicted, reference)
-    return FittedBranches(branches, table, np.array(sizes))
+        # Rows that were not asked are not used later either.
+        scores = np.nan_to_num(answers.confidence[k])
+        tau = found.thresholds[answers.predicted[k]]
+        survival *= 1 - exit_probability(scores, tau, bandwidth=bandwidth)
+    table = _table(problem, calibration, answers, len(templates), reference)
+    return FittedBranches(branches, table, answers.take(calibration), np.array(sizes))
 
 
 def _table(
     problem: Problem,
     rows: NDArray[np.intp],
-    scores: list[NDArray[np.float64]],
-    predicted: list[NDArray[np.intp]],
+    answers: StageTable,
+    n_branches: int,
     reference: NDArray[np.float64],
 ) -> CalibrationTable:
     return CalibrationTable(
-        np.stack(scores),
-        np.stack(predicted),
+        answers.confidence[:n_branches, rows],
+        answers.predicted[:n_branches, rows],
         problem.codes[rows],
         problem.weight[rows],
         reference,
@@ -159,9 +168,11 @@ class _Fitter:
         memory: Memory,
     ) -> None:
         self.block = problem.layout.block(problem.features, tap)
-        self.shape = problem.layout.shapes[tap]
+        self.shape, self.tap = problem.layout.shapes[tap], tap
         self.problem, self.template, self.weight = problem, template, weight
-        self.fit = memory.cache(_fit_branch)
+        # A key made of parts: to make one of a whole block, joblib would copy it.
+        by_parts = {"ignore": ["block"]} if isinstance(memory, Memory) else {}
+        self.fit = memory.cache(_fit_branch, **by_parts)
 
     def weights(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Training weights on some rows; rows outside get 0: absent, without a copy."""
@@ -180,31 +191,26 @@ class _Fitter:
             self.problem.targets,
             self.weights(rows),
             self.problem.soft,
+            [self.block[i : i + _ROWS] for i in range(0, len(self.block), _ROWS)],
         )
 
-    def score(
-        self,
-        branch: Any,
-        rows: NDArray[np.intp],
-        scores: NDArray[np.float64],
-        predicted: NDArray[np.intp],
-    ) -> None:
+    def score(self, branch: Any, rows: NDArray[np.intp], answers: StageTable) -> None:
+        """Enter what the branch says of some rows."""
         answer = answer_of(branch, self.problem.n_classes)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
             proba = answer(as_tensor(self.block[part]).reshape(-1, *self.shape))
-            scores[part], predicted[part] = proba.max(axis=1), proba.argmax(axis=1)
+            answers.put(self.tap, part, StageAnswer(proba))
 
     def score_out_of_fold(
         self,
         pairs: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
-        scores: NDArray[np.float64],
-        predicted: NDArray[np.intp],
+        answers: StageTable,
         n_jobs: int | None,
     ) -> None:
         fitted = Parallel(n_jobs=n_jobs)(delayed(self)(rows) for rows, _ in pairs)
         for branch, (_, held) in zip(fitted, pairs, strict=True):
-            self.score(branch, held, scores, predicted)
+            self.score(branch, held, answers)
 
 
 def _fit_branch(
@@ -214,6 +220,7 @@ def _fit_branch(
     targets: NDArray[np.intp],
     weight: NDArray[np.float64],
     soft: NDArray[np.float64] | None,
+    parts_of_block: list[NDArray[Any]],
 ) -> Any:
     branch = clone(template)
     if isinstance(branch, BaseBranch):

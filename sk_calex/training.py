@@ -1,10 +1,9 @@
-"""The one training loop of the branch heads: weights, soft targets, two solvers."""
+"""Training of one branch head: weights, soft targets, two solvers."""
 
 from __future__ import annotations
 
-import copy
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sk_calex._loops import History, adam_loop, lbfgs_loop
 from sk_calex._validation import as_tensor
 from sk_calex.heads import BranchHead
 
@@ -55,15 +54,6 @@ class Batch:
             self.weight[index],
             None if self.soft is None else self.soft[index],
         )
-
-
-@dataclass
-class History:
-    """Course of a training run: mean loss per epoch (Adam) or evaluation (L-BFGS)."""
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    n_iter: int = 0
 
 
 def soften(proba: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
@@ -180,60 +170,35 @@ def train_adam(
     tol: float = 1e-4,
     verbose: bool = False,
 ) -> History:
-    """Train `head` in place with AdamW under a one-cycle schedule.
+    """Train `head` in place with mini-batches; see `adam_loop`.
 
-    The last, smaller batch of an epoch is left out (another one each epoch), except
-    where there is only one. With `validation` rows the weights of the best epoch are
-    kept, and training ends after `patience` epochs without a gain of `tol`.
+    With `validation` rows the weights of the best epoch are kept.
     """
-    rows, n = RowGatherer(batch, shape, device), len(batch)
-    size = min(batch_size, n)
-    per_epoch = n // size
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=max(2, epochs * per_epoch)
-    )
-    history, best, best_state, waited = History(), math.inf, None, 0
-    for _ in tqdm(range(epochs), unit="epoch", disable=not verbose):
-        head.train()
-        order = torch.randperm(n, generator=generator)
-        total = torch.zeros((), device=device)
-        for start in range(0, per_epoch * size, size):
-            x, y, w, soft = rows(order[start : start + size])
-            optimizer.zero_grad(set_to_none=True)
-            loss = branch_loss(
-                head(x), y, w, soft, temperature=temperature, alpha=alpha
-            )
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.detach()
-        history.loss.append(float(total) / per_epoch)
-        history.n_iter += 1
-        if not math.isfinite(history.loss[-1]):
-            raise ValueError(
-                f"the training loss became {history.loss[-1]} in epoch "
-                f"{history.n_iter}. Lower learning_rate (now {learning_rate}) or "
-                "scale the features."
-            )
-        if validation is None:
-            continue
-        history.validation_loss.append(
-            _evaluate(head, validation, shape, device, temperature, alpha)
+    gather = RowGatherer(batch, shape, device)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        x, y, w, soft = gather(rows)
+        return branch_loss(head(x), y, w, soft, temperature=temperature, alpha=alpha)
+
+    evaluate = None
+    if validation is not None:
+        evaluate = partial(
+            _evaluate, head, validation, shape, device, temperature, alpha
         )
-        if history.validation_loss[-1] < best - tol:
-            best, waited = history.validation_loss[-1], 0
-            best_state = copy.deepcopy(head.state_dict())
-        else:
-            waited += 1
-            if waited >= patience:
-                break
-    if best_state is not None:
-        head.load_state_dict(best_state)
-    head.eval()
-    return history
+    return adam_loop(
+        head,
+        loss_of,
+        len(batch),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        generator=generator,
+        evaluate=evaluate,
+        patience=patience,
+        tol=tol,
+        verbose=verbose,
+    )
 
 
 def train_lbfgs(
@@ -246,15 +211,13 @@ def train_lbfgs(
     max_iter: int,
     weight_decay: float,
     device: torch.device,
-    tol: float = 1e-9,
 ) -> History:
-    """Train `head` in place with full-batch L-BFGS in float64: no randomness.
+    """Train `head` in place with full-batch L-BFGS in float64; see `lbfgs_loop`.
 
     Integer weights are repetition, in the loss and in the normalisation's statistics
-    alike, and the order of the rows does not matter beyond rounding. The penalty is
-    ``weight_decay / 2 * ||parameters||^2`` on the mean loss.
+    alike, and the order of the rows does not matter beyond rounding.
     """
-    head.double().train()
+    head.double()
     head.set_momentum(1.0)  # the running statistics become those of the last step
     weight = torch.from_numpy(batch.weight).to(device)
     head.set_row_weights(weight)
@@ -263,35 +226,15 @@ def train_lbfgs(
     x = x.view(-1, *shape)
     y = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(device)
     soft = None if batch.soft is None else torch.from_numpy(batch.soft).to(device)
-    parameters = list(head.parameters())
-    optimizer = torch.optim.LBFGS(
-        parameters,
-        max_iter=max_iter,
-        history_size=20,
-        tolerance_grad=tol,
-        tolerance_change=tol,
-        line_search_fn="strong_wolfe",
-    )
-    history = History()
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = branch_loss(
+    def loss_of() -> Tensor:
+        return branch_loss(
             head(x), y, scale, soft, temperature=temperature, alpha=alpha
         )
-        penalty = sum((p.square().sum() for p in parameters), start=loss.new_zeros(()))
-        objective = loss + weight_decay / 2 * penalty
-        objective.backward()
-        history.loss.append(float(loss.detach()))
-        return objective
 
-    optimizer.step(closure)
-    with torch.no_grad():
-        head(x)  # statistics at the final parameters, not at the last trial step
-    history.n_iter = int(optimizer.state[parameters[0]]["n_iter"])
+    history = lbfgs_loop(head, loss_of, max_iter=max_iter, weight_decay=weight_decay)
     head.set_row_weights(None)
-    head.eval()  # and stays in float64: small data, exact weights
-    return history
+    return history  # the head stays in float64: small data, exact weights
 
 
 @torch.no_grad()

@@ -6,7 +6,12 @@ cascade the same split for both fits.
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sk_calex import BranchClassifier, CascadeClassifier, PrototypePoolingClassifier
+from sk_calex import (
+    BranchClassifier,
+    CascadeClassifier,
+    PrototypePoolingClassifier,
+    baselines,
+)
 from sk_calex.heads import HEADS
 
 
@@ -15,6 +20,7 @@ from sk_calex.heads import HEADS
         CascadeClassifier(),
         PrototypePoolingClassifier(),
         *(BranchClassifier(head) for head in HEADS),
+        *(getattr(baselines, name)() for name in baselines.__all__),
     ]
 )
 def test_common_checks(estimator, check):

@@ -1,4 +1,4 @@
-"""The curve over margins."""
+"""Accuracy and cost over margins, and over the knob of any method."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,17 @@ from sklearn.datasets import make_classification
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
-from sk_calex import CascadeClassifier, margin_curve
+from sk_calex import CascadeClassifier, margin_curve, operating_curve
+from sk_calex.baselines import SDNClassifier
+from sk_calex.policies import (
+    EntropyThreshold,
+    LearnedGate,
+    Patience,
+    PrecisionThresholds,
+    Quota,
+    RegretPriced,
+    SharedThreshold,
+)
 from tests._cascade_models import images, small_branch, tiny_backbone
 
 
@@ -113,3 +123,109 @@ def test_bad_input(fitted):
         margin_curve(cascade, X, y[:-1])
     with pytest.raises(NotFittedError):
         margin_curve(CascadeClassifier(), X, y)
+
+
+# -- any knob --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_features():
+    """A cascade of two branches, features and labels that it has not seen."""
+    X, y = images(150)
+    Z, z = images(90, seed=5)
+    backbone = tiny_backbone().fit(X)
+    settings = {"branch": small_branch(), "min_support": 3, "random_state": 0}
+    cascade = CascadeClassifier(input="features", **settings)
+    return cascade.fit(backbone.transform(X), y), backbone.transform(Z), z
+
+
+def check_curve(curve, cascade, X, y, move):
+    """The curve is what the cascade does, value by value."""
+    for i, value in enumerate(curve.knob_values.tolist()):
+        move(value)
+        labels, depth = cascade.predict(X, return_depth=True)
+        assert curve.accuracy[i] == pytest.approx((labels == y).mean())
+        saved = cascade.flops_reduction(X)
+        assert curve.flops_reduction[i] == pytest.approx(saved)
+        share = np.bincount(depth, minlength=3) / len(y)
+        np.testing.assert_allclose(curve.depth_share[i], share)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [
+        (SharedThreshold(), [-np.inf, 0.4, 0.6, np.inf]),
+        (SharedThreshold(score="gap"), [0.0, 0.2, 0.5]),
+        (EntropyThreshold(), [0.2, 0.8, 1.0]),
+        (Patience(), [0, 1, 2]),
+        (PrecisionThresholds(min_support=3), [-0.2, 0.2]),
+        (Quota(), [0.1, 1.0, 10.0]),
+        (LearnedGate(), [0.5, 0.8]),
+        (RegretPriced(), [0.0, 0.3, 5.0]),
+    ],
+    ids=repr,
+)
+def test_curve_over_the_knob_of_a_rule(on_features, rule, values):
+    cascade, X, y = on_features
+    cascade.set_policy(rule)
+    thresholds = cascade.policy_.thresholds_.copy()
+    curve = operating_curve(cascade, X, y, iter(values))
+    np.testing.assert_array_equal(curve.knob_values, values)
+    np.testing.assert_array_equal(cascade.policy_.thresholds_, thresholds)
+    assert cascade.policy is rule
+    assert getattr(rule, rule.knob) == getattr(type(rule)(), rule.knob)
+    assert len(set(curve.flops_reduction.tolist())) > 1
+    assert curve.backbone_accuracy == pytest.approx(
+        (X[:, -3:].argmax(axis=1) == y).mean()
+    )
+
+    def move(value):
+        cascade.set_policy(clone(rule).set_params(**{rule.knob: value}))
+
+    check_curve(curve, cascade, X, y, move)
+
+
+def test_curve_over_the_knob_of_another_method(on_features):
+    """Given as a parameter by its name, too."""
+    _, X, y = on_features
+    cascade = SDNClassifier(
+        tiny_backbone(), max_iter=8, device="cpu", random_state=0, input="features"
+    ).fit(X, y)
+    curve = operating_curve(cascade, X, y, [0.3, 0.6, 0.95])
+    check_curve(curve, cascade, X, y, cascade.set_operating_point)
+    assert (np.diff(curve.flops_reduction) <= 0).all()
+
+
+def test_margins_are_the_knob_of_the_cascade_itself(on_features):
+    cascade, X, y = on_features
+    cascade.set_policy(None)
+    margins = [-0.3, 0.0, 0.2]
+    over_margins = margin_curve(cascade, X, y, margins=margins)
+    over_values = operating_curve(cascade, X, y, margins)
+    np.testing.assert_array_equal(over_margins.margins, over_values.knob_values)
+    for field in ("accuracy", "flops_reduction", "depth_share", "backbone_accuracy"):
+        np.testing.assert_array_equal(over_margins[field], over_values[field])
+    assert "knob_values" not in over_margins
+
+
+def test_a_rule_has_no_margin(on_features):
+    cascade, X, y = on_features
+    cascade.set_policy(Quota())
+    with pytest.raises(ValueError, match=r"policy=Quota\(\).*over values of 'decay'"):
+        margin_curve(cascade, X, y)
+    cascade.set_policy(None)
+
+
+def test_values_that_the_knob_refuses(on_features):
+    cascade, X, y = on_features
+    for rule, value in ((Quota(), 0.0), (Patience(), 0.5), (LearnedGate(), 2.0)):
+        cascade.set_policy(rule)
+        with pytest.raises(ValueError, match=f"'{rule.knob}' parameter of"):
+            operating_curve(cascade, X, y, [value])
+    cascade.set_policy(None)
+    with pytest.raises(ValueError, match=r"margin=1\.0"):
+        operating_curve(cascade, X, y, [0.0, 1.0])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        operating_curve(cascade, X, y[:-1], [0.0])
+    with pytest.raises(NotFittedError):
+        operating_curve(clone(cascade), X, y, [0.0])

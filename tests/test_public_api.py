@@ -10,7 +10,12 @@ from types import FunctionType
 import pytest
 from numpydoc.validate import validate
 
-PACKAGES = ("sk_calex", "sk_calex.datasets")
+PACKAGES = (
+    "sk_calex",
+    "sk_calex.baselines",
+    "sk_calex.datasets",
+    "sk_calex.policies",
+)
 
 # numpydoc's checks, by what a reader would miss.
 EVERYWHERE = {

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-PACKAGES = ("sk_calex", "sk_calex.datasets")
+PACKAGES = (
+    "sk_calex",
+    "sk_calex.baselines",
+    "sk_calex.datasets",
+    "sk_calex.policies",
+)
 INDEX = "api/index.md"
 
 

@@ -1,0 +1,139 @@
+"""BTS-EE, the earlier form of CalexNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sk_calex.branches import BranchClassifier
+from sk_calex.cascade import CascadeClassifier
+from sk_calex.policies import ExitPolicy
+
+__all__ = ["BTSEEClassifier"]
+
+
+class BTSEEClassifier(CascadeClassifier):
+    """BTS-EE: branches trained on the survivors alone, on the backbone's answers.
+
+    Parameters
+    ----------
+    backbone : FrozenBackbone, default=None
+        The frozen classifier, as of `CascadeClassifier`.
+    margin : float, default=-0.15
+        The knob: how much precision each class may give up against the backbone's, as
+        of `CascadeClassifier`.
+    alignment_margin : float or "same", default=-0.1
+        Margin of the thresholds that say which samples survive an earlier branch in
+        training. "same" uses `margin`, and then another margin asks for another fit.
+    branch : classifier or list of classifiers, default=None
+        Template of the branches. None means ``BranchClassifier("conv1d")``.
+    min_support : float, default=10
+        Calibration samples (total weight) that must stand at or above a threshold.
+    final_estimator : classifier, default=None
+        Answers in the backbone's place, as of `CascadeClassifier`.
+    policy : ExitPolicy, default=None
+        Another exit rule in place of the method's own.
+    cv : float, int or splitter, default=0.2
+        What calibrates, as of `CascadeClassifier`.
+    input : {"samples", "features"}, default="samples"
+        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+    memory : str or joblib.Memory, default=None
+        Where fitted branches are cached.
+    n_jobs : int, default=None
+        Folds trained at once, by joblib.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the split and of branches that have none of their own.
+    verbose : int, default=0
+        1 prints a line for each branch that is trained.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Sorted labels.
+    branches_ : list of classifiers
+        The trained branches, on class codes ``0 .. n_classes - 1``.
+    thresholds_ : ndarray of float64, shape (n_branches, n_classes)
+        Confidence at which a sample predicted as a class exits; ``inf`` where disabled.
+    depth_costs_ : ndarray of float64, shape (n_branches + 1,)
+        MACs of an answer at each depth, heads included.
+    enabled_, precision_, support_, reference_precision_, effective_sample_size_
+        As of `CascadeClassifier`.
+    backbone_, final_estimator_, policy_, layout_, n_features_in_
+        As of `CascadeClassifier`.
+
+    Notes
+    -----
+    With S_k the samples that no branch before k answers, z_k the logits of branch k and
+    z_B those of the backbone:
+
+        loss_k = mean over x in S_k of CE(z_k(x), argmax z_B(x))
+        exit at the first k with max p_k >= tau[k, c_k],  c_k = argmax p_k
+
+    where tau[k, c] is the smallest threshold at which the held-out samples in S_k that
+    are predicted as c keep the precision that the margin asks for. It is
+    `CascadeClassifier` with these settings, bit for bit:
+
+        branch=BranchClassifier("conv1d"), alignment="hard", targets="argmax",
+        calibrate_on="survivors"
+
+    After the description of the first version of the paper: the survivor subset, the
+    answers of the backbone as labels, the class-precision margin and the 1-D
+    convolution are the paper's, the details of the head our definition. So is the
+    default of `alignment_margin`, a number, so that one fit serves all margins.
+
+    References
+    ----------
+    Aperstein, Y. & Apartsin, A. (2025). arXiv 2509.08318, version 1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_classification
+    >>> from sk_calex.baselines import BTSEEClassifier
+    >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
+    >>> cascade = BTSEEClassifier(random_state=0).fit(X, y)
+    >>> labels, depth = cascade.predict(X, return_depth=True)
+    >>> _ = cascade.set_operating_point(0.2)  # no refit
+    """
+
+    # What makes the method: no parameters here.
+    alignment = "hard"
+    targets = "argmax"
+    calibrate_on = "survivors"
+    margin_mode = "relative"
+    rule = "smallest"
+    alignment_bandwidth = 0.0
+    alignment_mixture = 1.0
+    cross_fit = None
+
+    def __init__(
+        self,
+        backbone: Any = None,
+        *,
+        margin: float = -0.15,
+        alignment_margin: float | str = -0.1,
+        branch: Any = None,
+        min_support: float = 10,
+        final_estimator: Any = None,
+        policy: ExitPolicy | None = None,
+        cv: Any = 0.2,
+        input: str = "samples",
+        memory: Any = None,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.margin = margin
+        self.alignment_margin = alignment_margin
+        self.branch = branch
+        self.min_support = min_support
+        self.final_estimator = final_estimator
+        self.policy = policy
+        self.cv = cv
+        self.input = input
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _default_branch(self) -> Any:
+        return BranchClassifier("conv1d")

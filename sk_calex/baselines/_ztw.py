@@ -1,0 +1,384 @@
+"""Zero Time Waste on a frozen backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.utils._param_validation import Interval
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from sk_calex._head_base import BranchHead, integer
+from sk_calex._head_layers import Pointwise, linear, mixed_pool, pooled_grid
+from sk_calex._loops import lbfgs_loop
+from sk_calex._packed import pack
+from sk_calex._validation import softmax64
+from sk_calex.exitnet import ExitNet, ExitRows
+from sk_calex.learning import Lesson
+from sk_calex.policies import ExitPolicy, SharedThreshold
+
+from ._joint import JointCascade
+
+__all__ = ["ZTWClassifier"]
+
+_ROWS = 1024
+_ENSEMBLE_ITERATIONS = 100
+# Just enough that no weight grows without end where the answers are all right.
+_ENSEMBLE_DECAY = 1e-4
+
+
+class ZTWHead(BranchHead):
+    """Convolution, ReLU, mixed pooling; linear on that and on the logits before."""
+
+    def __init__(
+        self,
+        feature_shape: Sequence[int],
+        n_classes: int,
+        *,
+        width: int,
+        n_before: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(feature_shape, n_classes)
+        width = integer("width", width)
+        if len(self.feature_shape) == 3:
+            stride = 2 if min(self.feature_shape[1:]) > 4 else 1
+            self.conv: nn.Module = _drawn(
+                skip_init(
+                    nn.Conv2d, self.in_channels, width, 3, stride=stride, padding=1
+                ),
+                generator,
+            )
+            height, breadth = (-(-side // stride) for side in self.feature_shape[1:])
+            self.grid = pooled_grid((width, height, breadth))
+        else:
+            self.conv = _drawn(skip_init(Pointwise, self.in_channels, width), generator)
+            self.grid = pooled_grid(self.feature_shape)
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+        n_pooled = width * self.grid[0] * self.grid[1]
+        self.classifier = linear(n_pooled + n_before, n_classes, generator)
+
+    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        """Logits (n, n_classes); `before` are those of the branch before."""
+        u = F.relu(self.conv(self._as_map(x)), inplace=True)
+        u = mixed_pool(u, self.grid, self.alpha)
+        return self.classifier(u if before is None else torch.cat([u, before], dim=1))
+
+    def fold_(self) -> None:
+        """Lay the convolution's weights out for inference."""
+        self.conv = pack(self.conv)
+
+
+def _drawn(
+    layer: nn.Conv2d | nn.Linear, generator: torch.Generator
+) -> nn.Conv2d | nn.Linear:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+    nn.init.zeros_(cast(Tensor, layer.bias))
+    return layer
+
+
+class Ensemble(nn.Module):
+    """Weighted geometric mean of some branches' probabilities, times a class bias.
+
+    On log-probabilities (n, k, C): ``(1/k) sum_j e^{w_j} log p_j + b``.
+    """
+
+    def __init__(self, n_branches: int, n_classes: int) -> None:
+        super().__init__()
+        # Zero, the plain geometric mean; the code draws the weights around it.
+        self.exponents = nn.Parameter(torch.zeros(n_branches, dtype=torch.float64))
+        self.shift = nn.Parameter(torch.zeros(n_classes, dtype=torch.float64))
+
+    def forward(self, log_proba: Tensor) -> Tensor:
+        """Logits of the ensemble, shape (n, C)."""
+        weight = self.exponents.exp() / len(self.exponents)
+        return torch.einsum("nkc,k->nc", log_proba, weight) + self.shift
+
+
+class ZTW(ExitNet):
+    """Each head sees the logits before; then ensembles of all heads so far.
+
+    The outputs of a branch, and its memory, are the logits of all branches so far, side
+    by side. `exponents` and `shifts` hold the ensembles: row k, of branch k.
+    """
+
+    separable: ClassVar[bool] = True
+    exponents: Tensor
+    shifts: Tensor
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        n_classes: int,
+        width: int,
+        ensemble: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(shapes, n_classes)
+        self.ensemble = ensemble
+        self.heads = nn.ModuleList(
+            ZTWHead(
+                shape,
+                n_classes,
+                width=width,
+                n_before=n_classes if k else 0,
+                generator=generator,
+            )
+            for k, shape in enumerate(shapes)
+        )
+        self.register_buffer("exponents", torch.zeros(len(shapes), len(shapes)))
+        self.register_buffer("shifts", torch.zeros(len(shapes), n_classes))
+
+    def exit(
+        self, branch: int, tap: Tensor, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of all branches so far, (n, (branch + 1) * n_classes), twice."""
+        if memory is None:
+            logits = self.heads[branch](tap)
+            return logits, logits
+        # No gradient goes back: each head's loss is its own.
+        before = memory.detach()
+        logits = self.heads[branch](tap, before[:, -self.n_classes :])
+        logits = torch.cat([before, logits], dim=1)
+        return logits, logits
+
+    def loss(
+        self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
+    ) -> Tensor:
+        """``sum_k mean w CE(z_k, y)``; see `ExitNet.loss`."""
+        losses = [
+            F.cross_entropy(z[:, -self.n_classes :], labels, reduction="none")
+            for z in outputs
+        ]
+        return (weight * torch.stack(losses).sum(dim=0)).mean()
+
+    def finish(self, rows: ExitRows) -> None:
+        """Fit the ensemble of each branch on the log-probabilities of the rows."""
+        if not self.ensemble:
+            return
+        log_proba = self._log_proba(rows)
+        labels = torch.from_numpy(rows.labels.astype(np.int64))
+        weight = torch.from_numpy(rows.weight)
+        for k in range(len(self.heads)):
+            ensemble = Ensemble(k + 1, self.n_classes)
+            exponents, shift = _fitted(ensemble, log_proba[:, : k + 1], labels, weight)
+            self.exponents[k, : k + 1] = exponents.to(self.exponents)
+            self.shifts[k] = shift.to(self.shifts)
+
+    def _log_proba(self, rows: ExitRows) -> Tensor:
+        """Of all branches on the rows, (n, K, C), float64, on the CPU."""
+        parameter = next(self.parameters())
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(rows), _ROWS):
+                index = torch.arange(start, min(start + _ROWS, len(rows)))
+                taps, *_ = rows.tensors(index, parameter.device, parameter.dtype)
+                parts.append(self._as_log_proba(self(taps)[-1]))
+        return torch.cat(parts)
+
+    def _as_log_proba(self, outputs: Tensor) -> Tensor:
+        # To the CPU first: not every device has float64.
+        logits = outputs.cpu().double().unflatten(1, (-1, self.n_classes))
+        return logits.log_softmax(dim=2)
+
+    def read(self, branch: int, outputs: Tensor) -> tuple[NDArray[np.float64], None]:
+        """Probabilities of the ensemble, or of the head alone."""
+        if not self.ensemble:
+            return softmax64(outputs[:, -self.n_classes :]), None
+        used = branch + 1
+        weight = self.exponents[branch, :used].cpu().double().exp() / used
+        mean = torch.einsum("nkc,k->nc", self._as_log_proba(outputs), weight)
+        return softmax64(mean + self.shifts[branch].cpu().double()), None
+
+
+def _fitted(
+    ensemble: Ensemble, log_proba: Tensor, labels: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    def loss() -> Tensor:
+        logits = ensemble(log_proba)
+        return (weight * F.cross_entropy(logits, labels, reduction="none")).mean()
+
+    lbfgs_loop(
+        ensemble, loss, max_iter=_ENSEMBLE_ITERATIONS, weight_decay=_ENSEMBLE_DECAY
+    )
+    return ensemble.exponents.detach(), ensemble.shift.detach()
+
+
+class ZTWClassifier(JointCascade):
+    """Zero Time Waste: no branch forgets what the branches before it said.
+
+    Each head sees the logits of the one before, and the answer of a branch is an
+    ensemble of all heads so far, so that what did not exit is not wasted.
+
+    Parameters
+    ----------
+    backbone : FrozenBackbone, default=None
+        The frozen classifier, as of `CascadeClassifier`.
+    threshold : float, default=0.9
+        The knob: exit where the largest probability of the ensemble reaches it.
+    ensemble : bool, default=True
+        Whether branches answer by the ensemble. False leaves the second stage of the
+        training out: a branch then answers by its own head.
+    width : int, default=96
+        Channels of each head's convolution.
+    final_estimator : classifier, default=None
+        Answers in the backbone's place, as of `CascadeClassifier`.
+    policy : ExitPolicy, default=None
+        Another exit rule in place of the method's own.
+    solver : {"auto", "adam", "lbfgs"}, default="auto"
+        Mini-batch AdamW, or full-batch L-BFGS without randomness; "auto" is L-BFGS up
+        to 100,000 numbers in the taps, one head after the other. The ensembles always
+        have L-BFGS.
+    max_iter : int, default=None
+        Epochs (adam) or iterations (lbfgs) of the heads. None: 12 epochs and at least
+        400 updates, or 30 iterations.
+    batch_size : int, default=256
+        Rows of a mini-batch.
+    learning_rate : float, default=3e-3
+        Highest rate of the one-cycle schedule (adam).
+    weight_decay : float, default=1e-2
+        Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
+    cv : float, int or splitter, default=0.2
+        What is held out to fit the exit rule, as of `CascadeClassifier`; this method's
+        own takes no statistics of it.
+    input : {"samples", "features"}, default="samples"
+        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+    memory : str or joblib.Memory, default=None
+        Where trained heads are cached: a search over the knob trains them once.
+    device : str, default="auto"
+        Torch device of the heads; "auto" is CUDA where there is one, else the CPU.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the split, the initialisation and the mini-batches.
+    verbose : int, default=0
+        1 shows a progress bar over the epochs.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Sorted labels.
+    net_ : ExitNet
+        The trained heads, in eval mode.
+    policy_ : ExitPolicy
+        The fitted exit rule.
+    n_iter_ : int
+        Epochs or iterations done on the heads.
+    loss_curve_ : list of float
+        Mean loss of the heads in each epoch (adam) or evaluation (lbfgs).
+    depth_costs_ : ndarray of float64, shape (n_branches + 1,)
+        MACs of an answer at each depth, heads included; the ensembles, a few numbers a
+        class, are not counted.
+    backbone_, final_estimator_, layout_, n_features_in_
+        As of `CascadeClassifier`.
+
+    Notes
+    -----
+    With u_k what the convolution of head k makes of its tap, mixed pooling as of the
+    head "sdn", and sg the identity without a gradient, first:
+
+        z_1 = W_1 pool(relu(u_1));  z_k = W_k [pool(relu(u_k)); sg(z_{k-1})]
+        loss = sum_k mean w CE(z_k, y)
+
+    and then, the heads fixed, for each k with its own w and b, on the training rows:
+
+        log q_k = log_softmax((1/k) sum_{j<=k} e^{w_kj} log softmax(z_j) + b_k)
+        loss_k  = mean w CE(q_k, y)
+        exit at the first k with max q_k >= threshold
+
+    After Wolczyk et al. (2021), Wojcik et al. (2023) and their public code. As in the
+    code, the last stage answers alone. Deviations: the ensembles start from w = 0 and
+    are fitted by full-batch L-BFGS in float64, with an L2 penalty of 1e-4 that keeps
+    them finite, where the paper takes some 500 epochs of Adam at 5e-4; the heads by
+    AdamW under a one-cycle schedule in place of 50 epochs of Adam at 1e-3, divided by
+    ten at epoch 15. The convolution has a stride of 2 on maps larger than 4 x 4 and a
+    width that does not follow the tap's, at a fraction of the cost; on tokens it is a
+    linear layer at each position (our definition). The code may normalise the logits
+    that are handed on, which leaves of two classes only the sign; here they are not.
+
+    The heads are over-confident on the rows that trained them, and the ensembles are
+    fitted there: their probabilities are sharper than they are right, and where a head
+    has learned its training rows by heart, it can be better alone.
+
+    References
+    ----------
+    Wolczyk, M., Wojcik, B., Balazy, K., Podolak, I., Tabor, J., Smieja, M. &
+    Trzcinski, T. (2021). Zero Time Waste: Recycling predictions in early exit neural
+    networks. NeurIPS.
+
+    Wojcik, B., Przewiezlikowski, M., Szatkowski, F., Wolczyk, M., Balazy, K., et al.
+    (2023). Zero time waste in pre-trained early exit neural networks. Neural Networks.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_classification
+    >>> from sk_calex.baselines import ZTWClassifier
+    >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
+    >>> cascade = ZTWClassifier(threshold=0.8, random_state=0).fit(X, y)
+    >>> labels, depth = cascade.predict(X, return_depth=True)
+    >>> _ = cascade.set_operating_point(0.6)  # no refit
+    """
+
+    knob: ClassVar[str] = "threshold"
+
+    _parameter_constraints = {
+        "threshold": [Real],
+        "ensemble": ["boolean"],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        **JointCascade._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        backbone: Any = None,
+        *,
+        threshold: float = 0.9,
+        ensemble: bool = True,
+        width: int = 96,
+        final_estimator: Any = None,
+        policy: ExitPolicy | None = None,
+        solver: str = "auto",
+        max_iter: int | None = None,
+        batch_size: int = 256,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 1e-2,
+        cv: Any = 0.2,
+        input: str = "samples",
+        memory: Any = None,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.threshold = threshold
+        self.ensemble = ensemble
+        self.width = width
+        self.final_estimator = final_estimator
+        self.policy = policy
+        self.solver = solver
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.cv = cv
+        self.input = input
+        self.memory = memory
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _net(self, lesson: Lesson, generator: torch.Generator) -> ExitNet:
+        return ZTW(
+            lesson.layout.shapes,
+            lesson.n_classes,
+            self.width,
+            bool(self.ensemble),
+            generator,
+        )
+
+    def _rule(self) -> ExitPolicy:
+        return SharedThreshold(self.threshold)
