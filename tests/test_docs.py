@@ -9,21 +9,32 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from torchvision.models import resnet18
 
 import sk_calex
+from tests.baselines._every_cascade import staged_is_vectorised
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
-RUN_HERE = {"README.md", "docs/quickstart.md", "docs/user_guide.md"}
+RUN_HERE = {
+    "CONTRIBUTING.md",
+    "README.md",
+    "docs/baselines.md",
+    "docs/policies.md",
+    "docs/quickstart.md",
+    "docs/scale_out.md",
+    "docs/user_guide.md",
+}
 
 
 def load(name: str) -> ModuleType:
@@ -72,6 +83,61 @@ def test_user_guide(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run("docs/user_guide.md", dict(quickstart))
+
+
+def test_policies(quickstart: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    names = run("docs/policies.md", dict(quickstart))
+    assert len(set(names["curve"].flops_reduction)) > 1
+    printed = re.findall(r"accuracy ([\d.]+), cost", capsys.readouterr().out)
+    assert len(printed) == 5
+    assert printed[-1] == max(printed), "a rule beats the limit"
+    assert set(np.unique(names["labels"][names["depth"] < 2])) <= {0, 1}
+    assert names["cascade"].policy is None
+
+
+def test_scale_out(
+    quickstart: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip(
+        "distributed", reason="Dask is not installed: see the extra 'distributed'"
+    )
+    monkeypatch.chdir(tmp_path)
+    X, y = quickstart["X_test"][:200], quickstart["y_test"][:200]
+    paths = [tmp_path / f"{i}.png" for i in range(len(X))]
+    for path, image in zip(paths, X, strict=True):
+        Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp://",
+        dashboard_address=None,
+    ) as cluster:
+        names = {"paths": paths, "y": y, "scheduler": cluster.scheduler_address}
+        names = run("docs/scale_out.md", quickstart | names)
+    assert names["search"].score(paths, y) > 0.5
+
+
+def test_baselines(
+    quickstart: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run("docs/baselines.md", dict(quickstart))
+    # The page compares methods that work, each at more than one cost.
+    for method, values in names["methods"]:
+        curve = names["operating_curve"](
+            method, names["test_features"], names["y_test"], values
+        )
+        assert curve.accuracy.max() > 0.5
+        assert len(set(curve.flops_reduction)) > 1
+
+
+def test_contributing() -> None:
+    """The method in one file works: also staged, on images that leave one by one."""
+    names = run("CONTRIBUTING.md", {})
+    assert names["depth"].shape == (500,)
+    assert (np.diff(names["curve"].flops_reduction) >= 0).all()
+    staged_is_vectorised(partial(names["ImitatingCascade"], random_state=0), 0.9)
 
 
 def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
