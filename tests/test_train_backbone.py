@@ -45,7 +45,7 @@ def test_it_writes_weights_that_fit_and_a_record(script, tmp_path, monkeypatch):
         np.uint8
     )
     parts = tuple(map(torch.from_numpy, (X[:40], y[:40], X[40:], y[40:])))
-    monkeypatch.setattr(script, "load", lambda data: parts)
+    monkeypatch.setattr(script, "load", lambda data: (*parts, None))
     state = torch.random.get_rng_state()
     out = tmp_path / "tiny"
     command = [
@@ -67,3 +67,22 @@ def test_it_writes_weights_that_fit_and_a_record(script, tmp_path, monkeypatch):
     assert record["settings"]["arch"] == "resnet10"
     found = script.accuracy(module, parts[2], parts[3], script.Scale(parts[0]))
     assert found > 0.6
+
+
+def test_rows_that_the_data_set_holds_back_are_not_trained_on(
+    script, tmp_path, monkeypatch
+):
+    images = torch.zeros(12, 3, 16, 16, dtype=torch.uint8)
+    labels = torch.arange(12) % 2
+    held = np.array([1, 4, 8])
+    # The rows held back are white: the mean of the others shows that they were left.
+    images[held] = 255
+    images[[0, 2]] = 51
+    parts = (images, labels, images, labels, held)
+    monkeypatch.setattr(script, "load", lambda data: parts)
+    out = tmp_path / "tiny"
+    command = ["--arch", "resnet10", "--epochs", "1", "--batch-size", "9", "--bf16"]
+    script.main([*command, "--device", "cpu", "--out", str(out)])
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["validation_rows"] == held.tolist()
+    assert record["mean"] == pytest.approx([0.2 * 2 / 9] * 3)
