@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,29 @@ def check_margin(margin: float, name: str = "margin") -> float:
             "-0.05 asks for 5 % more."
         )
     return value
+
+
+def check_margins(
+    margin: Any, n_branches: int | None, name: str = "margin"
+) -> NDArray[np.float64]:
+    """Margins of the branches: one for all of them, or a sequence with one for each.
+
+    Where the number of branches is not known yet, only the numbers are checked.
+    """
+    if isinstance(margin, Real):
+        return np.full(n_branches or 1, check_margin(float(margin), name))
+    if isinstance(margin, str) or np.ndim(margin) != 1:
+        raise ValueError(
+            f"{name}={margin!r} is not usable: give one number for all branches, or a "
+            "sequence of numbers, one a branch."
+        )
+    values = [check_margin(each, f"{name}[{i}]") for i, each in enumerate(margin)]
+    if n_branches is not None and len(values) != n_branches:
+        raise ValueError(
+            f"{name} is a sequence of {len(values)} numbers, but there are "
+            f"{n_branches} branches. Give one number a branch, or one for all."
+        )
+    return np.array(values)
 
 
 def check_probabilities(X: ArrayLike, name: str = "X") -> NDArray[np.float64]:

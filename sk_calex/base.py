@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +17,8 @@ from sklearn.base import (
 )
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sk_calex._html import SummaryMixin
+from sk_calex._summary import cascade_summary
 from sk_calex.backbone import FrozenBackbone
 from sk_calex.flops import depth_costs, flops_reduction
 from sk_calex.layout import TapLayout
@@ -38,7 +40,7 @@ from sk_calex.signals import StageTable
 __all__ = ["BaseCascade"]
 
 
-class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     """Base of the cascades: `predict` and its family over a policy.
 
     A subclass fits `classes_`, `layout_`, `branches_`, `final_estimator_`, `backbone_`
@@ -60,11 +62,13 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     def _policy(self) -> Policy:
         raise NotImplementedError
 
-    def _policy_at(self, value: float) -> Policy:
+    def _policy_at(self, value: float | Sequence[float]) -> Policy:
         """The rule at another value of the method's knob; nothing is changed."""
         raise NotImplementedError
 
-    def _fit_policy(self, policy: ExitPolicy, value: float | None = None) -> ExitPolicy:
+    def _fit_policy(
+        self, policy: ExitPolicy, value: float | Sequence[float] | None = None
+    ) -> ExitPolicy:
         """A policy fitted on the calibration samples, at another value of its knob."""
         policy = clone(policy)
         if value is not None:
@@ -328,6 +332,9 @@ class BaseCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             If the MACs of a stage or head are unknown.
         """
         return flops_reduction(self.exit_depth(X), *self._macs())
+
+    def _summary(self) -> str:
+        return cascade_summary(self)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.validation import has_fit_parameter
 
-from sk_calex._validation import as_tensor
+from sk_calex._validation import as_tensor, check_margins
 from sk_calex.alignment import (
     effective_sample_size,
     exit_probability,
@@ -39,7 +39,7 @@ class Alignment:
     """How training samples are weighted by their chance of reaching a branch."""
 
     kind: str = "soft"
-    margin: float = 0.0
+    margin: float | Sequence[float] = 0.0
     bandwidth: float = 0.1
     mixture: float = 1.0
 
@@ -92,6 +92,7 @@ def fit_branches(
     """
     n = len(problem.codes)
     train, calibration = folds.train, folds.calibration
+    margins = check_margins(alignment.margin, len(templates), "alignment_margin")
     survival = np.ones(n)
     reaching = np.ones(len(calibration), dtype=bool)
     answers = StageTable.empty(len(templates) + 1, n, problem.n_classes)
@@ -129,7 +130,7 @@ def fit_branches(
         if alignment.kind == "none":
             continue
         so_far = _table(problem, calibration, answers, k + 1, reference)
-        found = so_far.branch_thresholds(k, reaching, alignment.margin, rule)
+        found = so_far.branch_thresholds(k, reaching, margins[k], rule)
         reaching &= ~exits_at(so_far.scores[k], so_far.predicted[k], found.thresholds)
         bandwidth = alignment.bandwidth if alignment.kind == "soft" else 0.0
         # Rows that were not asked are not used later either.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -132,13 +133,14 @@ class LearningCascade(BaseCascade):
             )
         return self._calibrate_with("policy", policy)
 
-    def set_operating_point(self, value: float) -> Self:
+    def set_operating_point(self, value: float | Sequence[float]) -> Self:
         """Move along the curve without training anything.
 
         Parameters
         ----------
-        value : float
-            New value of the knob, the parameter named by `knob`.
+        value : float or sequence of float
+            New value of the knob, the parameter named by `knob`; margins may be a
+            sequence, one a branch.
 
         Returns
         -------

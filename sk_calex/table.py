@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_calex._validation import check_margins
 from sk_calex.calibration import BranchThresholds, find_thresholds, precision_bars
 
 __all__ = ["CalibrationRule", "CalibrationTable", "exits_at"]
@@ -68,17 +70,26 @@ class CalibrationTable:
         )
 
     def thresholds(
-        self, margin: float, rule: CalibrationRule
+        self, margin: float | Sequence[float], rule: CalibrationRule
     ) -> list[BranchThresholds]:
-        """Thresholds of all branches, in cascade order: one sorted pass a branch."""
+        """Thresholds of all branches, in cascade order: one sorted pass a branch.
+
+        The margin is one number for all branches, or a sequence with one for each.
+        """
+        margins = check_margins(margin, len(self.scores))
         survivors = np.ones(len(self.labels), dtype=bool)
         found = []
         for k in range(len(self.scores)):
-            found.append(self.branch_thresholds(k, survivors, margin, rule))
+            found.append(self.branch_thresholds(k, survivors, margins[k], rule))
             survivors &= ~exits_at(
                 self.scores[k], self.predicted[k], found[-1].thresholds
             )
         return found
+
+    def of_branches(self, branches: Sequence[int]) -> CalibrationTable:
+        """The same of some of the branches, as if there were no others."""
+        rows = list(branches)
+        return replace(self, scores=self.scores[rows], predicted=self.predicted[rows])
 
 
 def exits_at(

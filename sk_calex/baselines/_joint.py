@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Self, cast
@@ -220,7 +221,7 @@ class JointCascade(LearningCascade):
     def _policy(self) -> Policy:
         return self.policy_
 
-    def _policy_at(self, value: float) -> Policy:
+    def _policy_at(self, value: float | Sequence[float]) -> Policy:
         return self._fit_policy(self._present_rule(), value)
 
     def __getstate__(self) -> dict[str, Any]:

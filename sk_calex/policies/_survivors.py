@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_calex._validation import check_margin
 from sk_calex.calibration import class_precision
 from sk_calex.table import CalibrationRule, CalibrationTable
 
@@ -22,8 +22,9 @@ class PrecisionThresholds(ExitPolicy):
 
     Parameters
     ----------
-    margin : float, default=-0.15
-        How much precision each class may give up against the last stage's.
+    margin : float or sequence of float, default=-0.15
+        How much precision each class may give up against the last stage's; a sequence
+        holds one margin a branch.
     margin_mode : {"relative", "absolute"}, default="relative"
         Bar of a class: ``(1 - margin) * precision`` or ``precision - margin``.
     min_support : float, default=10
@@ -49,7 +50,7 @@ class PrecisionThresholds(ExitPolicy):
 
     knob: ClassVar[str] = "margin"
     _parameter_constraints: dict[str, list[Any]] = {
-        "margin": [Real],
+        "margin": [Real, "array-like"],
         "margin_mode": [StrOptions({"relative", "absolute"})],
         "min_support": [Interval(Real, 0, None, closed="left")],
         "rule": [StrOptions({"smallest", "first_violation"})],
@@ -58,7 +59,7 @@ class PrecisionThresholds(ExitPolicy):
 
     def __init__(
         self,
-        margin: float = -0.15,
+        margin: float | Sequence[float] = -0.15,
         *,
         margin_mode: str = "relative",
         min_support: float = 10,
@@ -72,7 +73,6 @@ class PrecisionThresholds(ExitPolicy):
         self.calibrate_on = calibrate_on
 
     def _fit(self, given: Calibration) -> None:
-        margin = check_margin(self.margin)
         table, labels, weight = given.table, given.labels, given.weight
         reference = class_precision(
             labels, table.predicted[-1], table.n_classes, weight
@@ -86,7 +86,7 @@ class PrecisionThresholds(ExitPolicy):
             self.rule,
             self.calibrate_on == "survivors",
         )
-        found = calibration.thresholds(margin, rule)
+        found = calibration.thresholds(self.margin, rule)
         self.thresholds_ = np.stack([branch.thresholds for branch in found])
 
 
