@@ -32,7 +32,7 @@ MAX_SHARD_ROWS = 2**20
 
 _HEADER_BYTES = 1024
 _BLOCK_BYTES = 4 * 2**20  # rows are read in blocks of at most about this size
-_GAP_BYTES = 32 * 2**10  # rather read over a gap of unwanted rows than seek over it
+_GAP_BYTES = 128 * 2**10  # rather read over a gap of unwanted rows than seek over it
 
 _FORMAT = "sk_calex.store"
 _VERSION = 2  # 1 had other keys
