@@ -11,15 +11,17 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import TransformerMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from tqdm import tqdm
 
 from sk_calex._extraction import extract, extract_cached, rows_in_piece
+from sk_calex._html import SummaryMixin, asked_by_printer, named
 from sk_calex._inputs import Samples
 from sk_calex._pooling import DEFAULT_POOL, pool_grids
+from sk_calex._stage_table import backbone_summary
 from sk_calex._staged import StagedEstimator
 from sk_calex._validation import check_finite, softmax64
 from sk_calex.fingerprint import module_fingerprint
@@ -34,7 +36,7 @@ _SCHEMA = 4
 _FILES = " (None stands for image files of any size)"
 
 
-class FrozenBackbone(TransformerMixin, StagedEstimator):
+class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
     """A frozen torch classifier as a transformer: samples in, tap features out.
 
     The module is cut at its taps into stages, so that a cascade can stop at one and go
@@ -400,10 +402,25 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
                 setattr(new, attribute, copy.deepcopy(getattr(self, attribute)))
         return new
 
-    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        # torch prints every layer of a module; its class is enough here.
-        params = self.get_params(deep=False) | {"module": _Named(self.module)}
-        return BaseEstimator.__repr__(type(self)(**params), N_CHAR_MAX)
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of this backbone.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Also those of parameters that are estimators.
+
+        Returns
+        -------
+        params : dict
+            Values by name; the very module. Only where scikit-learn prints an estimator
+            is its name in its place, for torch would print every layer.
+        """
+        params = super().get_params(deep)
+        return named(params) if asked_by_printer() else params
+
+    def _summary(self) -> str:
+        return backbone_summary(self)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -411,13 +428,3 @@ class FrozenBackbone(TransformerMixin, StagedEstimator):
         tags.input_tags.three_d_array = True
         tags.requires_fit = True
         return tags
-
-
-class _Named:
-    """Stands for a module where its name says enough."""
-
-    def __init__(self, module: object) -> None:
-        self.module = module
-
-    def __repr__(self) -> str:
-        return f"<{type(self.module).__name__}>"

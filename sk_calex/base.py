@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,14 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             self._calibration_codes,
             self._calibration_weight,
             costs=self.depth_costs_ if policy.needs_costs else None,
+        )
+
+    def _of_taps(self, taps: Sequence[int]) -> Self:
+        """What this cascade is with some of its branches only, for cached answers."""
+        raise TypeError(
+            f"{type(self).__name__} trains its branches together, so none of them can "
+            "be left out without training the others again. Give a CascadeClassifier, "
+            "or fit one cascade for each choice of taps."
         )
 
     # -- reading X ---------------------------------------------------------------
