@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -330,11 +331,11 @@ class CascadeClassifier(LearningCascade):
             )
         templates = []
         for template in given:
-            copy = clone(template)
+            own = clone(template)
             seed = int(seeds.randint(2**31 - 1))
-            if copy.get_params(deep=False).get("random_state", 0) is None:
-                copy.set_params(random_state=seed)
-            templates.append(copy)
+            if own.get_params(deep=False).get("random_state", 0) is None:
+                own.set_params(random_state=seed)
+            templates.append(own)
         return templates
 
     def _rule(self) -> CalibrationRule:
@@ -366,6 +367,18 @@ class CascadeClassifier(LearningCascade):
         if self.policy is not None:
             return self._fit_policy(self.policy, value)
         return ClassThresholds(self.thresholds_at(value))
+
+    def _of_taps(self, taps: Sequence[int]) -> Self:
+        """What this cascade is with some of its branches only, for cached answers.
+
+        The calibration samples of a branch are those that survive these branches.
+        """
+        kept = copy.copy(self)
+        kept.layout_ = self.layout_.select(self.layout_.names[k] for k in taps)
+        kept.branches_ = [self.branches_[k] for k in taps]
+        kept.calibration_ = self.calibration_.of_branches(taps)
+        kept.calibration_answers_ = self.calibration_answers_.of_stages([*taps, -1])
+        return kept
 
     def set_margin(self, margin: float | Sequence[float]) -> Self:
         """Calibrate anew for another margin, without training anything.
