@@ -14,7 +14,17 @@ from sk_calex.calibration import (
 )
 from sk_calex.cascade import CascadeClassifier
 from sk_calex.layout import FeatureArray, TapLayout
-from sk_calex.model_selection import margin_curve, operating_curve
+from sk_calex.model_selection import (
+    MarginSearchCV,
+    accuracy_at_flops_scorer,
+    best_within,
+    cheapest_within,
+    flops_reduction_scorer,
+    margin_curve,
+    operating_curve,
+    pareto_front,
+    select_taps,
+)
 from sk_calex.plotting import CascadeDisplay
 from sk_calex.store import FeatureStore
 
@@ -27,14 +37,21 @@ __all__ = [
     "FeatureArray",
     "FeatureStore",
     "FrozenBackbone",
+    "MarginSearchCV",
     "PrototypePoolingClassifier",
     "SurvivorThresholdCalibrator",
     "TapLayout",
+    "accuracy_at_flops_scorer",
+    "best_within",
+    "cheapest_within",
     "class_precision",
     "effective_sample_size",
     "exit_probability",
+    "flops_reduction_scorer",
     "margin_curve",
     "operating_curve",
+    "pareto_front",
     "precision_bars",
+    "select_taps",
     "survivor_weights",
 ]

@@ -167,6 +167,89 @@ class TapLayout:
         """
         return np.asarray(X)[:, self.columns(stage)]
 
+    def _positions(self, names: Iterable[str]) -> list[int]:
+        """Indices of taps by their names, in depth order."""
+        wanted = [names] if isinstance(names, str) else list(names)
+        unknown = [name for name in wanted if name not in self.names]
+        if unknown or not wanted or len(set(wanted)) < len(wanted):
+            raise ValueError(
+                f"names={wanted} must be some of the taps {list(self.names)}, at least "
+                "one and each once."
+            )
+        return sorted(self.names.index(name) for name in wanted)
+
+    def select(self, names: Iterable[str]) -> TapLayout:
+        """Layout of some of the taps: what a backbone tapped there only would give.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Taps to keep, in any order.
+
+        Returns
+        -------
+        layout : TapLayout
+            Their layout, in depth order. A stage between two taps costs what all stages
+            between them cost.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown or given twice, or there is none.
+
+        Examples
+        --------
+        >>> from sk_calex import TapLayout
+        >>> layout = TapLayout(("a", "b"), ((4,), (2,)), 3, stage_macs=(10, 20, 5))
+        >>> layout.select(["b"])
+        TapLayout(names=('b',), shapes=((2,),), n_outputs=3, stage_macs=(30, 5), ...)
+        """
+        kept = self._positions(names)
+        macs = self.stage_macs
+        if macs is not None:
+            ends = [*(k + 1 for k in kept), len(macs)]
+            starts = [0, *ends[:-1]]
+            macs = tuple(sum(macs[a:b]) for a, b in zip(starts, ends, strict=True))
+        return TapLayout(
+            tuple(self.names[k] for k in kept),
+            tuple(self.shapes[k] for k in kept),
+            self.n_outputs,
+            macs,
+            self.shared,
+        )
+
+    def select_columns(self, names: Iterable[str]) -> NDArray[np.intp]:
+        """Columns of some of the taps and of the backbone's outputs.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Taps to keep, in any order.
+
+        Returns
+        -------
+        columns : ndarray of intp, shape (select(names).width,)
+            Indices into the columns of a feature matrix, in ascending order: its part
+            ``X[:, columns]`` has the layout ``select(names)``.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown or given twice, or there is none.
+
+        Examples
+        --------
+        >>> from sk_calex import TapLayout
+        >>> layout = TapLayout(("a", "b"), ((4,), (2,)), n_outputs=3)
+        >>> layout.select_columns(["b"])
+        array([4, 5, 6, 7, 8])
+        """
+        kept = self._positions(names)
+        if self.shared:
+            return np.arange(self.width)
+        blocks = [self.columns(stage) for stage in [*kept, self.n_taps]]
+        return np.concatenate([np.arange(b.start, b.stop) for b in blocks])
+
     def feature_names(self) -> NDArray[np.object_]:
         """Names of the columns, such as ``layer1[0,3,7]`` and ``output[2]``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -240,6 +241,18 @@ class StageTable:
     def stage(self, stage: int) -> Signals:
         """Signals of one stage."""
         return _Row(self, stage)
+
+    def of_stages(self, stages: Sequence[int]) -> StageTable:
+        """The same of some of the stages, as if there were no others."""
+        rows = list(stages)
+        return StageTable(
+            self.predicted[rows],
+            self.confidence[rows],
+            self.entropy[rows],
+            self.gap[rows],
+            self.gate[rows],
+            self.n_classes,
+        )
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> StageTable:
         """The same of some of the samples."""

@@ -4,5 +4,20 @@ from __future__ import annotations
 
 from ._curves import DEFAULT_MARGINS as DEFAULT_MARGINS
 from ._curves import margin_curve, operating_curve
+from ._front import pareto_front
+from ._margin_search import MarginSearchCV
+from ._refit import best_within, cheapest_within
+from ._scorers import accuracy_at_flops_scorer, flops_reduction_scorer
+from ._taps import select_taps
 
-__all__ = ["margin_curve", "operating_curve"]
+__all__ = [
+    "MarginSearchCV",
+    "accuracy_at_flops_scorer",
+    "best_within",
+    "cheapest_within",
+    "flops_reduction_scorer",
+    "margin_curve",
+    "operating_curve",
+    "pareto_front",
+    "select_taps",
+]

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
-from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from sk_calex.policies import first_exits
+from ._outcomes import Outcomes
 
 if TYPE_CHECKING:
     from sk_calex.base import BaseCascade
@@ -27,6 +26,7 @@ def margin_curve(
     y: ArrayLike,
     *,
     margins: Iterable[float] = DEFAULT_MARGINS,
+    sample_weight: ArrayLike | None = None,
 ) -> Bunch:
     """Accuracy and cost of a fitted cascade at many margins.
 
@@ -43,6 +43,8 @@ def margin_curve(
         True labels.
     margins : iterable of float, default=(-0.4, ..., 0.3)
         Margins, finite and below 1.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples in all figures.
 
     Returns
     -------
@@ -76,12 +78,17 @@ def margin_curve(
             f"operating_curve, over values of {cascade.policy.knob!r}."
         )
     margins = [float(margin) for margin in margins]
-    curve = operating_curve(cascade, X, y, margins)
+    curve = operating_curve(cascade, X, y, margins, sample_weight=sample_weight)
     return Bunch(margins=curve.pop("knob_values"), **curve)
 
 
 def operating_curve(
-    cascade: BaseCascade, X: Any, y: ArrayLike, values: Iterable[float]
+    cascade: BaseCascade,
+    X: Any,
+    y: ArrayLike,
+    values: Iterable[Any],
+    *,
+    sample_weight: ArrayLike | None = None,
 ) -> Bunch:
     """Accuracy and cost of any fitted cascade over its method's knob.
 
@@ -98,12 +105,14 @@ def operating_curve(
     y : array-like of shape (n_samples,)
         True labels.
     values : iterable of float
-        Values of the knob.
+        Values of the knob; margins may be sequences, one margin a branch.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples in all figures.
 
     Returns
     -------
     curve : Bunch
-        knob_values : ndarray of shape (n_values,)
+        knob_values : ndarray of shape (n_values,) or (n_values, n_branches)
             The values.
         accuracy, flops_reduction : ndarray of float64, shape (n_values,)
             Accuracy in [0, 1]; share of the plain backbone's FLOPs saved, heads
@@ -129,24 +138,13 @@ def operating_curve(
     >>> bool(curve.flops_reduction[0] > curve.flops_reduction[1])
     True
     """
-    truth = column_or_1d(y)
-    table = cascade._tabulate(X)
-    check_consistent_length(truth, table.predicted[0])
-    right = cascade.classes_[table.predicted] == truth
-    costs = cascade.depth_costs_
-    plain = sum(cascade._macs()[0])
+    outcomes = Outcomes.of(cascade, X, y, sample_weight)
     values = np.array(list(values))
-    accuracy, reduction, shares = [], [], []
-    for value in values.tolist():
-        depth = first_exits(cascade._policy_at(value), table)
-        accuracy.append(right[depth, np.arange(len(depth))].mean())
-        share = np.bincount(depth, minlength=len(costs)) / len(depth)
-        shares.append(share)
-        reduction.append(1 - share @ costs / plain)
+    points = [outcomes.at(value) for value in values.tolist()]
     return Bunch(
         knob_values=values,
-        accuracy=np.array(accuracy),
-        flops_reduction=np.array(reduction),
-        depth_share=np.array(shares),
-        backbone_accuracy=float(right[-1].mean()),
+        accuracy=np.array([point.accuracy for point in points]),
+        flops_reduction=np.array([point.flops_reduction for point in points]),
+        depth_share=np.array([point.depth_share for point in points]),
+        backbone_accuracy=outcomes.backbone_accuracy,
     )

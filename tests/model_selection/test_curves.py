@@ -229,3 +229,15 @@ def test_values_that_the_knob_refuses(on_features):
         operating_curve(cascade, X, y[:-1], [0.0])
     with pytest.raises(NotFittedError):
         operating_curve(clone(cascade), X, y, [0.0])
+
+
+def test_weight_is_repetition(on_features):
+    cascade, X, y = on_features
+    weight = np.random.default_rng(0).integers(0, 4, len(y))
+    rows = np.repeat(np.arange(len(y)), weight)
+    weighted = margin_curve(cascade, X, y, margins=[-0.1, 0.2], sample_weight=weight)
+    repeated = margin_curve(cascade, X[rows], y[rows], margins=[-0.1, 0.2])
+    for field in ("accuracy", "flops_reduction", "depth_share", "backbone_accuracy"):
+        np.testing.assert_allclose(weighted[field], repeated[field], rtol=1e-12)
+    with pytest.raises(ValueError, match="sample_weight is zero"):
+        operating_curve(cascade, X, y, [0.0], sample_weight=0 * weight)

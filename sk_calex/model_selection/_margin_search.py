@@ -1,0 +1,427 @@
+"""Constraint in, calibrated cascade out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import check_cv
+from sklearn.utils import Bunch, _safe_indexing, assert_all_finite, get_tags, indexable
+from sklearn.utils._param_validation import HasMethods, StrOptions
+from sklearn.utils.metadata_routing import (
+    MetadataRouter,
+    MethodMapping,
+    process_routing,
+)
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_method_params,
+    check_is_fitted,
+    column_or_1d,
+)
+
+from sk_calex._validation import check_sample_weight
+from sk_calex.base import BaseCascade
+from sk_calex.cascade import CascadeClassifier
+from sk_calex.policies import PrecisionThresholds
+
+from ._constraint import Constraint
+from ._found import FoundCascade
+from ._knobs import cascade_in, input_of, knob_of
+from ._landscape import Landscape, best_joint, best_shared
+from ._outcomes import Outcomes
+from ._prepared import Prepared, moved
+from ._taps import best_taps, check_values
+
+__all__ = ["MarginSearchCV"]
+
+
+class MarginSearchCV(FoundCascade):
+    """Search for the operating point that satisfies a constraint, by cross-validation.
+
+    A constraint goes in, a calibrated cascade comes out: the cheapest one that loses at
+    most so much accuracy, or the most accurate one that saves at least so many FLOPs.
+    The cascade is trained once a fold; all operating points are then measured on what
+    its stages say of the samples held out, each sample once. In the spirit of
+    scikit-learn's `TunedThresholdClassifierCV`.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A cascade, or a pipeline that ends in one. A fitted one inside `FrozenEstimator`
+        is not trained: `X` and `y` then only choose, and must be new to it.
+    max_accuracy_drop : float, default=None
+        Accuracy that may be lost against the plain last stage, in [0, 1]: 0.01 is one
+        point. The cheapest operating point within it is taken. Give this or
+        `flops_budget`.
+    flops_budget : float, default=None
+        Least share of the plain backbone's FLOPs to be saved, in [0, 1]. The most
+        accurate operating point within it is taken.
+    margins : "auto" or array-like of shape (n_margins,), default="auto"
+        Margins to try, or values of what moves the method instead: the knob of a
+        baseline or of the cascade's `policy`. "auto": about 20 that span the curve.
+    per_branch : bool, default=False
+        Whether each branch gets a margin of its own. All combinations are tried up to
+        about 1,000; beyond that, coordinate descent from the best shared margin, which
+        may end in a local optimum, but never below one margin for all. See `search_`.
+    taps : {"all", "select"}, default="all"
+        "select": also choose which taps pay for their heads, as `select_taps` does, and
+        keep only those; for `CascadeClassifier` and its kin.
+    cv : int or splitter, default=5
+        Outer folds: what holds out the samples on which operating points are measured.
+        The `cv` of the cascade goes on holding out what calibrates.
+    refit : bool, default=True
+        Whether to train a cascade on all samples at the operating point found.
+    n_jobs : int, default=None
+        Folds trained at once, by joblib.
+    verbose : int, default=0
+        1 prints a line for what was found.
+
+    Attributes
+    ----------
+    best_estimator_ : estimator
+        The cascade (or pipeline) trained on all samples at the operating point found,
+        or a copy of the frozen one that was moved there. With ``taps="select"`` it has
+        the chosen taps only.
+    best_margin_ : float or tuple of float
+        The margin found, or value of the knob; with `per_branch` one a branch.
+    best_score_ : float
+        Accuracy there, over all folds.
+    best_flops_reduction_ : float
+        Share of the plain backbone's FLOPs saved there, over all folds.
+    best_index_ : int
+        Its row in `cv_results_`.
+    cv_results_ : dict of ndarrays
+        One row an operating point that was measured: margin, mean_accuracy,
+        std_accuracy, mean_flops_reduction, std_flops_reduction, feasible. Means are
+        over all held-out samples, standard deviations over the folds.
+    backbone_accuracy_ : float
+        Accuracy of the plain last stage over all folds.
+    search_ : {"exhaustive", "greedy"}
+        Whether all combinations of margins were measured.
+    taps_ : tuple of str
+        Taps of the cascade found.
+    tap_search_ : Bunch
+        Result of the choice of taps, as of `select_taps`; only with ``taps="select"``.
+    classes_ : ndarray of shape (n_classes,)
+        Sorted labels.
+    n_features_in_ : int
+        Columns of a 2-D `X`, or channels of the samples.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, where `X` was a data frame.
+
+    See Also
+    --------
+    margin_curve : Accuracy and cost over margins.
+    cheapest_within : The same constraints for a grid search.
+
+    Notes
+    -----
+    Our definition. The drop is counted between pooled accuracies: held-out samples that
+    the cascade gets right, against those that the last stage gets right. It is an
+    estimate from a choice among many points, not a guarantee: on new data the drop can
+    be larger, the more so the fewer the samples. For a cascade on samples, their
+    features are made once and kept in memory (or as a memory map, with a cache).
+
+    ``alignment_margin="same"`` cannot be searched here, since each margin then is
+    another training: use `GridSearchCV` with `cheapest_within`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_classification
+    >>> from sk_calex import CascadeClassifier, MarginSearchCV
+    >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
+    >>> search = MarginSearchCV(
+    ...     CascadeClassifier(random_state=0), max_accuracy_drop=0.05, cv=3
+    ... ).fit(X, y)
+    >>> bool(search.best_score_ >= search.backbone_accuracy_ - 0.05)
+    True
+    >>> search.best_estimator_.margin == search.best_margin_
+    True
+    >>> labels, depth = search.predict(X, return_depth=True)
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "estimator": [HasMethods(["fit", "predict"])],
+        "max_accuracy_drop": [Real, None],
+        "flops_budget": [Real, None],
+        "margins": [StrOptions({"auto"}), "array-like"],
+        "per_branch": ["boolean"],
+        "taps": [StrOptions({"all", "select"})],
+        "cv": ["cv_object"],
+        "refit": ["boolean"],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        max_accuracy_drop: float | None = None,
+        flops_budget: float | None = None,
+        margins: Any = "auto",
+        per_branch: bool = False,
+        taps: str = "all",
+        cv: Any = 5,
+        refit: bool = True,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.max_accuracy_drop = max_accuracy_drop
+        self.flops_budget = flops_budget
+        self.margins = margins
+        self.per_branch = per_branch
+        self.taps = taps
+        self.cv = cv
+        self.refit = refit
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        **params: Any,
+    ) -> Self:
+        """Measure operating points out of fold, choose one, and train a cascade there.
+
+        Parameters
+        ----------
+        X : array, tensor or list of shape (n_samples, ...)
+            Samples, as the estimator takes them. Not a Dataset: folds take rows.
+        y : array-like of shape (n_samples,)
+            Labels of any kind.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, in training and in the figures.
+        **params : dict
+            Metadata for the estimator's ``fit`` and for `cv`'s ``split``, with metadata
+            routing; ``groups`` for `cv` also without.
+
+        Returns
+        -------
+        self : MarginSearchCV
+            The fitted search.
+
+        Raises
+        ------
+        ValueError
+            If not exactly one constraint is given, no operating point satisfies it (the
+            message says which comes nearest), or the margin cannot be searched.
+        TypeError
+            If `estimator` holds no cascade, or ``taps="select"`` does not suit it.
+        """
+        self._validate_params()
+        constraint = Constraint.of(self.max_accuracy_drop, self.flops_budget)
+        self._check_estimator()
+        checked: tuple[Any, Any] = indexable(X, y)
+        X, labels = checked[0], column_or_1d(checked[1], warn=True)
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+        self.classes_ = np.unique(labels)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes, y holds one class: "
+                f"{self.classes_.tolist()[0]!r}."
+            )
+        weight = None
+        if sample_weight is not None:
+            weight = check_sample_weight(sample_weight, labels)
+        routed = self._routed(weight, params)
+        frozen = isinstance(self.estimator, FrozenEstimator)
+        source: Any = None
+        prepared: Prepared | None = None
+        if frozen:
+            source = self.estimator.estimator
+            check_is_fitted(source)
+            folds = [_outcomes(source, X, labels, weight)]
+        else:
+            prepared = Prepared.of(self.estimator, X)
+            folds = self._folds(prepared, labels, weight, routed)
+            source = prepared.backbone
+        cascade = folds[0].cascade
+        if source is None and isinstance(self.estimator, BaseCascade):
+            source = cascade
+        landscape = Landscape(folds, constraint)
+        values = check_values(self.margins, cascade)
+        self._layout = cascade.layout_
+        self.taps_ = self._layout.names
+        if self.taps == "select":
+            self.tap_search_ = best_taps(landscape, values)
+            self.taps_ = tuple(self.tap_search_.taps)
+            chosen = [self._layout.names.index(name) for name in self.taps_]
+            landscape = landscape.of_taps(chosen)
+            if self.refit and prepared is not None:
+                prepared = prepared.of_taps(chosen, self._layout, X)
+        self._choose(landscape, values, knob_of(cascade))
+        self.__dict__.pop("best_estimator_", None)  # of an earlier fit
+        if prepared is None:
+            self.best_estimator_ = moved(source, self.best_margin_)
+        elif self.refit:
+            self.best_estimator_ = prepared.refit(
+                self.best_margin_, labels, routed.estimator.fit
+            )
+            # A pipeline is known by its first step.
+            source = self.best_estimator_ if source is None else source
+        self._note_features(source)
+        return self
+
+    def _check_estimator(self) -> None:
+        cascade = cascade_in(self.estimator)
+        if cascade.policy is None and knob_of(cascade) == "margin":
+            cascade._check_movable()
+        if self.per_branch:
+            policy = cascade.policy
+            by_margin = policy is None and isinstance(cascade, CascadeClassifier)
+            if not by_margin and not isinstance(policy, PrecisionThresholds):
+                raise ValueError(
+                    "per_branch=True searches margins, but this cascade moves by "
+                    f"{knob_of(cascade)!r}. Use per_branch=False, or give it "
+                    "policy=PrecisionThresholds()."
+                )
+        if self.taps == "select" and self.estimator is not cascade:
+            raise TypeError(
+                f"taps='select' trains a cascade on fewer taps, which "
+                f"{type(self.estimator).__name__} does not allow. Give the cascade "
+                "itself; for a fitted one use select_taps."
+            )
+        if self.taps == "select" and not isinstance(cascade, CascadeClassifier):
+            raise TypeError(
+                f"taps='select' leaves branches out, but {type(cascade).__name__} "
+                "trains them together. Give a CascadeClassifier."
+            )
+
+    def _routed(
+        self, sample_weight: NDArray[np.float64] | None, params: Mapping[str, Any]
+    ) -> Bunch:
+        """What goes to the estimator's fit and to the splitter."""
+        given = dict(params)
+        if sample_weight is not None:
+            given["sample_weight"] = sample_weight
+        if get_config()["enable_metadata_routing"]:
+            return process_routing(self, "fit", **given)
+        groups = given.pop("groups", None)
+        split = {} if groups is None else {"groups": groups}
+        unknown = sorted(set(given) - {"sample_weight"})
+        if unknown:
+            raise TypeError(
+                f"fit got {unknown}, which are only passed on with metadata routing: "
+                "sklearn.set_config(enable_metadata_routing=True)."
+            )
+        return Bunch(estimator=Bunch(fit=given), splitter=Bunch(split=split))
+
+    def _folds(
+        self,
+        prepared: Prepared,
+        y: NDArray[Any],
+        sample_weight: NDArray[np.float64] | None,
+        routed: Bunch,
+    ) -> list[Outcomes]:
+        cv = check_cv(self.cv, y, classifier=True)
+        splits = cv.split(np.zeros((len(y), 1)), y, **routed.splitter.split)
+        folds: list[Outcomes] = Parallel(n_jobs=self.n_jobs)(
+            delayed(_fold)(
+                prepared.at(),
+                prepared.X,
+                y,
+                sample_weight,
+                routed.estimator.fit,
+                train,
+                held,
+            )
+            for train, held in splits
+        )
+        return folds
+
+    def _choose(self, landscape: Landscape, values: list[Any], knob: str) -> None:
+        search = best_joint if self.per_branch else best_shared
+        best, self.search_ = search(landscape, values)
+        landscape.check(best, knob)
+        points = list(landscape.measured.values())
+        self.best_margin_ = best.value
+        self.best_index_ = list(landscape.measured).index(best.value)
+        self.best_score_ = best.accuracy
+        self.best_flops_reduction_ = best.flops_reduction
+        self.backbone_accuracy_ = landscape.backbone_accuracy
+        self.cv_results_ = {
+            "margin": np.array([point.value for point in points]),
+            "mean_accuracy": np.array([point.accuracy for point in points]),
+            "std_accuracy": np.array([point.accuracies.std() for point in points]),
+            "mean_flops_reduction": np.array(
+                [point.flops_reduction for point in points]
+            ),
+            "std_flops_reduction": np.array(
+                [point.reductions.std() for point in points]
+            ),
+            "feasible": np.array([point.feasible for point in points]),
+        }
+        if self.verbose:
+            print(
+                f"{knob}={best.value}: accuracy {best.accuracy:.4f} (backbone "
+                f"{self.backbone_accuracy_:.4f}), {best.flops_reduction:.1%} of the "
+                f"FLOPs saved; {len(points)} operating points, {self.search_}"
+            )
+
+    def _note_features(self, source: Any) -> None:
+        """What X looked like to what was trained on it."""
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)  # of an earlier fit
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Metadata routing of this object: itself, the estimator's fit, `cv`'s split.
+
+        Returns
+        -------
+        routing : MetadataRouter
+            The routing.
+        """
+        return (
+            MetadataRouter(owner=self)
+            .add_self_request(self)
+            .add(
+                estimator=self.estimator,
+                method_mapping=MethodMapping().add(caller="fit", callee="fit"),
+            )
+            .add(
+                splitter=self.cv,
+                method_mapping=MethodMapping().add(caller="fit", callee="split"),
+            )
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags = copy.copy(get_tags(self.estimator).input_tags)
+        return tags
+
+
+def _outcomes(
+    fitted: Any, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
+) -> Outcomes:
+    return Outcomes.of(cascade_in(fitted), input_of(fitted, X), y, sample_weight)
+
+
+def _fold(
+    estimator: Any,
+    X: Any,
+    y: NDArray[Any],
+    sample_weight: NDArray[np.float64] | None,
+    params: Mapping[str, Any],
+    train: NDArray[np.intp],
+    held: NDArray[np.intp],
+) -> Outcomes:
+    """Train on one part; what the stages say of the other."""
+    params = _check_method_params(X, params, indices=train)
+    fitted = estimator.fit(_safe_indexing(X, train), y[train], **params)
+    weight = None if sample_weight is None else sample_weight[held]
+    return _outcomes(fitted, _safe_indexing(X, held), y[held], weight)

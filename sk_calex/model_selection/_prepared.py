@@ -1,0 +1,109 @@
+"""A cascade made ready for a search: its features made once, its taps cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing
+
+from sk_calex.backbone import FrozenBackbone
+from sk_calex.base import BaseCascade
+from sk_calex.layout import FeatureArray, TapLayout
+
+from ._knobs import cascade_in, knob_of
+
+__all__ = ["Prepared", "moved", "taps_of"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An unfitted estimator, and X in the form in which folds are trained on it.
+
+    A cascade on samples is trained on their features, which the backbone makes once for
+    all folds and for the cascade that is kept. `backbone` is that backbone, fitted;
+    None where X is as it was given.
+    """
+
+    estimator: Any
+    X: Any
+    backbone: FrozenBackbone | None
+
+    @classmethod
+    def of(cls, estimator: Any, X: Any) -> Prepared:
+        """Make the features where X holds samples for a backbone."""
+        if isinstance(estimator, BaseCascade) and estimator._staged():
+            backbone = estimator.backbone
+            if isinstance(backbone, FrozenBackbone):  # else its fit says what is wrong
+                backbone = clone(backbone).fit(X)
+                return cls(estimator, backbone.transform(X), backbone)
+        return cls(estimator, X, None)
+
+    def at(self, value: Any = None) -> Any:
+        """An unfitted clone, at a value of the knob."""
+        new = clone(self.estimator)
+        cascade = cascade_in(new)
+        if value is not None:
+            cascade.set_params(**{knob_of(cascade): value})
+        if self.backbone is not None:
+            cascade.set_params(input="features", backbone=self.backbone)
+        return new
+
+    def refit(self, value: Any, y: Any, params: Mapping[str, Any]) -> Any:
+        """Train on everything; the result takes samples where the estimator does."""
+        fitted = self.at(value).fit(self.X, y, **params)
+        if self.backbone is not None:
+            fitted.set_params(input="samples", backbone=clone(self.estimator.backbone))
+            fitted.backbone_ = self.backbone
+            fitted.n_features_in_ = self.backbone.n_features_in_
+        return fitted
+
+    def of_taps(self, taps: Sequence[int], layout: TapLayout, X: Any) -> Prepared:
+        """The same on some of the taps; `X` is what was given to the search.
+
+        Features are cut, not made again; of the smaller backbone only the stages are.
+        """
+        names = [layout.names[k] for k in taps]
+        new = clone(self.estimator)
+        if isinstance(new.branch, list):
+            new.set_params(branch=[new.branch[k] for k in taps])
+        if self.backbone is None:
+            return Prepared(new, taps_of(self.X, layout, names), None)
+        pool = self.estimator.backbone.pool
+        if isinstance(pool, Mapping):
+            pool = {name: pool[name] for name in names if name in pool}
+        chosen = [self.estimator.backbone.taps[k] for k in taps]
+        new.set_params(backbone__taps=chosen, backbone__pool=pool)
+        backbone = clone(new.backbone).fit(X)
+        features = taps_of(self.X, layout, names)
+        return Prepared(new, FeatureArray.wrap(features, backbone.layout_), backbone)
+
+
+def taps_of(X: Any, layout: TapLayout, names: Sequence[str]) -> Any:
+    """The columns of some taps and of the outputs; they know their layout."""
+    if list(names) == list(layout.names):
+        return X
+    columns = layout.select_columns(names)
+    if hasattr(X, "columns"):  # a data frame: its names are the layout
+        return _safe_indexing(X, columns, axis=1)
+    return FeatureArray.wrap(np.asarray(X)[:, columns], layout.select(names))
+
+
+def moved(estimator: Any, value: Any) -> Any:
+    """A copy of a fitted estimator at another value of the knob."""
+    if isinstance(estimator, Pipeline):
+        steps = list(estimator.steps)
+        steps[-1] = (steps[-1][0], moved(steps[-1][1], value))
+        pipeline = copy.copy(estimator)
+        pipeline.steps = steps
+        return pipeline
+    cascade = copy.copy(cascade_in(estimator))
+    if cascade.policy is None:
+        return cascade.set_operating_point(value)
+    policy = clone(cascade.policy)
+    return cascade.set_policy(policy.set_params(**{policy.knob: value}))
