@@ -1,0 +1,243 @@
+"""Peers as they are, on the same rows: earlyon, scikit-fallback, LightGBM, small nets.
+
+The ResNet18 of `compare_methods.py`, frozen, on CIFAR-100 with 20 coarse classes. Each
+peer does what its own interface does, with its defaults and with the best setting that
+validation rows choose; accuracy and cost are read on the test set, and every head is
+counted by torch, beside what the peer itself counts. The honest rivals are smaller
+static networks, trained as the backbone was:
+
+    python examples/train_backbone.py --arch resnet10 --epochs 12 --lr 0.2 --bf16 \\
+        --out static/resnet10
+    python examples/benchmarks/compare_peers.py --cache ~/.cache/sk_calex/features \\
+        --static static --install
+
+sk_calex needs none of the peers; `--install` fetches what is missing into this
+environment. Finished steps are kept in the JSON, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _common import (
+    Normalize,
+    cifar_backbone,
+    cifar_splits,
+    environment,
+    read_json,
+    write_json,
+)
+from _fronts import summary, table
+from _peer_earlyon import CANDIDATES, DEFAULT
+from _peer_earlyon import run as earlyon
+from _peer_tabular import FALLBACK, fallback_defaults, fallback_on, lightgbm
+from _peers import (
+    Clock,
+    Data,
+    Part,
+    lightgbm_table,
+    points_table,
+    pooled,
+    pooled_columns,
+    static_table,
+)
+from safetensors.torch import load_file
+
+from sk_calex import (
+    CascadeClassifier,
+    PrototypePoolingClassifier,
+    operating_curve,
+)
+from sk_calex.flops import count_macs
+
+# Module, and what pip installs it from. No list of dependencies has them: nothing else
+# needs them.
+PEERS = {
+    "earlyon": "earlyon>=0.3",
+    "skfb": "scikit-fallback>=0.2",
+    "lightgbm": "lightgbm>=4",
+}
+MARGINS = np.r_[np.linspace(-0.6, 0.3, 37), 0.4, 0.5]  # as in compare_methods.py
+OURS = "sk_calex"
+
+
+def need(install: bool) -> None:
+    """Install the peers that are missing, or say how."""
+    missing = [pip for name, pip in PEERS.items() if not importlib.util.find_spec(name)]
+    command = [sys.executable, "-m", "pip", "install", *missing]
+    if missing and install:
+        subprocess.run(command, check=True)
+    elif missing:
+        raise SystemExit(f"not installed. Run, or pass --install:\n{' '.join(command)}")
+
+
+def load(cache: str) -> Data:
+    """The rows, with their cached features, and those pooled."""
+    train, test, split = cifar_splits()
+    backbone = cifar_backbone(str(Path(cache).expanduser()), verbose=1)
+    backbone.fit(train.data)
+    layout = backbone.layout_
+    features, test_features = (backbone.transform(part.data) for part in (train, test))
+    averages = pooled(features, layout)
+
+    def part(rows):
+        # Rows of the large matrix only where somebody reads them.
+        held = features[rows] if len(rows) < len(features) / 2 else None
+        return Part(train.data[rows], held, averages[rows], train.target[rows])
+
+    return Data(
+        part(train.train),
+        part(train.val),
+        Part(test.data, test_features, pooled(test_features, layout), test.target),
+        (features, train.target),
+        train.val,
+        split,
+        pooled_columns(layout),
+        np.array(layout.stage_macs, dtype=float),
+    )
+
+
+def ours(data: Data, seed: int, epochs: int | None = None) -> list[dict[str, Any]]:
+    """`CascadeClassifier()` over its margin; and scikit-fallback on its branches."""
+    branch = None if epochs is None else PrototypePoolingClassifier(max_iter=epochs)
+    cascade = CascadeClassifier(
+        branch=branch, input="features", cv=data.split, random_state=seed
+    )
+    with Clock() as clock:
+        cascade.fit(*data.everything)
+    parts = {"validation": data.validation, "test": data.test}
+    record = {
+        "method": OURS if epochs is None else f"{OURS}, {epochs} epochs",
+        "seed": seed,
+        "setting": {"epochs": epochs},
+        **clock.seconds,
+        "depth_mmacs": (cascade.depth_costs_ / 1e6).tolist(),
+        "values": MARGINS.tolist(),
+    }
+    for name, part in parts.items():
+        curve = operating_curve(
+            cascade, part.features, part.target, [*MARGINS, cascade.margin]
+        )
+        record[name] = {
+            "accuracy": curve.accuracy[:-1].tolist(),
+            "flops_reduction": curve.flops_reduction[:-1].tolist(),
+        }
+    saved = float(curve.flops_reduction[-1])
+    point = {"asked": f"nothing (margin {cascade.margin:g})", "own_count": saved}
+    point |= {"accuracy": float(curve.accuracy[-1]), "flops_reduction": saved}
+    record |= {"backbone_accuracy": curve.backbone_accuracy, "points": [point]}
+    if epochs is not None:
+        return [record]
+    said = {
+        name: np.hstack(list(cascade.stage_probabilities(part.features)))
+        for name, part in parts.items()
+    }
+    method = f"scikit-fallback on {OURS}'s branches"
+    rule = fallback_on(said, cascade.depth_costs_, data, seed, method)
+    return [record, rule]
+
+
+def static(folder: Path, data: Data) -> list[dict[str, Any]]:
+    """Accuracy and MACs of the networks that train_backbone.py left in a folder."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    from train_backbone import CHUNK, small_image_resnet
+
+    out = []
+    for path in sorted(folder.glob("*.json")):
+        told = json.loads(path.read_text())
+        held = set(told["validation_rows"])
+        if held != set(data.validation_rows.tolist()):
+            raise SystemExit(f"{path}: trained on rows that validate here.")
+        arch = told["settings"]["arch"]
+        module = small_image_resnet(arch, 20)
+        module.load_state_dict(load_file(path.with_suffix(".safetensors")))
+        scale = Normalize()
+        for name in ("mean", "std"):
+            setattr(scale, name, torch.tensor(told[name]).view(3, 1, 1))
+        module.eval()
+        net = {"arch": arch, "settings": told["settings"], "seconds": told["seconds"]}
+        for name, part in (("validation", data.validation), ("test", data.test)):
+            images = torch.from_numpy(np.asarray(part.images))
+            with torch.inference_mode():
+                said = [module(scale(x)).argmax(1) for x in images.split(CHUNK)]
+            net[name] = float((torch.cat(said).numpy() == part.target).mean())
+        macs = count_macs(module, torch.zeros(1, 3, 32, 32))
+        saved = 1 - macs / data.plain
+        out.append(net | {"mmacs": macs / 1e6, "flops_reduction": saved})
+    return out
+
+
+def steps(seeds: list[int], longer: bool) -> Iterator[tuple[Any, ...]]:
+    """Method, seed, setting, and the function that makes their records of the data."""
+    for seed in seeds:
+        work = partial(earlyon, seed=seed, method="earlyon", setting=DEFAULT)
+        yield "earlyon", seed, DEFAULT, work
+    # Nothing in it is drawn: one seed says all.
+    yield FALLBACK, seeds[0], None, partial(fallback_defaults, seed=seeds[0])
+    for seed in seeds:
+        yield OURS, seed, {"epochs": None}, partial(ours, seed=seed)
+        epochs = {"epochs": DEFAULT["epochs"]}
+        if longer:
+            name = f"{OURS}, {DEFAULT['epochs']} epochs"
+            yield name, seed, epochs, partial(ours, seed=seed, **epochs)
+    for setting in CANDIDATES:
+        for seed in seeds:
+            name = "earlyon, best setting"
+            work = partial(earlyon, seed=seed, method=name, setting=setting)
+            yield name, seed, setting, work
+
+
+def show(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    texts = [table(record["summary"]), points_table(record["runs"])]
+    if "static" in record:
+        texts.append(static_table(record["static"], record["runs"]))
+    texts.append(lightgbm_table(record["lightgbm"]))
+    return "\n\n".join(texts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", default="~/.cache/sk_calex/features")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--static", type=Path, help="folder of train_backbone's files")
+    parser.add_argument("--install", action="store_true", help="pip install the peers")
+    parser.add_argument(
+        "--longer", action="store_true", help="ours for as many epochs as earlyon, too"
+    )
+    parser.add_argument("--name", default="compare_peers")
+    args = parser.parse_args()
+
+    need(args.install)
+    data = load(args.cache)
+    record = read_json(args.name)
+    record |= {"what": __doc__.splitlines()[0], "environment": environment()}
+    runs = record.setdefault("runs", [])
+    if args.static is not None:
+        record["static"] = static(args.static, data)
+        write_json(args.name, record)
+    for *key, work in steps(args.seeds, args.longer):
+        if key in [[r["method"], r["seed"], r.get("setting")] for r in runs]:
+            continue
+        runs += work(data)
+        record["summary"] = summary(runs)
+        write_json(args.name, record)
+        print(f"{key[0]} seed {key[1]}: {runs[-1]['fit_seconds']:.0f} s", flush=True)
+    if "lightgbm" not in record:
+        record["lightgbm"] = lightgbm(data, args.seeds[0])
+        write_json(args.name, record)
+    print(show(record))
+
+
+if __name__ == "__main__":
+    main()
