@@ -1,0 +1,74 @@
+"""A new task for a pretrained ImageNet backbone: the last stage is a final estimator.
+
+    python examples/transfer_final_estimator.py
+
+The network has never seen the classes, so a logistic regression on its last features
+answers in its place, and the branches imitate that. The weights are torchvision's where
+they lie in torch's cache, which they do once you have run
+
+    torchvision.models.resnet18(weights="DEFAULT")
+
+Nothing is downloaded here. Without them the network keeps its random weights: the use
+is the same, but the accuracies then say nothing of transfer. Branches, whose
+convolutions are trained, beat the end of a network that never was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from _digits import load, parser, small_branch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.transforms import v2
+
+from sk_calex import CascadeClassifier, FrozenBackbone, margin_curve
+
+TAPS = ["layer1", "layer2", "layer3"]
+MARGINS = (-0.2, 0.0, 0.1)
+NORMALISE = v2.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def imagenet_resnet18(seed):
+    """ResNet-18 without its ImageNet classifier; pretrained where that needs no net."""
+    weights = ResNet18_Weights.DEFAULT
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    torch.manual_seed(seed)
+    module = resnet18(weights=weights if kept.is_file() else None)
+    module.fc = nn.Identity()  # 512 features instead of 1000 ImageNet classes
+    return module, kept.is_file()
+
+
+def main(argv=None):
+    args = parser(__doc__).parse_args(argv)
+    data = load(args, noise=(0, 0.3))
+    module, pretrained = imagenet_resnet18(args.seed)
+    print("Weights:", "ImageNet" if pretrained else "random (ImageNet's are not here)")
+
+    # As in pretraining, but for the size: 64 pixels are enough for a digit.
+    size = v2.Resize(32 if args.quick else 64)
+    preprocess = v2.Compose([size, v2.ToDtype(torch.float32, scale=True), NORMALISE])
+    cascade = CascadeClassifier(
+        FrozenBackbone(module, TAPS, preprocess=preprocess),
+        branch=small_branch(args),
+        final_estimator=LogisticRegression(max_iter=1000),
+        cv=data.held_out,
+        random_state=args.seed,
+    )
+    cascade.fit(data.X, data.y)
+
+    curve = margin_curve(cascade, data.X_test, data.y_test, margins=MARGINS)
+    print(f"Whole network and final estimator: {curve.backbone_accuracy:.1%} right")
+    print("margin  accuracy  FLOPs saved  answered at layer1, layer2, layer3, end")
+    for i, margin in enumerate(curve.margins):
+        shares = " ".join(f"{share:6.1%}" for share in curve.depth_share[i])
+        print(
+            f"{margin:+6.2f}  {curve.accuracy[i]:8.1%}  "
+            f"{curve.flops_reduction[i]:11.1%}  {shares}"
+        )
+
+
+if __name__ == "__main__":
+    main()
