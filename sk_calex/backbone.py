@@ -15,12 +15,13 @@ from sklearn.base import TransformerMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from tqdm import tqdm
 
+from sk_calex._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex._extraction import extract, extract_cached, rows_in_piece
 from sk_calex._html import SummaryMixin, asked_by_printer, named
 from sk_calex._inputs import Samples
 from sk_calex._pooling import DEFAULT_POOL, pool_grids
+from sk_calex._progress import bar
 from sk_calex._stage_table import backbone_summary
 from sk_calex._staged import StagedEstimator
 from sk_calex._validation import check_finite, softmax64
@@ -36,7 +37,9 @@ _SCHEMA = 4
 _FILES = " (None stands for image files of any size)"
 
 
-class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
+class FrozenBackbone(
+    SummaryMixin, CallbackSupportMixin, TransformerMixin, StagedEstimator
+):
     """A frozen torch classifier as a transformer: samples in, tap features out.
 
     The module is cut at its taps into stages, so that a cascade can stop at one and go
@@ -77,7 +80,8 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
         results are memory maps. Several processes may fill one store at once. Clones
         share a store, like the module.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar, on stderr. A cascade with ``verbose=1`` shows it while
+        it is fitted, whatever is set here.
 
     Attributes
     ----------
@@ -154,6 +158,7 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
         self.cache = cache
         self.verbose = verbose
 
+    @with_callbacks
     def fit(self, X: Any, y: Any = None) -> FrozenBackbone:
         """Run one batch to learn the layout of the taps; nothing is trained.
 
@@ -178,6 +183,11 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
             If one of the first two files cannot be read.
         """
         self._validate_params()
+        with Task.root(self, 0, X, y):
+            self._learn_layout(X)
+        return self
+
+    def _learn_layout(self, X: Any) -> None:
         samples = Samples(X)
         sample_shape = samples.shape_before(self.preprocess)
         if sample_shape == ():
@@ -204,7 +214,6 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
         self.stage_macs_ = stages.macs
         self.layout_ = TapLayout(stages.names, shapes, outputs[0], stages.macs)
         self._note_cut()
-        return self
 
     def _check_classes(self, n_outputs: int) -> None:
         if self.classes is None:
@@ -278,10 +287,10 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
         if samples.sample_bytes is not None:
             row_bytes = max(width * itemsize, samples.sample_bytes)
             piece = rows_in_piece(self.batch_size, row_bytes)
-        bar = tqdm(total=len(samples), unit="row", disable=not self.verbose)
+        rows = bar(unit="row", total=len(samples), verbose=self.verbose)
         # Flags are set here and for long, so that worker threads do not reset them
         # under each other; inference mode is not for the code that reads samples.
-        with bar, self.frozen(), torch.inference_mode(False):
+        with rows, self.frozen(), torch.inference_mode(False):
             if self.cache is None:
                 out = np.empty((len(samples), width), dtype=self.dtype)
                 extract(
@@ -290,7 +299,7 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
                     out,
                     piece=piece,
                     n_jobs=self.n_jobs,
-                    bar=bar,
+                    bar=rows,
                 )
             else:
                 dtype = cast(Literal["float32", "float16"], self.dtype)
@@ -303,7 +312,7 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
                     section,
                     piece=piece,
                     n_jobs=self.n_jobs,
-                    bar=bar,
+                    bar=rows,
                 )
         return FeatureArray.wrap(out, self.layout_)
 
@@ -400,6 +409,8 @@ class FrozenBackbone(SummaryMixin, TransformerMixin, StagedEstimator):
         for attribute in ("_metadata_request", "_sklearn_output_config"):
             if hasattr(self, attribute):
                 setattr(new, attribute, copy.deepcopy(getattr(self, attribute)))
+        if hasattr(self, "_skl_callbacks"):
+            new._skl_callbacks = self._skl_callbacks  # shared, as by scikit-learn
         return new
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

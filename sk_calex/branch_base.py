@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,6 +22,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from sk_calex._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex._validation import (
     as_tensor,
     check_finite,
@@ -44,7 +46,7 @@ _PREDICT_ROWS = 1024
 _DTYPES = (np.float32, np.float64, np.float16)
 
 
-class BaseBranch(ClassifierMixin, BaseEstimator):
+class BaseBranch(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     """A classifier around a torch head; a subclass says which head."""
 
     feature_shape: tuple[int, ...] | None
@@ -90,6 +92,7 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
     ) -> BranchHead:
         raise NotImplementedError
 
+    @with_callbacks
     def fit(
         self,
         X: ArrayLike,
@@ -164,15 +167,18 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
         )
         batch = everyone.take(np.flatnonzero(weight > 0))
 
+        self.solver_ = self._chosen_solver(batch)
+        epochs = self._epochs(len(batch)) if self.solver_ == "adam" else 0
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
-        head = self._start_head(batch, shape, n_classes, generator, device)
-        history = self._train(head, batch, shape, generator, device, seeds)
-        self.loss_curve_ = history.loss
-        self.validation_loss_curve_ = history.validation_loss
-        self.n_iter_ = history.n_iter
-        self.feature_shape_ = shape
-        self._set_head(head)
+        with Task.root(self, epochs, X, y, sample_weight) as task:
+            head = self._start_head(batch, shape, n_classes, generator, device)
+            history = self._train(head, batch, shape, generator, device, seeds, task)
+            self.loss_curve_ = history.loss
+            self.validation_loss_curve_ = history.validation_loss
+            self.n_iter_ = history.n_iter
+            self.feature_shape_ = shape
+            self._set_head(head)
         return self
 
     def _start_head(
@@ -215,18 +221,9 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
         generator: torch.Generator,
         device: torch.device,
         seeds: np.random.RandomState,
+        task: Task,
     ) -> History:
-        solver = self.solver
-        if solver == "auto":
-            small = len(batch) * batch.features.shape[1] <= _LBFGS_MAX_SIZE
-            solver = "lbfgs" if small and not self.early_stopping else "adam"
-        self.solver_ = solver
-        if solver == "lbfgs":
-            if self.early_stopping:
-                raise ValueError(
-                    "early_stopping=True needs mini-batches: use solver='adam', or "
-                    "early_stopping=False with solver='lbfgs'."
-                )
+        if self.solver_ == "lbfgs":
             return train_lbfgs(
                 head,
                 batch,
@@ -236,7 +233,9 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
                 max_iter=self.max_iter or _LBFGS_ITERATIONS,
                 weight_decay=self.weight_decay,
                 device=device,
+                verbose=bool(self.verbose),
             )
+        epochs = self._epochs(len(batch))
         batch = replace(batch, weight=batch.weight / batch.weight.mean())
         validation = None
         if self.early_stopping:
@@ -253,7 +252,7 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
             shape,
             temperature=self.temperature,
             alpha=self.alpha,
-            epochs=self.max_iter or self._default_epochs(len(batch)),
+            epochs=epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
@@ -263,9 +262,27 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
             patience=self.n_iter_no_change,
             tol=self.tol,
             verbose=bool(self.verbose),
+            epoch=partial(task.part, "epoch", fitted=partial(_so_far, head, shape)),
         )
 
-    def _default_epochs(self, n: int) -> int:
+    def _chosen_solver(self, batch: Batch) -> str:
+        solver = self.solver
+        if solver == "auto":
+            small = len(batch) * batch.features.shape[1] <= _LBFGS_MAX_SIZE
+            solver = "lbfgs" if small and not self.early_stopping else "adam"
+        if solver == "lbfgs" and self.early_stopping:
+            raise ValueError(
+                "early_stopping=True needs mini-batches: use solver='adam', or "
+                "early_stopping=False with solver='lbfgs'."
+            )
+        return solver
+
+    def _epochs(self, n: int) -> int:
+        """Most epochs on n rows, of which early stopping holds some out."""
+        if self.max_iter is not None:
+            return self.max_iter
+        if self.early_stopping:
+            n -= math.ceil(self.validation_fraction * n)  # as train_test_split does
         # Twelve epochs suffice at tens of thousands of rows; few rows need about as
         # many updates as a few hundred, else the schedule ends before it has begun.
         return max(12, math.ceil(400 / max(1, n // min(self.batch_size, n))))
@@ -393,6 +410,12 @@ class BaseBranch(ClassifierMixin, BaseEstimator):
             if str(self.device) == "auto":
                 self.head_.to(resolve_device("auto"))
             self._fused = fuse_for_inference(self.head_)
+
+
+def _so_far(head: BranchHead, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Attributes of a branch whose training had ended just now."""
+    head = copy.deepcopy(head).eval()
+    return {"head_": head, "feature_shape_": shape, "_fused": fuse_for_inference(head)}
 
 
 def _check_rows(rows: NDArray[Any]) -> None:

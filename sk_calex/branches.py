@@ -60,7 +60,7 @@ class BranchClassifier(BaseBranch):
     random_state : int, RandomState instance or None, default=None
         Seed of the initialisation, the batches and the held-out rows.
     verbose : int, default=0
-        1 shows a progress bar over the epochs.
+        1 shows a bar over the epochs or evaluations of the loss, on stderr.
 
     Attributes
     ----------
@@ -210,7 +210,7 @@ class PrototypePoolingClassifier(BaseBranch):
     random_state : int, RandomState instance or None, default=None
         Seed of the initialisation, the batches and the held-out rows.
     verbose : int, default=0
-        1 shows a progress bar over the epochs.
+        1 shows a bar over the epochs or evaluations of the loss, on stderr.
 
     Attributes
     ----------

@@ -13,12 +13,14 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
+from sk_calex._callbacks import Task, with_callbacks
+from sk_calex._progress import bar, showing
 from sk_calex._validation import check_margins
 from sk_calex.branches import PrototypePoolingClassifier
 from sk_calex.calibration import BranchThresholds, class_precision
-from sk_calex.fitting import Alignment, Problem, fit_branches
+from sk_calex.fitting import Alignment, Problem, fit_branches, n_trainings
 from sk_calex.layout import TapLayout
-from sk_calex.learning import LearningCascade
+from sk_calex.learning import LearningCascade, Lesson
 from sk_calex.policies import ClassThresholds, ExitPolicy, Policy
 from sk_calex.signals import StageTable
 from sk_calex.table import CalibrationRule, CalibrationTable
@@ -98,7 +100,10 @@ class CascadeClassifier(LearningCascade):
     random_state : int, RandomState instance or None, default=None
         Seed of the split and of branches that have none of their own.
     verbose : int, default=0
-        1 prints a line for each branch that is trained.
+        1 shows progress on stderr: a bar for the features, one for each branch and one
+        for the calibration, also where `backbone` and `branch` are silent themselves;
+        a branch's says its effective sample size. Their own ``verbose=1`` shows theirs
+        alone.
 
     Attributes
     ----------
@@ -232,6 +237,7 @@ class CascadeClassifier(LearningCascade):
         self.random_state = random_state
         self.verbose = verbose
 
+    @with_callbacks
     def fit(
         self,
         X: Any,
@@ -272,7 +278,21 @@ class CascadeClassifier(LearningCascade):
         follow = self.alignment_margin == "same"
         align_at: Any = self.margin if follow else self.alignment_margin
         check_margins(align_at, None, "alignment_margin")
-        lesson = self._lesson(X, y, sample_weight, params)
+        with Task.root(self, 3, X, y, sample_weight) as task:
+            with task.part("features"):
+                lesson = self._lesson(X, y, sample_weight, params)
+            self._train(lesson, align_at, task)
+            with (
+                task.part("calibration"),
+                showing(self.verbose, "calibration"),
+                bar(unit="rule", total=1) as shown,
+            ):
+                self._calibrate()
+                shown.update()
+        return self
+
+    def _train(self, lesson: Lesson, align_at: Any, task: Task) -> None:
+        """Train the branches; sets all that calibration needs."""
         held, codes, final = lesson.folds.calibration, lesson.codes, lesson.final
         self.reference_precision_ = class_precision(
             codes[held],
@@ -291,30 +311,35 @@ class CascadeClassifier(LearningCascade):
             final if self.targets == "soft" else None,
             lesson.n_classes,
         )
-        fitted = fit_branches(
-            problem,
-            self._templates(lesson.layout, lesson.seeds),
-            lesson.folds,
-            self.reference_precision_,
-            Alignment(
-                self.alignment,
-                align_at,
-                self.alignment_bandwidth,
-                self.alignment_mixture,
-            ),
-            self._rule(),
-            cross_fit=self.cross_fit,
-            memory=check_memory(self.memory),
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
+        alignment = Alignment(
+            self.alignment,
+            align_at,
+            self.alignment_bandwidth,
+            self.alignment_mixture,
         )
+        templates = self._templates(lesson.layout, lesson.seeds)
+        # Each branch, and each time that one is also trained out of fold.
+        n_fits = n_trainings(len(templates), lesson.folds, alignment, self.cross_fit)
+        with task.part("branches", n_fits) as part:
+            fitted = fit_branches(
+                problem,
+                templates,
+                lesson.folds,
+                self.reference_precision_,
+                alignment,
+                self._rule(),
+                cross_fit=self.cross_fit,
+                memory=check_memory(self.memory),
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
+                task=part,
+            )
         self.branches_ = fitted.branches
         self.effective_sample_size_ = fitted.effective_sample_sizes
         self.calibration_: CalibrationTable = fitted.table
         self.calibration_answers_: StageTable = fitted.answers
         self._calibration_codes = codes[held]
         self._calibration_weight = lesson.weight[held]
-        return self._calibrate()
 
     def _default_branch(self) -> Any:
         """Template of the branches where `branch` is None."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sk_calex._callbacks import handed
 from sk_calex._frozen import frozen
 from sk_calex._loops import History, adam_loop, lbfgs_loop
 from sk_calex._validation import as_tensor, check_finite, softmax64
@@ -248,7 +249,7 @@ def fit_exit_net(
     device : torch.device
         Where to train.
     verbose : bool, default=False
-        Whether to show a bar over the epochs.
+        Whether to show a bar over the epochs or evaluations of the loss.
 
     Returns
     -------
@@ -264,7 +265,10 @@ def fit_exit_net(
     dtype = torch.float64 if solver == "lbfgs" else torch.float32
     net.to(device, dtype)
     if solver == "lbfgs":
-        history = _train_lbfgs(net, rows, repeat, max_iter or 30, weight_decay, device)
+        with handed().part("training"):
+            history = _train_lbfgs(
+                net, rows, repeat, max_iter or 30, weight_decay, device, verbose
+            )
     else:
 
         def loss_of(index: Tensor) -> Tensor:
@@ -272,17 +276,20 @@ def fit_exit_net(
             return net.loss(net(taps), labels, final, share)
 
         updates = max(1, n // min(batch_size, n))
-        history = adam_loop(
-            net,
-            loss_of,
-            n,
-            epochs=max_iter or max(12, -(-400 // updates)),
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            generator=generator,
-            verbose=verbose,
-        )
+        epochs = max_iter or max(12, -(-400 // updates))
+        with handed().part("training", epochs) as task:
+            history = adam_loop(
+                net,
+                loss_of,
+                n,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                generator=generator,
+                verbose=verbose,
+                epoch=partial(task.part, "epoch"),
+            )
     net.finish(rows)
     return history
 
@@ -294,6 +301,7 @@ def _train_lbfgs(
     max_iter: int,
     weight_decay: float,
     device: torch.device,
+    verbose: bool,
 ) -> History:
     taps, labels, final, share = rows.tensors(
         torch.arange(len(rows)), device, torch.float64
@@ -306,7 +314,9 @@ def _train_lbfgs(
     def loss(outputs: list[Tensor]) -> Tensor:
         return net.loss(outputs, labels, final, share)
 
-    train = partial(lbfgs_loop, max_iter=max_iter, weight_decay=weight_decay)
+    train = partial(
+        lbfgs_loop, max_iter=max_iter, weight_decay=weight_decay, verbose=verbose
+    )
     if net.separable:
         history = _branch_by_branch(net, taps, loss, train)
     else:

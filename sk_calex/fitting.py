@@ -13,6 +13,8 @@ from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.validation import has_fit_parameter
 
+from sk_calex._callbacks import NO_TASK, Task, handed, handing
+from sk_calex._progress import bar, showing
 from sk_calex._validation import as_tensor, check_margins
 from sk_calex.alignment import (
     effective_sample_size,
@@ -27,7 +29,14 @@ from sk_calex.signals import StageAnswer, StageTable
 from sk_calex.table import CalibrationRule, CalibrationTable, exits_at
 from sk_calex.training import soften
 
-__all__ = ["Alignment", "FittedBranches", "Problem", "fit_branches", "fit_weighted"]
+__all__ = [
+    "Alignment",
+    "FittedBranches",
+    "Problem",
+    "fit_branches",
+    "fit_weighted",
+    "n_trainings",
+]
 
 _ROWS = 4096
 # A repeated row must carry at least this share of its sample to be worth its memory.
@@ -72,6 +81,16 @@ class FittedBranches:
     effective_sample_sizes: NDArray[np.float64]
 
 
+def n_trainings(
+    n_branches: int, folds: Folds, alignment: Alignment, cross_fit: int | None
+) -> int:
+    """Steps of `fit_branches`: trainings of a branch, and rounds out of fold."""
+    if len(folds.pairs) > 1:
+        return 2 * n_branches
+    rounds = n_branches - 1 if cross_fit and alignment.kind != "none" else 0
+    return n_branches + rounds
+
+
 def fit_branches(
     problem: Problem,
     templates: Sequence[Any],
@@ -84,11 +103,13 @@ def fit_branches(
     memory: Memory,
     n_jobs: int | None,
     verbose: int = 0,
+    task: Task = NO_TASK,
 ) -> FittedBranches:
     """Train and calibrate the branches, one after the other.
 
     Branch k is finished before branch k + 1 begins: its thresholds at the alignment
-    margin say which samples go on, hence what branch k + 1 is trained on.
+    margin say which samples go on, hence what branch k + 1 is trained on. To callbacks
+    each training is a part of `task`.
     """
     n = len(problem.codes)
     train, calibration = folds.train, folds.calibration
@@ -107,25 +128,30 @@ def fit_branches(
         )
         fit_on = _Fitter(problem, template, k, weight, memory)
         sizes.append(effective_sample_size(fit_on.weights(train)))
-        if verbose:
-            print(
-                f"branch {k + 1} of {len(templates)} ({problem.layout.names[k]}): "
-                f"{len(train)} samples, effectively {sizes[-1]:.0f}"
-            )
-        if len(folds.pairs) == 1:
-            branch = fit_on(train)
-            fit_on.score(branch, calibration, answers)
-            if alignment.kind != "none" and k + 1 < len(templates):
-                if cross_fit:
-                    inner = StratifiedKFold(cross_fit)
-                    split = inner.split(train, problem.codes[train])
-                    pairs = [(train[a], train[b]) for a, b in split]
-                    fit_on.score_out_of_fold(pairs, answers, n_jobs)
-                else:
-                    fit_on.score(branch, train, answers)
-        else:
-            fit_on.score_out_of_fold(folds.pairs, answers, n_jobs)
-            branch = fit_on(train)
+        name = problem.layout.names[k]
+        label = (
+            f"branch {k + 1} of {len(templates)} ({name}), "
+            f"{sizes[-1]:.0f} of {len(train)} samples"
+        )
+        with showing(verbose, label):
+            if len(folds.pairs) == 1:
+                with handing(task.part(f"branch {name}")):
+                    branch = fit_on(train)
+                fit_on.score(branch, calibration, answers)
+                if alignment.kind != "none" and k + 1 < len(templates):
+                    if cross_fit:
+                        inner = StratifiedKFold(cross_fit)
+                        split = inner.split(train, problem.codes[train])
+                        pairs = [(train[a], train[b]) for a, b in split]
+                        with task.part(f"out of fold {name}"):
+                            fit_on.score_out_of_fold(pairs, answers, n_jobs)
+                    else:
+                        fit_on.score(branch, train, answers)
+            else:
+                with task.part(f"out of fold {name}"):
+                    fit_on.score_out_of_fold(folds.pairs, answers, n_jobs)
+                with handing(task.part(f"branch {name}")):
+                    branch = fit_on(train)
         branches.append(branch)
         if alignment.kind == "none":
             continue
@@ -209,9 +235,16 @@ class _Fitter:
         answers: StageTable,
         n_jobs: int | None,
     ) -> None:
-        fitted = Parallel(n_jobs=n_jobs)(delayed(self)(rows) for rows, _ in pairs)
-        for branch, (_, held) in zip(fitted, pairs, strict=True):
-            self.score(branch, held, answers)
+        every = (delayed(self)(rows) for rows, _ in pairs)
+        shown = bar(unit="fold", total=len(pairs))
+        # Not every backend of joblib gives results one by one.
+        kind = "list" if shown.disable else "generator"
+        # One bar over the folds: theirs would run over each other.
+        with shown, showing(0, ""), handing(NO_TASK):
+            fitted = Parallel(n_jobs, return_as=kind)(every)
+            for branch, (_, held) in zip(fitted, pairs, strict=True):
+                self.score(branch, held, answers)
+                shown.update()
 
 
 def _fit_branch(
@@ -223,7 +256,19 @@ def _fit_branch(
     soft: NDArray[np.float64] | None,
     parts_of_block: list[NDArray[Any]],
 ) -> Any:
-    branch = clone(template)
+    branch, task = clone(template), handed()
+    with task.handed_to(branch), task:
+        return _fitted(branch, block, shape, targets, weight, soft)
+
+
+def _fitted(
+    branch: Any,
+    block: NDArray[Any],
+    shape: tuple[int, ...],
+    targets: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    soft: NDArray[np.float64] | None,
+) -> Any:
     if isinstance(branch, BaseBranch):
         if branch.feature_shape is None:
             branch.set_params(feature_shape=shape)
@@ -238,15 +283,19 @@ def _fit_branch(
         repeat, labels = np.nonzero(share)
         weight = weight[repeat] * share[repeat, labels]
         rows = rows[repeat]
-    return fit_weighted(
-        branch,
-        block[rows],
-        labels,
-        weight,
-        "branch",
-        "Set targets='argmax' and alignment='hard' or 'none' (soft targets and soft "
-        "survivor weights are weights too), or give a branch whose fit takes them.",
-    )
+    with bar(unit="fit", total=1) as shown:
+        fitted = fit_weighted(
+            branch,
+            block[rows],
+            labels,
+            weight,
+            "branch",
+            "Set targets='argmax' and alignment='hard' or 'none' (soft targets and "
+            "soft survivor weights are weights too), or give a branch whose fit takes "
+            "them.",
+        )
+        shown.update()
+    return fitted
 
 
 def fit_weighted(

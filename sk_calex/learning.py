@@ -23,6 +23,8 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from sk_calex._callbacks import CallbackSupportMixin
+from sk_calex._progress import bar, showing
 from sk_calex._validation import (
     as_tensor,
     check_finite,
@@ -59,7 +61,7 @@ class Lesson:
     n_classes: int
 
 
-class LearningCascade(BaseCascade):
+class LearningCascade(CallbackSupportMixin, BaseCascade):
     """Base of the cascades that are fitted; a subclass trains what `_lesson` gives.
 
     It names in `knob` the parameter that moves it along the accuracy-cost curve.
@@ -70,6 +72,7 @@ class LearningCascade(BaseCascade):
     policy: ExitPolicy | None
     cv: Any
     random_state: Any
+    verbose: int
 
     def _lesson(
         self,
@@ -80,7 +83,8 @@ class LearningCascade(BaseCascade):
     ) -> Lesson:
         """Check and split; sets `classes_`, `layout_` and `final_estimator_`."""
         routed = process_routing(self, "fit", **params) if params else None
-        features, layout = self._features_of(X)
+        with showing(self.verbose, "features"):
+            features, layout = self._features_of(X)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_consistent_length(features, y)
@@ -213,14 +217,18 @@ class LearningCascade(BaseCascade):
         def answers(estimator: Any, rows: NDArray[np.intp]) -> NDArray[np.float64]:
             return answer_of(estimator, n_classes)(as_tensor(outputs[rows]))
 
-        self.final_estimator_ = fitted(folds.train)
         proba = np.full((len(codes), n_classes), 1 / n_classes)
-        if len(folds.pairs) == 1:
-            rows = np.concatenate([folds.train, folds.calibration])
-            proba[rows] = answers(self.final_estimator_, rows)
-        else:
-            for train, held in folds.pairs:
+        out_of_fold = folds.pairs if len(folds.pairs) > 1 else []
+        label, n_fits = "final estimator", 1 + len(out_of_fold)
+        with showing(self.verbose, label), bar(unit="fit", total=n_fits) as shown:
+            self.final_estimator_ = fitted(folds.train)
+            shown.update()
+            if not out_of_fold:
+                rows = np.concatenate([folds.train, folds.calibration])
+                proba[rows] = answers(self.final_estimator_, rows)
+            for train, held in out_of_fold:
                 proba[held] = answers(fitted(train), held)
+                shown.update()
         return proba
 
     def get_metadata_routing(self) -> MetadataRouter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sk_calex._callbacks import Task
 from sk_calex._loops import History, adam_loop, lbfgs_loop
 from sk_calex._validation import as_tensor
 from sk_calex.heads import BranchHead
@@ -169,6 +171,7 @@ def train_adam(
     patience: int = 5,
     tol: float = 1e-4,
     verbose: bool = False,
+    epoch: Callable[[], Task] = Task,
 ) -> History:
     """Train `head` in place with mini-batches; see `adam_loop`.
 
@@ -198,6 +201,7 @@ def train_adam(
         patience=patience,
         tol=tol,
         verbose=verbose,
+        epoch=epoch,
     )
 
 
@@ -211,6 +215,7 @@ def train_lbfgs(
     max_iter: int,
     weight_decay: float,
     device: torch.device,
+    verbose: bool = False,
 ) -> History:
     """Train `head` in place with full-batch L-BFGS in float64; see `lbfgs_loop`.
 
@@ -232,7 +237,9 @@ def train_lbfgs(
             head(x), y, scale, soft, temperature=temperature, alpha=alpha
         )
 
-    history = lbfgs_loop(head, loss_of, max_iter=max_iter, weight_decay=weight_decay)
+    history = lbfgs_loop(
+        head, loss_of, max_iter=max_iter, weight_decay=weight_decay, verbose=verbose
+    )
     head.set_row_weights(None)
     return history  # the head stays in float64: small data, exact weights
 

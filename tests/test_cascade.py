@@ -192,16 +192,6 @@ def test_the_seed_decides():
     assert a.branches_[0].random_state != a.branches_[1].random_state
 
 
-def test_progress_is_printed_on_demand(features, capsys):
-    cascade().fit(features, Y)
-    assert capsys.readouterr().out == ""
-    fitted = cascade(verbose=1).fit(features, Y)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "branch 1 of 2 (stem): 120 samples, effectively 120"
-    assert lines[1].endswith(f"effectively {fitted.effective_sample_size_[1]:.0f}")
-    assert len(lines) == 2
-
-
 def test_templates_are_not_touched(features):
     branch, final = small_branch(random_state=None), LogisticRegression()
     before = branch.get_params()

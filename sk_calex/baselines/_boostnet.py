@@ -80,7 +80,7 @@ class BoostNetClassifier(JointCascade):
     random_state : int, RandomState instance or None, default=None
         Seed of the split, the initialisation and the mini-batches.
     verbose : int, default=0
-        1 shows a progress bar over the epochs.
+        1 shows progress bars on stderr, as of `CascadeClassifier`.
 
     Attributes
     ----------

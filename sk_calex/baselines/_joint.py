@@ -16,7 +16,9 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_memory
 from torch import nn
 
+from sk_calex._callbacks import Task, handing, with_callbacks
 from sk_calex._loops import History
+from sk_calex._progress import bar, showing
 from sk_calex._validation import resolve_device
 from sk_calex.exitnet import ExitNet, ExitRows, fit_exit_net
 from sk_calex.heads import fuse_for_inference
@@ -92,6 +94,7 @@ class JointCascade(LearningCascade):
         """The method's exit rule, unfitted, at the present value of the knob."""
         raise NotImplementedError
 
+    @with_callbacks
     def fit(
         self,
         X: Any,
@@ -128,7 +131,24 @@ class JointCascade(LearningCascade):
         self._validate_params()
         resolve_device(self.device)  # an error should come before the work
         memory = check_memory(self.memory)
-        lesson = self._lesson(X, y, sample_weight, params)
+        with Task.root(self, 3, X, y, sample_weight) as task:
+            with task.part("features"):
+                lesson = self._lesson(X, y, sample_weight, params)
+            pairs = lesson.folds.pairs
+            n_nets = 1 if len(pairs) == 1 else 1 + len(pairs)
+            with task.part("heads", n_nets) as part, handing(part):
+                self._train(lesson, memory)
+            with (
+                task.part("calibration"),
+                showing(self.verbose, "calibration"),
+                bar(unit="rule", total=1) as shown,
+            ):
+                self._calibrate()
+                shown.update()
+        return self
+
+    def _train(self, lesson: Lesson, memory: Memory) -> None:
+        """Train the heads; sets all that calibration needs."""
         seed = int(lesson.seeds.randint(2**31 - 1))
         held = lesson.folds.calibration
         self._calibration_codes = lesson.codes[held]
@@ -140,15 +160,21 @@ class JointCascade(LearningCascade):
         else:
             stages = lesson.layout.n_taps + 1
             table = StageTable.empty(stages, len(held), lesson.n_classes)
-            for train, part in lesson.folds.pairs:
-                self._set_net(self._trained(lesson, train, seed, memory))
+            for i, (train, part) in enumerate(lesson.folds.pairs):
+                label = f"heads, fold {i + 1} of {len(lesson.folds.pairs)}"
+                net = self._trained(lesson, train, seed, memory, label)
+                self._set_net(net)
                 table.fill(np.searchsorted(held, part), self._table(lesson, part))
             self._set_net(self._trained(lesson, lesson.folds.train, seed, memory))
             self.calibration_answers_ = table
-        return self._calibrate()
 
     def _trained(
-        self, lesson: Lesson, rows: NDArray[np.intp], seed: int, memory: Memory
+        self,
+        lesson: Lesson,
+        rows: NDArray[np.intp],
+        seed: int,
+        memory: Memory,
+        label: str = "heads",
     ) -> ExitNet:
         rows = rows[lesson.weight[rows] > 0]
         generator = torch.Generator().manual_seed(seed)
@@ -170,14 +196,14 @@ class JointCascade(LearningCascade):
             "weight_decay": self.weight_decay,
             "device": device,
         }
-        trained, history = memory.cache(_train, ignore=["net", "verbose"])(
-            net,
-            _content(net),
-            data,
-            settings,
-            int(torch.randint(2**31 - 1, (), generator=generator)),
-            verbose=bool(self.verbose),
-        )
+        with showing(self.verbose, label):
+            trained, history = memory.cache(_train, ignore=["net"])(
+                net,
+                _content(net),
+                data,
+                settings,
+                int(torch.randint(2**31 - 1, (), generator=generator)),
+            )
         self.loss_curve_, self.n_iter_ = history.loss, history.n_iter
         return cast(ExitNet, trained.to(device))
 
@@ -247,11 +273,10 @@ def _train(
     rows: ExitRows,
     settings: dict[str, Any],
     seed: int,
-    verbose: bool,
 ) -> tuple[ExitNet, History]:
     """Train on any device, return on the CPU: a cache may be read elsewhere."""
     generator = torch.Generator().manual_seed(seed)
-    history = fit_exit_net(net, rows, **settings, generator=generator, verbose=verbose)
+    history = fit_exit_net(net, rows, **settings, generator=generator)
     return net.cpu(), history
 
 

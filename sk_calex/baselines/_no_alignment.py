@@ -43,7 +43,7 @@ class NoAlignmentClassifier(CascadeClassifier):
     random_state : int, RandomState instance or None, default=None
         Seed of the split and of branches that have none of their own.
     verbose : int, default=0
-        1 prints a line for each branch that is trained.
+        1 shows progress bars on stderr, as of `CascadeClassifier`.
 
     Attributes
     ----------

@@ -18,6 +18,7 @@ from sk_calex._head_base import BranchHead, integer
 from sk_calex._head_layers import Pointwise, linear, mixed_pool, pooled_grid
 from sk_calex._loops import lbfgs_loop
 from sk_calex._packed import pack
+from sk_calex._progress import labelled
 from sk_calex._validation import softmax64
 from sk_calex.exitnet import ExitNet, ExitRows
 from sk_calex.learning import Lesson
@@ -167,7 +168,10 @@ class ZTW(ExitNet):
         weight = torch.from_numpy(rows.weight)
         for k in range(len(self.heads)):
             ensemble = Ensemble(k + 1, self.n_classes)
-            exponents, shift = _fitted(ensemble, log_proba[:, : k + 1], labels, weight)
+            with labelled(f"ensemble {k + 1} of {len(self.heads)}"):
+                exponents, shift = _fitted(
+                    ensemble, log_proba[:, : k + 1], labels, weight
+                )
             self.exponents[k, : k + 1] = exponents.to(self.exponents)
             self.shifts[k] = shift.to(self.shifts)
 
@@ -256,7 +260,7 @@ class ZTWClassifier(JointCascade):
     random_state : int, RandomState instance or None, default=None
         Seed of the split, the initialisation and the mini-batches.
     verbose : int, default=0
-        1 shows a progress bar over the epochs.
+        1 shows progress bars on stderr, as of `CascadeClassifier`.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 from sklearn.utils import Bunch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sk_calex.datasets._base import (
     check_md5,
