@@ -225,6 +225,11 @@ class MarginSearchCV(FoundCascade):
         self._check_estimator()
         checked: tuple[Any, Any] = indexable(X, y)
         X, labels = checked[0], column_or_1d(checked[1], warn=True)
+        if len(labels) == 0:
+            raise ValueError(
+                f"Found array with 0 sample(s) (shape={np.shape(X)}) while a minimum "
+                "of 1 is required: X and y are empty."
+            )
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         self.classes_ = np.unique(labels)

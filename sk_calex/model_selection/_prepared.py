@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing
 
 from sk_calex.backbone import FrozenBackbone
 from sk_calex.base import BaseCascade
@@ -52,6 +51,9 @@ class Prepared:
             cascade.set_params(**{knob_of(cascade): value})
         if self.backbone is not None:
             cascade.set_params(input="features", backbone=self.backbone)
+        elif isinstance(self.estimator, BaseCascade):
+            # One that is fitted knows what the taps of features are, and their MACs.
+            new.set_params(backbone=self.estimator.backbone)
         return new
 
     def refit(self, value: Any, y: Any, params: Mapping[str, Any]) -> Any:
@@ -89,8 +91,6 @@ def taps_of(X: Any, layout: TapLayout, names: Sequence[str]) -> Any:
     if list(names) == list(layout.names):
         return X
     columns = layout.select_columns(names)
-    if hasattr(X, "columns"):  # a data frame: its names are the layout
-        return _safe_indexing(X, columns, axis=1)
     return FeatureArray.wrap(np.asarray(X)[:, columns], layout.select(names))
 
 
