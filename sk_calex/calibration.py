@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -17,6 +16,7 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from sk_calex._thresholds import find_local_thresholds, find_thresholds
 from sk_calex._validation import (
     check_margin,
     check_probabilities,
@@ -24,10 +24,6 @@ from sk_calex._validation import (
 )
 
 __all__ = ["SurvivorThresholdCalibrator", "class_precision", "precision_bars"]
-
-# A threshold lies a hair below the lowest score it admits, so that the last bits of a
-# float32 head, which depend on the batch size, cannot flip a calibration sample.
-HAIR = 1e-6
 
 
 def class_precision(
@@ -129,75 +125,6 @@ def precision_bars(
     return np.clip(np.where(np.isnan(bars), 1.0, bars), 0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class BranchThresholds:
-    """Outcome of one branch's calibration; every array has shape (n_classes,)."""
-
-    thresholds: NDArray[np.float64]
-    enabled: NDArray[np.bool_]
-    precision: NDArray[np.float64]
-    support: NDArray[np.float64]
-
-
-def find_thresholds(
-    scores: NDArray[np.float64],
-    predicted: NDArray[np.intp],
-    correct: NDArray[np.bool_],
-    weight: NDArray[np.float64],
-    bars: NDArray[np.float64],
-    *,
-    min_support: float,
-    rule: str,
-) -> BranchThresholds:
-    """Lowest threshold of each predicted class whose prefix meets the class's bar.
-
-    One sort by (class, falling score), then cumulative sums within each class: a
-    "prefix" is the samples of a class at or above a score, and ends only between
-    distinct scores. No loop over samples or classes.
-    """
-    n_classes = len(bars)
-    order = np.lexsort((-scores, predicted))
-    s, c, w = scores[order], predicted[order], weight[order]
-    n = len(s)
-    thresholds = np.full(n_classes, np.inf)
-    enabled = np.zeros(n_classes, dtype=bool)
-    precision = np.full(n_classes, np.nan)
-    support = np.zeros(n_classes)
-    if n == 0:
-        return BranchThresholds(thresholds, enabled, precision, support)
-
-    first = np.searchsorted(c, np.arange(n_classes))  # first row of each class
-    right = np.concatenate([[0.0], np.cumsum(w * correct[order])])
-    wrong = np.concatenate([[0.0], np.cumsum(w * ~correct[order])])
-    # Two sums, so that an all-right prefix is at exactly 1 and an all-wrong one at 0.
-    in_right = right[1:] - right[first[c]]
-    in_total = in_right + (wrong[1:] - wrong[first[c]])
-    prefix_precision = np.divide(
-        in_right, in_total, out=np.zeros(n), where=in_total > 0
-    )
-
-    last_of_class = np.append(c[1:] != c[:-1], True)
-    ends = last_of_class | np.append(s[1:] != s[:-1], True)
-    judged = ends & (in_total >= max(min_support, np.finfo(float).tiny))
-    meets = judged & (prefix_precision >= bars[c])
-    if rule == "first_violation":
-        broken = np.concatenate([[0], np.cumsum(judged & ~meets)])
-        meets &= broken[1:] == broken[first[c]]
-
-    chosen = np.flatnonzero(meets)
-    # The last assignment wins: the longest prefix, since rows are in falling score.
-    rows = np.full(n_classes, -1)
-    rows[c[chosen]] = chosen
-    enabled = rows >= 0
-    row = rows[enabled]
-    below = np.where(last_of_class[row], -np.inf, s[np.minimum(row + 1, n - 1)])
-    gap = np.minimum((s[row] - below) / 2, HAIR)
-    thresholds[enabled] = np.maximum(s[row] - gap, np.nextafter(below, np.inf))
-    precision[enabled] = prefix_precision[row]
-    support[enabled] = in_total[row]
-    return BranchThresholds(thresholds, enabled, precision, support)
-
-
 class SurvivorThresholdCalibrator(BaseEstimator):
     """Confidence threshold of each class at which a branch is precise enough to exit.
 
@@ -211,16 +138,21 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         How much precision may be given up against `reference_precision`: finite and
         below 1. Negative margins ask for more than the reference; a bar is never above
         1.
-    margin_mode : {"relative", "absolute"}, default="relative"
-        Bar of class c is ``(1 - margin) * reference_precision[c]`` or
-        ``reference_precision[c] - margin``.
+    margin_mode : {"relative", "absolute", "local"}, default="relative"
+        "relative" and "absolute": the samples that exit as class c must reach a bar of
+        ``(1 - margin) * reference_precision[c]`` or ``reference_precision[c] - margin``
+        on average. "local": exiting may cost at most `margin` of accuracy against the
+        reference at each confidence down to the threshold, the lowest included.
     min_support : float, default=10
         A threshold counts only if at least this many samples (total sample weight)
         lie at or above it. A class without such a threshold never exits.
     rule : {"smallest", "first_violation"}, default="smallest"
         Precision is not monotone in the threshold. "smallest" takes the lowest
         threshold that meets the bar; "first_violation" lowers the threshold only
-        until the bar is first missed.
+        until the bar is first missed. The cost of "local" is monotone: both are one.
+    shrinkage : float, default=200
+        "local": samples (total weight) at which half of a class's own deviation from
+        the trend of all classes is believed. 0 believes all of it, ``inf`` nothing.
 
     Attributes
     ----------
@@ -236,7 +168,9 @@ class SurvivorThresholdCalibrator(BaseEstimator):
     support_ : ndarray of float64, shape (n_classes,)
         Sample weight at or above the threshold.
     bars_ : ndarray of float64, shape (n_classes,)
-        Precision that was asked for.
+        Precision that was asked for. With "local", that of the reference on the samples
+        that exit as the class, less the margin: NaN where the class is disabled, and
+        `precision_` may lie a little below it, as classes share a trend.
     classes_ : ndarray of shape (n_classes,)
         Class of each column.
     n_features_in_ : int
@@ -253,6 +187,16 @@ class SurvivorThresholdCalibrator(BaseEstimator):
     threshold between two scores are our definitions. Thresholds are empirical: on new
     data the precision of a class can fall below its bar.
 
+    "local" is our definition. With r and R whether branch and reference are right, the
+    cost of an exit at confidence s as class c is estimated as
+
+        g(s) + sum_c w (R - r - g(s)) / (sum_c w + shrinkage)
+
+    where g is the falling isotonic regression of R - r on s over all survivors, and the
+    sums go over those predicted as c. A bar on the mean of all that exit lets easy
+    samples pay for hard ones; a bar on the cost at the threshold does not, so that a
+    margin of 0 gives up nothing that the calibration samples show.
+
     Examples
     --------
     >>> import numpy as np
@@ -268,9 +212,10 @@ class SurvivorThresholdCalibrator(BaseEstimator):
 
     _parameter_constraints: dict[str, list[Any]] = {
         "margin": [Real],
-        "margin_mode": [StrOptions({"relative", "absolute"})],
+        "margin_mode": [StrOptions({"relative", "absolute", "local"})],
         "min_support": [Interval(Real, 0, None, closed="left")],
         "rule": [StrOptions({"smallest", "first_violation"})],
+        "shrinkage": [Interval(Real, 0, None, closed="both")],
     }
 
     def __init__(
@@ -280,11 +225,13 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         margin_mode: str = "relative",
         min_support: float = 10,
         rule: str = "smallest",
+        shrinkage: float = 200,
     ) -> None:
         self.margin = margin
         self.margin_mode = margin_mode
         self.min_support = min_support
         self.rule = rule
+        self.shrinkage = shrinkage
 
     def fit(
         self,
@@ -292,6 +239,7 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         y: ArrayLike,
         *,
         reference_precision: ArrayLike | None = None,
+        reference_correct: ArrayLike | None = None,
         survivors: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> SurvivorThresholdCalibrator:
@@ -306,7 +254,10 @@ class SurvivorThresholdCalibrator(BaseEstimator):
             columns, or they are integers in ``0 .. n_classes - 1``.
         reference_precision : array-like of shape (n_classes,), default=None
             Precision of the backbone for each predicted class, in [0, 1]; NaN where
-            unknown, which asks for 1. None means all ones.
+            unknown, which asks for 1. None means all ones. Not used by "local".
+        reference_correct : array-like of bool, shape (n_samples,), default=None
+            Whether the backbone is right on each sample: what "local" compares with,
+            and needs.
         survivors : array-like of bool, shape (n_samples,), default=None
             The samples that reach the branch. None means all.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -321,7 +272,8 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         ------
         ValueError
             If `X` does not hold probabilities, `y` does not fit its columns, lengths
-            differ, a precision lies outside [0, 1] or the margin is not below 1.
+            differ, a precision lies outside [0, 1], the margin is not below 1, or
+            ``margin_mode="local"`` comes without `reference_correct`.
         """
         self._validate_params()
         margin = check_margin(self.margin)
@@ -334,18 +286,31 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         weight = check_sample_weight(sample_weight, proba)
         reached = _check_survivors(survivors, n) & (weight > 0)
         reference = _check_reference(reference_precision, n_classes)
-
-        self.bars_ = precision_bars(reference, margin, self.margin_mode)
         predicted = proba.argmax(axis=1)
-        found = find_thresholds(
+        said = (
             proba.max(axis=1)[reached],
             predicted[reached],
             (predicted == codes)[reached],
-            weight[reached],
-            self.bars_,
-            min_support=self.min_support,
-            rule=self.rule,
         )
+        if self.margin_mode == "local":
+            found = find_local_thresholds(
+                *said,
+                _check_mask(reference_correct, n, "reference_correct")[reached],
+                weight[reached],
+                n_classes,
+                margin,
+                min_support=self.min_support,
+                shrinkage=self.shrinkage,
+            )
+        else:
+            found = find_thresholds(
+                *said,
+                weight[reached],
+                precision_bars(reference, margin, self.margin_mode),
+                min_support=self.min_support,
+                rule=self.rule,
+            )
+        self.bars_ = found.bars
         self.thresholds_, self.enabled_ = found.thresholds, found.enabled
         self.precision_, self.support_ = found.precision, found.support
         self.n_features_in_ = n_classes
@@ -409,13 +374,22 @@ def _column_classes(
 def _check_survivors(survivors: ArrayLike | None, n: int) -> NDArray[np.bool_]:
     if survivors is None:
         return np.ones(n, dtype=bool)
-    mask = np.asarray(survivors)
-    if mask.shape != (n,) or mask.dtype != bool:
+    return _check_mask(survivors, n, "survivors")
+
+
+def _check_mask(mask: ArrayLike | None, n: int, name: str) -> NDArray[np.bool_]:
+    if mask is None:
         raise ValueError(
-            f"survivors must be a boolean mask of shape ({n},), one entry a sample; "
-            f"got dtype {mask.dtype} and shape {mask.shape}."
+            f"{name}=None, but margin_mode='local' compares with the backbone on each "
+            "sample. Give a boolean mask that says where the backbone is right."
         )
-    return mask
+    array = np.asarray(mask)
+    if array.shape != (n,) or array.dtype != bool:
+        raise ValueError(
+            f"{name} must be a boolean mask of shape ({n},), one entry a sample; "
+            f"got dtype {array.dtype} and shape {array.shape}."
+        )
+    return array
 
 
 def _check_reference(

@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.validation import has_fit_parameter
 
 from sk_calex._callbacks import NO_TASK, Task, handed, handing
+from sk_calex._profile import TrainingProfile
 from sk_calex._progress import bar, showing
 from sk_calex._validation import as_tensor, check_margins
 from sk_calex.alignment import (
@@ -79,6 +80,7 @@ class FittedBranches:
     table: CalibrationTable
     answers: StageTable
     effective_sample_sizes: NDArray[np.float64]
+    profile: TrainingProfile
 
 
 def n_trainings(
@@ -118,7 +120,7 @@ def fit_branches(
     reaching = np.ones(len(calibration), dtype=bool)
     answers = StageTable.empty(len(templates) + 1, n, problem.n_classes)
     answers.put(len(templates), slice(None), StageAnswer(problem.final))
-    branches, sizes = [], []
+    branches, sizes, weights = [], [], []
     for k, template in enumerate(templates):
         weight = np.zeros(n)
         weight[train] = survivor_weights(
@@ -127,7 +129,8 @@ def fit_branches(
             sample_weight=problem.weight[train],
         )
         fit_on = _Fitter(problem, template, k, weight, memory)
-        sizes.append(effective_sample_size(fit_on.weights(train)))
+        weights.append(fit_on.weights(train)[train])
+        sizes.append(effective_sample_size(weights[-1]))
         name = problem.layout.names[k]
         label = (
             f"branch {k + 1} of {len(templates)} ({name}), "
@@ -164,7 +167,17 @@ def fit_branches(
         tau = found.thresholds[answers.predicted[k]]
         survival *= 1 - exit_probability(scores, tau, bandwidth=bandwidth)
     table = _table(problem, calibration, answers, len(templates), reference)
-    return FittedBranches(branches, table, answers.take(calibration), np.array(sizes))
+    profile = TrainingProfile.of(
+        problem.codes[train],
+        problem.weight[train],
+        weights,
+        [None, *answers.confidence[: len(templates) - 1, train]],
+        problem.n_classes,
+    )
+    calibration_answers = answers.take(calibration)
+    return FittedBranches(
+        branches, table, calibration_answers, np.array(sizes), profile
+    )
 
 
 def _table(
@@ -180,6 +193,7 @@ def _table(
         problem.codes[rows],
         problem.weight[rows],
         reference,
+        answers.predicted[-1, rows] == problem.codes[rows],
     )
 
 

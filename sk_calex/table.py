@@ -8,8 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_calex._thresholds import (
+    BranchThresholds,
+    find_local_thresholds,
+    find_thresholds,
+)
 from sk_calex._validation import check_margins
-from sk_calex.calibration import BranchThresholds, find_thresholds, precision_bars
+from sk_calex.calibration import precision_bars
 
 __all__ = ["CalibrationRule", "CalibrationTable", "exits_at"]
 
@@ -22,6 +27,7 @@ class CalibrationRule:
     min_support: float = 10
     rule: str = "smallest"
     survivors_only: bool = True
+    shrinkage: float = 200
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class CalibrationTable:
         Sample weights.
     reference : ndarray of float64, shape (n_classes,)
         Precision of the last stage for each predicted class; NaN where unknown.
+    last_correct : ndarray of bool, shape (n_samples,)
+        Whether the last stage is right.
     """
 
     scores: NDArray[np.float64]
@@ -47,6 +55,7 @@ class CalibrationTable:
     labels: NDArray[np.intp]
     weight: NDArray[np.float64]
     reference: NDArray[np.float64]
+    last_correct: NDArray[np.bool_]
 
     def branch_thresholds(
         self,
@@ -59,10 +68,23 @@ class CalibrationTable:
         rows = self.weight > 0
         if rule.survivors_only:
             rows = rows & survivors
-        return find_thresholds(
+        said = (
             self.scores[branch][rows],
             self.predicted[branch][rows],
             (self.predicted[branch] == self.labels)[rows],
+        )
+        if rule.margin_mode == "local":
+            return find_local_thresholds(
+                *said,
+                self.last_correct[rows],
+                self.weight[rows],
+                len(self.reference),
+                margin,
+                min_support=rule.min_support,
+                shrinkage=rule.shrinkage,
+            )
+        return find_thresholds(
+            *said,
             self.weight[rows],
             precision_bars(self.reference, margin, rule.margin_mode),
             min_support=rule.min_support,

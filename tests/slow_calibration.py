@@ -67,6 +67,68 @@ def slow_thresholds(
     return found
 
 
+def slow_trend(scores, costs, weight):
+    """Falling isotonic regression at each score, by the min-max formula."""
+    levels = sorted(set(scores))
+    total = [
+        sum(w for s, w in zip(scores, weight, strict=True) if s == level)
+        for level in levels
+    ]
+    cost = [
+        sum(w * c for s, c, w in zip(scores, costs, weight, strict=True) if s == level)
+        for level in levels
+    ]
+
+    def mean(a, b):
+        return sum(cost[a : b + 1]) / sum(total[a : b + 1])
+
+    n = len(levels)
+    return {
+        level: min(max(mean(a, b) for b in range(i, n)) for a in range(i + 1))
+        for i, level in enumerate(levels)
+    }
+
+
+def slow_local_thresholds(
+    scores,
+    predicted,
+    labels,
+    last_correct,
+    weight,
+    survivors,
+    n_classes,
+    margin,
+    *,
+    min_support,
+    shrinkage,
+):
+    rows = [i for i in range(len(scores)) if survivors[i] and weight[i] > 0]
+    if not rows:
+        return [SlowThreshold() for _ in range(n_classes)]
+    cost = {i: int(last_correct[i]) - int(predicted[i] == labels[i]) for i in rows}
+    trend = slow_trend(
+        [scores[i] for i in rows], [cost[i] for i in rows], [weight[i] for i in rows]
+    )
+    found = []
+    for c in range(n_classes):
+        members = [i for i in rows if predicted[i] == c]
+        apart = sum(weight[i] * (cost[i] - trend[scores[i]]) for i in members)
+        own = sum(weight[i] for i in members) + shrinkage
+        offset = apart / own if own > 0 else 0.0
+        levels = sorted({scores[i] for i in members}, reverse=True)
+        best = SlowThreshold()
+        for position, level in enumerate(levels):
+            prefix = [i for i in members if scores[i] >= level]
+            support = sum(weight[i] for i in prefix)
+            if support < min_support or trend[level] + offset > margin + 1e-9:
+                continue
+            right = sum(weight[i] for i in prefix if labels[i] == c)
+            below = levels[position + 1] if position + 1 < len(levels) else -inf
+            best = SlowThreshold(True, level, below, right / support, support)
+        found.append(best)
+    return found
+
+
 def slow_exits(scores, predicted, found):
     """Who exits: everyone at or above the last confidence that was let through."""
     return [

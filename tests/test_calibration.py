@@ -7,7 +7,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import InvalidParameterError
 
 from sk_calex import SurvivorThresholdCalibrator, class_precision, precision_bars
-from sk_calex.calibration import find_thresholds
+from sk_calex._thresholds import find_thresholds
 from tests.slow_calibration import slow_bars, slow_thresholds, top
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,13 +7,20 @@ from sk_calex import SurvivorThresholdCalibrator
 from sk_calex.policies import ClassThresholds, first_exits
 from sk_calex.signals import StageTable
 from sk_calex.table import CalibrationRule, CalibrationTable, exits_at
-from tests.slow_calibration import slow_bars, slow_exits, slow_thresholds
+from tests.slow_calibration import (
+    slow_bars,
+    slow_exits,
+    slow_local_thresholds,
+    slow_thresholds,
+)
 
 MARGINS = [-0.3, 0.0, 0.2, 0.5]
 RULES = [
     CalibrationRule(min_support=2),
     CalibrationRule("absolute", 3, "first_violation"),
     CalibrationRule(min_support=2, survivors_only=False),
+    CalibrationRule("local", 2, shrinkage=5),
+    CalibrationRule("local", 2, survivors_only=False, shrinkage=0),
 ]
 
 
@@ -27,25 +36,40 @@ def draw(seed, n_branches=3, n=80, n_classes=3):
         labels=labels,
         weight=rng.integers(0, 4, n) / 2,
         reference=np.append(rng.choice([0.7, 0.8, 0.9], n_classes - 1), np.nan),
+        last_correct=rng.random(n) < 0.8,
     )
 
 
 def slow_cascade(table, margin, rule):
     """Branch after branch: calibrate on who is left, then let them exit."""
-    bars = slow_bars(table.reference, margin, rule.margin_mode)
     left = [True] * len(table.labels)
     found = []
     for scores, predicted in zip(table.scores, table.predicted, strict=True):
-        here = slow_thresholds(
-            scores,
-            predicted,
-            table.labels,
-            table.weight,
-            left if rule.survivors_only else [True] * len(left),
-            bars,
-            min_support=rule.min_support,
-            rule=rule.rule,
-        )
+        who = left if rule.survivors_only else [True] * len(left)
+        if rule.margin_mode == "local":
+            here = slow_local_thresholds(
+                scores,
+                predicted,
+                table.labels,
+                table.last_correct,
+                table.weight,
+                who,
+                len(table.reference),
+                margin,
+                min_support=rule.min_support,
+                shrinkage=rule.shrinkage,
+            )
+        else:
+            here = slow_thresholds(
+                scores,
+                predicted,
+                table.labels,
+                table.weight,
+                who,
+                slow_bars(table.reference, margin, rule.margin_mode),
+                min_support=rule.min_support,
+                rule=rule.rule,
+            )
         out = slow_exits(scores, predicted, here)
         left = [alive and not exit_ for alive, exit_ in zip(left, out, strict=True)]
         found.append(here)
@@ -83,7 +107,7 @@ def test_the_draws_tell_survivors_from_everyone():
     assert not np.array_equal(survivors[1:], everyone[1:])
 
 
-@pytest.mark.parametrize("margin_mode", ["relative", "absolute"])
+@pytest.mark.parametrize("margin_mode", ["relative", "absolute", "local"])
 @pytest.mark.parametrize("name", ["smallest", "first_violation"])
 def test_a_branch_agrees_with_the_public_calibrator(margin_mode, name):
     table = draw(4, n_classes=2)
@@ -93,9 +117,7 @@ def test_a_branch_agrees_with_the_public_calibrator(margin_mode, name):
     scores = np.maximum(table.scores, 0.5 + 1 / 16)
     rows = np.stack([scores, 1 - scores], axis=-1)
     X = np.where(table.predicted[..., None] == 0, rows, rows[..., ::-1])
-    table = CalibrationTable(
-        scores, table.predicted, table.labels, table.weight, table.reference
-    )
+    table = replace(table, scores=scores)
     for branch in range(3):
         found = table.branch_thresholds(branch, survivors, 0.1, rule)
         public = SurvivorThresholdCalibrator(
@@ -104,6 +126,7 @@ def test_a_branch_agrees_with_the_public_calibrator(margin_mode, name):
             X[branch],
             table.labels,
             reference_precision=table.reference,
+            reference_correct=table.last_correct,
             survivors=survivors,
             sample_weight=table.weight,
         )
@@ -111,6 +134,7 @@ def test_a_branch_agrees_with_the_public_calibrator(margin_mode, name):
         np.testing.assert_array_equal(found.enabled, public.enabled_)
         np.testing.assert_array_equal(found.precision, public.precision_)
         np.testing.assert_array_equal(found.support, public.support_)
+        np.testing.assert_array_equal(found.bars, public.bars_)
 
 
 def test_thresholds_are_computed_anew_for_each_margin():
@@ -133,6 +157,7 @@ def test_absent_samples_leave_no_trace():
         table.labels[present],
         table.weight[present],
         table.reference,
+        table.last_correct[present],
     )
     for survivors_only in (True, False):
         rule = CalibrationRule(min_support=2, survivors_only=survivors_only)

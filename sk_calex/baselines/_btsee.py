@@ -57,7 +57,7 @@ class BTSEEClassifier(CascadeClassifier):
         MACs of an answer at each depth, heads included.
     enabled_, precision_, support_, reference_precision_, effective_sample_size_
         As of `CascadeClassifier`.
-    backbone_, final_estimator_, policy_, layout_, n_features_in_
+    training_profile_, backbone_, final_estimator_, policy_, layout_, n_features_in_
         As of `CascadeClassifier`.
 
     Notes
@@ -73,7 +73,7 @@ class BTSEEClassifier(CascadeClassifier):
     `CascadeClassifier` with these settings, bit for bit:
 
         branch=BranchClassifier("conv1d"), alignment="hard", targets="argmax",
-        calibrate_on="survivors"
+        calibrate_on="survivors", margin_mode="relative"
 
     After the description of the first version of the paper: the survivor subset, the
     answers of the backbone as labels, the class-precision margin and the 1-D
@@ -100,6 +100,7 @@ class BTSEEClassifier(CascadeClassifier):
     calibrate_on = "survivors"
     margin_mode = "relative"
     rule = "smallest"
+    shrinkage = 200.0
     alignment_bandwidth = 0.0
     alignment_mixture = 1.0
     cross_fit = None

@@ -57,7 +57,7 @@ class NoAlignmentClassifier(CascadeClassifier):
         MACs of an answer at each depth, heads included.
     enabled_, precision_, support_, reference_precision_, effective_sample_size_
         As of `CascadeClassifier`.
-    backbone_, final_estimator_, policy_, layout_, n_features_in_
+    training_profile_, backbone_, final_estimator_, policy_, layout_, n_features_in_
         As of `CascadeClassifier`.
 
     Notes
@@ -71,7 +71,7 @@ class NoAlignmentClassifier(CascadeClassifier):
     them, that are predicted as c keep the precision that the margin asks for. It is
     `CascadeClassifier` with these settings, bit for bit:
 
-        alignment="none", targets="argmax", calibrate_on="all"
+        alignment="none", targets="argmax", calibrate_on="all", margin_mode="relative"
 
     The comparison that the paper names "no alignment, no distillation" (Aperstein &
     Apartsin 2026); the margins and their thresholds are as of `CascadeClassifier`.
@@ -96,6 +96,7 @@ class NoAlignmentClassifier(CascadeClassifier):
     calibrate_on = "all"
     margin_mode = "relative"
     rule = "smallest"
+    shrinkage = 200.0
     alignment_margin = 0.0
     alignment_bandwidth = 0.0
     alignment_mixture = 1.0

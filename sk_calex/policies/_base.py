@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from sk_calex._thresholds import HAIR
 from sk_calex._validation import check_finite, check_sample_weight
-from sk_calex.calibration import HAIR
 from sk_calex.signals import Signals, StageTable
 
 __all__ = ["ClassThresholds", "ExitPolicy", "Policy", "first_exits"]

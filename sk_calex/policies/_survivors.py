@@ -25,18 +25,23 @@ class PrecisionThresholds(ExitPolicy):
     margin : float or sequence of float, default=-0.15
         How much precision each class may give up against the last stage's; a sequence
         holds one margin a branch.
-    margin_mode : {"relative", "absolute"}, default="relative"
-        Bar of a class: ``(1 - margin) * precision`` or ``precision - margin``.
+    margin_mode : {"relative", "absolute", "local"}, default="relative"
+        Bar of a class: ``(1 - margin) * precision`` or ``precision - margin``, on
+        average. "local": what exiting may cost at each confidence; see
+        `SurvivorThresholdCalibrator`.
     min_support : float, default=10
         Calibration samples (total weight) that must stand at or above a threshold.
     rule : {"smallest", "first_violation"}, default="smallest"
         Which threshold; see `SurvivorThresholdCalibrator`.
+    shrinkage : float, default=200
+        See `SurvivorThresholdCalibrator`; for "local".
     calibrate_on : {"survivors", "all"}, default="survivors"
         Calibration samples of a branch: those that reach it, or all.
 
     Notes
     -----
-    CalexNet's gate (Aperstein & Apartsin 2026, Eq. 8), for any method's answers.
+    CalexNet's gate (Aperstein & Apartsin 2026, Eq. 8), for any method's answers. The
+    local mode is our definition.
 
     Examples
     --------
@@ -51,9 +56,10 @@ class PrecisionThresholds(ExitPolicy):
     knob: ClassVar[str] = "margin"
     _parameter_constraints: dict[str, list[Any]] = {
         "margin": [Real, "array-like"],
-        "margin_mode": [StrOptions({"relative", "absolute"})],
+        "margin_mode": [StrOptions({"relative", "absolute", "local"})],
         "min_support": [Interval(Real, 0, None, closed="left")],
         "rule": [StrOptions({"smallest", "first_violation"})],
+        "shrinkage": [Interval(Real, 0, None, closed="both")],
         "calibrate_on": [StrOptions({"survivors", "all"})],
     }
 
@@ -64,12 +70,14 @@ class PrecisionThresholds(ExitPolicy):
         margin_mode: str = "relative",
         min_support: float = 10,
         rule: str = "smallest",
+        shrinkage: float = 200,
         calibrate_on: str = "survivors",
     ) -> None:
         self.margin = margin
         self.margin_mode = margin_mode
         self.min_support = min_support
         self.rule = rule
+        self.shrinkage = shrinkage
         self.calibrate_on = calibrate_on
 
     def _fit(self, given: Calibration) -> None:
@@ -78,13 +86,19 @@ class PrecisionThresholds(ExitPolicy):
             labels, table.predicted[-1], table.n_classes, weight
         )
         calibration = CalibrationTable(
-            table.confidence[:-1], table.predicted[:-1], labels, weight, reference
+            table.confidence[:-1],
+            table.predicted[:-1],
+            labels,
+            weight,
+            reference,
+            given.right[-1],
         )
         rule = CalibrationRule(
             self.margin_mode,
             self.min_support,
             self.rule,
             self.calibrate_on == "survivors",
+            self.shrinkage,
         )
         found = calibration.thresholds(self.margin, rule)
         self.thresholds_ = np.stack([branch.thresholds for branch in found])

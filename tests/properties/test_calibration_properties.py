@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sk_calex import SurvivorThresholdCalibrator, class_precision, precision_bars
-from sk_calex.calibration import find_thresholds
+from sk_calex._thresholds import find_thresholds
 from sk_calex.table import exits_at
 from tests.slow_calibration import (
     slow_bars,
