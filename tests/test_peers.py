@@ -151,3 +151,9 @@ def test_what_the_early_stop_saves_is_no_mac(peers):
     ]
     last = peers.lightgbm_table({"settings": settings, "grid": grid}).splitlines()[-1]
     assert last == "| best (every 1 rounds, margin 2) | 69.00 | 50.0 % | 0.50 | 0 % |"
+
+
+def test_a_cascade_on_a_small_network_saves_over_both(peers):
+    test = {"accuracy": [0.71], "flops_reduction": [0.7], "over_itself": [0.4]}
+    text = peers.stacked_table({"arch": "small", "margins": [-0.2], "test": test})
+    assert text.splitlines()[-1] == "| -0.20 | 71.00 | 70.0 % | 40.0 % |"

@@ -165,6 +165,28 @@ def static_table(static: list[dict[str, Any]], runs: list[dict[str, Any]]) -> st
     return "\n".join(lines)
 
 
+def stacked_table(stack: dict[str, Any]) -> str:
+    """A cascade on a smaller network, on test, in Markdown."""
+    columns = ("accuracy", "saved over the large network", "saved over the small one")
+    lines = [
+        f"| margin on {stack['arch']} | {' | '.join(columns)} |",
+        "|---" * 4 + "|",
+    ]
+    test = stack["test"]
+    for margin, accuracy, saved, itself in zip(
+        stack["margins"],
+        test["accuracy"],
+        test["flops_reduction"],
+        test["over_itself"],
+        strict=True,
+    ):
+        lines.append(
+            f"| {margin:+.2f} | {100 * accuracy:.2f} | {100 * saved:.1f} % "
+            f"| {100 * itself:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
 def lightgbm_table(result: dict[str, Any]) -> str:
     """Early stop among the trees, on test, in Markdown."""
     off = result["settings"]["off"]

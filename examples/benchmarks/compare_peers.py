@@ -11,15 +11,15 @@ static networks, trained as the backbone was:
     python examples/benchmarks/compare_peers.py --cache ~/.cache/sk_calex/features \\
         --static static --install
 
-sk_calex needs none of the peers; `--install` fetches what is missing into this
-environment. Finished steps are kept in the JSON, so an interrupted run goes on.
+`--stack resnet10` also puts a cascade on that network, since the two add up. sk_calex
+needs none of the peers; `--install` fetches what is missing into this environment.
+Finished steps are kept in the JSON, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,18 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from _common import (
-    Normalize,
-    cifar_backbone,
-    cifar_splits,
-    environment,
-    read_json,
-    write_json,
-)
+from _common import cifar_backbone, cifar_splits, environment, read_json, write_json
 from _fronts import summary, table
 from _peer_earlyon import CANDIDATES, DEFAULT
 from _peer_earlyon import run as earlyon
+from _peer_static import stacked, static
 from _peer_tabular import FALLBACK, fallback_defaults, fallback_on, lightgbm
 from _peers import (
     Clock,
@@ -49,16 +42,16 @@ from _peers import (
     points_table,
     pooled,
     pooled_columns,
+    stacked_table,
     static_table,
 )
-from safetensors.torch import load_file
 
 from sk_calex import (
     CascadeClassifier,
     PrototypePoolingClassifier,
     operating_curve,
 )
-from sk_calex.flops import count_macs
+from sk_calex.datasets import load_cifar100_coarse
 
 # Module, and what pip installs it from. No list of dependencies has them: nothing else
 # needs them.
@@ -77,6 +70,7 @@ def need(install: bool) -> None:
     command = [sys.executable, "-m", "pip", "install", *missing]
     if missing and install:
         subprocess.run(command, check=True)
+        importlib.invalidate_caches()
     elif missing:
         raise SystemExit(f"not installed. Run, or pass --install:\n{' '.join(command)}")
 
@@ -147,36 +141,6 @@ def ours(data: Data, seed: int, epochs: int | None = None) -> list[dict[str, Any
     return [record, rule]
 
 
-def static(folder: Path, data: Data) -> list[dict[str, Any]]:
-    """Accuracy and MACs of the networks that train_backbone.py left in a folder."""
-    sys.path.append(str(Path(__file__).parents[1]))
-    from train_backbone import CHUNK, small_image_resnet
-
-    out = []
-    for path in sorted(folder.glob("*.json")):
-        told = json.loads(path.read_text())
-        held = set(told["validation_rows"])
-        if held != set(data.validation_rows.tolist()):
-            raise SystemExit(f"{path}: trained on rows that validate here.")
-        arch = told["settings"]["arch"]
-        module = small_image_resnet(arch, 20)
-        module.load_state_dict(load_file(path.with_suffix(".safetensors")))
-        scale = Normalize()
-        for name in ("mean", "std"):
-            setattr(scale, name, torch.tensor(told[name]).view(3, 1, 1))
-        module.eval()
-        net = {"arch": arch, "settings": told["settings"], "seconds": told["seconds"]}
-        for name, part in (("validation", data.validation), ("test", data.test)):
-            images = torch.from_numpy(np.asarray(part.images))
-            with torch.inference_mode():
-                said = [module(scale(x)).argmax(1) for x in images.split(CHUNK)]
-            net[name] = float((torch.cat(said).numpy() == part.target).mean())
-        macs = count_macs(module, torch.zeros(1, 3, 32, 32))
-        saved = 1 - macs / data.plain
-        out.append(net | {"mmacs": macs / 1e6, "flops_reduction": saved})
-    return out
-
-
 def steps(seeds: list[int], longer: bool) -> Iterator[tuple[Any, ...]]:
     """Method, seed, setting, and the function that makes their records of the data."""
     for seed in seeds:
@@ -202,6 +166,7 @@ def show(record: dict[str, Any]) -> str:
     texts = [table(record["summary"]), points_table(record["runs"])]
     if "static" in record:
         texts.append(static_table(record["static"], record["runs"]))
+    texts += [stacked_table(stack) for stack in record.get("stacked", [])]
     texts.append(lightgbm_table(record["lightgbm"]))
     return "\n\n".join(texts)
 
@@ -211,6 +176,7 @@ def main() -> None:
     parser.add_argument("--cache", default="~/.cache/sk_calex/features")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--static", type=Path, help="folder of train_backbone's files")
+    parser.add_argument("--stack", help="of these the one to build a cascade on, too")
     parser.add_argument("--install", action="store_true", help="pip install the peers")
     parser.add_argument(
         "--longer", action="store_true", help="ours for as many epochs as earlyon, too"
@@ -235,6 +201,11 @@ def main() -> None:
         print(f"{key[0]} seed {key[1]}: {runs[-1]['fit_seconds']:.0f} s", flush=True)
     if "lightgbm" not in record:
         record["lightgbm"] = lightgbm(data, args.seeds[0])
+        write_json(args.name, record)
+    if args.stack and not record.get("stacked"):
+        path = (args.static / args.stack).with_suffix(".json")
+        images = load_cifar100_coarse(split="train").data
+        record["stacked"] = [stacked(path, data, images, args.seeds[0])]
         write_json(args.name, record)
     print(show(record))
 
