@@ -22,7 +22,7 @@ from sk_calex._summary import cascade_summary
 from sk_calex.backbone import FrozenBackbone
 from sk_calex.flops import depth_costs, flops_reduction
 from sk_calex.layout import TapLayout
-from sk_calex.policies import ExitPolicy, Policy
+from sk_calex.policies import ExitPolicy, Policy, first_exits
 from sk_calex.runtime import (
     Answer,
     Source,
@@ -176,9 +176,25 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         with nullcontext() if backbone is None else backbone.frozen():
             return run_cascade(sources, answers, policy, n, len(self.classes_))
 
+    def _shared_table(self, X: Any) -> StageTable | None:
+        """What is already known of what the stages say of X; None: nothing."""
+        return None
+
     def _tabulate(self, X: Any) -> StageTable:
-        sources, n = self._feature_sources(X)
-        return tabulate(sources, self._answers(), n, len(self.classes_))
+        table = self._shared_table(X)
+        if table is None:
+            sources, n = self._feature_sources(X)
+            table = tabulate(sources, self._answers(), n, len(self.classes_))
+        return table
+
+    def _decide(self, X: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Class codes and depths."""
+        table = self._shared_table(X)
+        if table is None:
+            proba, depth = self._run(X)
+            return proba.argmax(axis=1), depth
+        depth = first_exits(self._policy(), table)
+        return table.predicted[depth, np.arange(len(depth))], depth
 
     def predict(
         self, X: Any, return_depth: bool = False
@@ -206,8 +222,8 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         ValueError
             If `X` does not have the shape seen in fit, or is not finite.
         """
-        proba, depth = self._run(X)
-        labels = self.classes_[proba.argmax(axis=1)]
+        codes, depth = self._decide(X)
+        labels = self.classes_[codes]
         return (labels, depth) if return_depth else labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -275,7 +291,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         ValueError
             If `X` does not have the shape seen in fit, or is not finite.
         """
-        return self._run(X)[1]
+        return self._decide(X)[1]
 
     # -- price -------------------------------------------------------------------
 

@@ -25,13 +25,13 @@ from sklearn.utils.validation import (
 
 from sk_calex._callbacks import CallbackSupportMixin
 from sk_calex._progress import bar, showing
+from sk_calex._sharing import SharingCascade
 from sk_calex._validation import (
     as_tensor,
     check_finite,
     check_sample_weight,
     softmax64,
 )
-from sk_calex.base import BaseCascade
 from sk_calex.fitting import fit_weighted
 from sk_calex.folds import Folds, make_folds
 from sk_calex.labels import check_output_order, output_order
@@ -61,7 +61,7 @@ class Lesson:
     n_classes: int
 
 
-class LearningCascade(CallbackSupportMixin, BaseCascade):
+class LearningCascade(CallbackSupportMixin, SharingCascade):
     """Base of the cascades that are fitted; a subclass trains what `_lesson` gives.
 
     It names in `knob` the parameter that moves it along the accuracy-cost curve.

@@ -132,12 +132,14 @@ class JointCascade(LearningCascade):
         resolve_device(self.device)  # an error should come before the work
         memory = check_memory(self.memory)
         with Task.root(self, 3, X, y, sample_weight) as task:
-            with task.part("features"):
-                lesson = self._lesson(X, y, sample_weight, params)
-            pairs = lesson.folds.pairs
-            n_nets = 1 if len(pairs) == 1 else 1 + len(pairs)
-            with task.part("heads", n_nets) as part, handing(part):
-                self._train(lesson, memory)
+            with self._recalled(X, y, sample_weight, params) as known:
+                if not known:
+                    with task.part("features"):
+                        lesson = self._lesson(X, y, sample_weight, params)
+                    pairs = lesson.folds.pairs
+                    n_nets = 1 if len(pairs) == 1 else 1 + len(pairs)
+                    with task.part("heads", n_nets) as part, handing(part):
+                        self._train(lesson, memory)
             with (
                 task.part("calibration"),
                 showing(self.verbose, "calibration"),

@@ -222,8 +222,13 @@ def test_a_search_over_the_knob_trains_once_a_fold(method, tmp_path, trainings):
     cached = GridSearchCV(on_features(method, cv=0.3, memory=memory), grid, cv=2)
     cached.fit(train, Y)
     assert len(trainings) == 3  # two folds, and all of it at the end
+    # Another cascade, which shares nothing with the first one but the folder.
+    again = GridSearchCV(on_features(method, cv=0.3, memory=memory), grid, cv=2)
+    again.fit(train, Y)
+    assert len(trainings) == 3
+    # Without a cache as well: clones share what they train.
     plain = GridSearchCV(on_features(method, cv=0.3), grid, cv=2).fit(train, Y)
-    assert len(trainings) == 3 + 3 * 2 + 1
+    assert len(trainings) == 3 + 3
     for name in ("mean_test_score", "rank_test_score"):
         np.testing.assert_array_equal(cached.cv_results_[name], plain.cv_results_[name])
     assert cached.best_estimator_.loss_curve_ == plain.best_estimator_.loss_curve_
