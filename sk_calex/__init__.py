@@ -13,6 +13,7 @@ from sk_calex.calibration import (
     precision_bars,
 )
 from sk_calex.cascade import CascadeClassifier
+from sk_calex.inspection import alignment_report, exit_report
 from sk_calex.layout import FeatureArray, TapLayout
 from sk_calex.model_selection import (
     MarginSearchCV,
@@ -25,15 +26,22 @@ from sk_calex.model_selection import (
     pareto_front,
     select_taps,
 )
-from sk_calex.plotting import CascadeDisplay
+from sk_calex.plotting import (
+    AlignmentDisplay,
+    CascadeDisplay,
+    ExitDepthDisplay,
+    ThresholdDisplay,
+)
 from sk_calex.store import FeatureStore
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlignmentDisplay",
     "BranchClassifier",
     "CascadeClassifier",
     "CascadeDisplay",
+    "ExitDepthDisplay",
     "FeatureArray",
     "FeatureStore",
     "FrozenBackbone",
@@ -41,12 +49,15 @@ __all__ = [
     "PrototypePoolingClassifier",
     "SurvivorThresholdCalibrator",
     "TapLayout",
+    "ThresholdDisplay",
     "accuracy_at_flops_scorer",
+    "alignment_report",
     "best_within",
     "cheapest_within",
     "class_precision",
     "effective_sample_size",
     "exit_probability",
+    "exit_report",
     "flops_reduction_scorer",
     "margin_curve",
     "operating_curve",

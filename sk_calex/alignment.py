@@ -129,7 +129,7 @@ def survivor_weights(
     base = np.ones_like(s)
     if sample_weight is not None:
         base = np.asarray(sample_weight, dtype=np.float64)
-        _check_weights(base, "sample_weight", s.shape)
+        check_weights(base, "sample_weight", s.shape)
     mass = np.average(s, weights=base)
     # Nobody left: the branch will see no sample, and any training will do.
     scaled = s / mass if mass > 0 else np.ones_like(s)
@@ -165,12 +165,12 @@ def effective_sample_size(weights: ArrayLike) -> float:
     2.0
     """
     w = np.asarray(weights, dtype=np.float64)
-    _check_weights(w, "weights", (w.size,))
+    check_weights(w, "weights", (w.size,))
     w = w / w.max()  # squares neither vanish nor overflow
     return float(w.sum()) ** 2 / float(np.square(w).sum())
 
 
-def _check_weights(
+def check_weights(
     weights: NDArray[np.float64], name: str, shape: tuple[int, ...]
 ) -> None:
     usable = np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
