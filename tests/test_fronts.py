@@ -83,3 +83,22 @@ def test_what_was_not_reached_is_not_printed_as_a_number(fronts):
     points = [(0.35, 0.79)]
     text = fronts.table(fronts.summary([a_run(points, points)]))
     assert text.splitlines()[-1].split("|")[3:7] == [" - "] * 4
+
+
+def test_equal_points_on_validation_count_once_and_the_first_of_them(fronts):
+    run = a_run([(0.2, 0.8), (0.2, 0.8)], [(0.25, 0.7), (0.15, 0.9)])
+    assert fronts.front([run])[0].tolist() == [0.25]
+
+
+def test_mean_fronts_go_as_far_as_every_seed(fronts):
+    short, long = [(0.4, 0.7)], [(0.2, 0.8), (0.8, 0.6)]
+    runs = [a_run(short, short, 0), a_run(long, long, 1)]
+    reduction, accuracy, sd = fronts.mean_front(runs, step=0.1)
+    np.testing.assert_allclose(reduction, [0, 0.1, 0.2, 0.3, 0.4])
+    each = [
+        [0.8, 0.775, 0.75, 0.725, 0.7],
+        [0.8, 0.8, 0.8, 0.8 - 0.1 / 3, 0.8 - 0.2 / 3],
+    ]
+    np.testing.assert_allclose(accuracy, np.mean(each, axis=0))
+    np.testing.assert_allclose(sd, np.std(each, axis=0, ddof=1), atol=1e-12)
+    assert fronts.mean_front(runs[:1])[2] is None

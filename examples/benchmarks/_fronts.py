@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from sk_calex import pareto_front
+
 REDUCTIONS = (0.3, 0.4, 0.5, 0.6, 0.7)
 DROPS = (0.005, 0.01, 0.02)
 
@@ -16,15 +18,10 @@ def front(runs):
     """
     validation = np.concatenate([_points(r["validation"]) for r in runs])
     test = np.concatenate([_points(r["test"]) for r in runs])
-    order = np.lexsort((-validation[:, 1], -validation[:, 0]))
-    best, kept = -np.inf, []
-    for (
-        i
-    ) in order:  # from the cheapest on: keep what is more accurate than cheaper ones
-        if validation[i, 1] > best:
-            best = validation[i, 1]
-            kept.append(i)
-    chosen = test[kept]
+    # Of values that are equal on validation, the first.
+    _, first = np.unique(validation, axis=0, return_index=True)
+    kept = first[pareto_front(*validation[first].T)]
+    chosen = test[kept[::-1]]
     chosen = chosen[np.argsort(chosen[:, 0], kind="stable")]
     return chosen[:, 0], chosen[:, 1]
 
@@ -39,12 +36,8 @@ def read_off(runs):
     Interpolated between neighbouring points of the front. The plain backbone, which
     saves nothing, is a point of every front. NaN beyond the cheapest point.
     """
-    reduction, accuracy = front(runs)
-    backbone = runs[0]["backbone_accuracy"]
-    reduction = np.r_[0.0, reduction[reduction > 0]]
-    accuracy = np.r_[backbone, accuracy[-(len(reduction) - 1) :]]
-    if len(reduction) == 1:
-        accuracy = np.array([backbone])
+    reduction, accuracy = _from_backbone(runs)
+    backbone = accuracy[0]
     at = np.interp(REDUCTIONS, reduction, accuracy, right=np.nan)
     fine = np.linspace(0.3, 0.7, 201)
     area = np.interp(fine, reduction, accuracy, right=np.nan).mean()
@@ -56,6 +49,28 @@ def read_off(runs):
     }
 
 
+def _from_backbone(runs):
+    """The front with the plain backbone as its first point."""
+    reduction, accuracy = front(runs)
+    saves = reduction > 0
+    backbone = runs[0]["backbone_accuracy"]
+    return np.r_[0.0, reduction[saves]], np.r_[backbone, accuracy[saves]]
+
+
+def mean_front(runs, step=0.01):
+    """Mean and deviation over seeds, interpolated, as far as every seed's front goes.
+
+    Returns reductions, accuracies, and their standard deviations, None with one seed.
+    """
+    seeds = dict.fromkeys(r["seed"] for r in runs)
+    fronts = [_from_backbone([r for r in runs if r["seed"] == s]) for s in seeds]
+    end = min(reduction[-1] for reduction, _ in fronts)
+    grid = np.r_[np.arange(0, end, step), end]
+    accuracy = np.stack([np.interp(grid, *points) for points in fronts])
+    sd = accuracy.std(axis=0, ddof=1) if len(seeds) > 1 else None
+    return grid, accuracy.mean(axis=0), sd
+
+
 def _largest_reduction(reduction, accuracy, floor):
     """Most that is saved at an accuracy of at least `floor`, along the segments."""
     grid = np.linspace(0, reduction[-1], 2001)
@@ -65,10 +80,8 @@ def _largest_reduction(reduction, accuracy, floor):
 
 def summary(runs):
     """Mean and standard deviation over seeds, by method; PTEENet's weights are one."""
-    families = dict.fromkeys(_family(r["method"]) for r in runs)
     out = {}
-    for family in families:
-        mine = [r for r in runs if _family(r["method"]) == family]
+    for family, mine in families(runs).items():
         seeds = sorted({r["seed"] for r in mine})
         read = [read_off([r for r in mine if r["seed"] == s]) for s in seeds]
         out[family] = {
@@ -88,8 +101,14 @@ def summary(runs):
     return out
 
 
-def _family(method):
-    return "PTEENet" if method.startswith("PTEENet") else method
+def families(runs):
+    """Runs by method; PTEENet's weights are one method."""
+    out = {}
+    for run in runs:
+        method = run["method"]
+        family = "PTEENet" if method.startswith("PTEENet") else method
+        out.setdefault(family, []).append(run)
+    return out
 
 
 def _plain(array):

@@ -7,6 +7,7 @@ the test set: the front is never chosen on it. Finished fits are kept in the JSO
 interrupted run goes on.
 
     python examples/benchmarks/compare_methods.py --cache ~/.cache/sk_calex/features
+    python examples/benchmarks/compare_methods.py --draw-only
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _common import cifar_backbone, cifar_splits, environment, read_json, write_json
-from _fronts import front, summary, table
+from _common import (
+    RESULTS,
+    cifar_backbone,
+    cifar_splits,
+    environment,
+    read_json,
+    write_json,
+)
+from _fronts import summary, table
+from _picture import draw
 
 from sk_calex import (
     BranchClassifier,
@@ -38,17 +47,19 @@ from sk_calex.model_selection import operating_curve
 from sk_calex.policies import (
     LearnedGate,
     Oracle,
+    PrecisionThresholds,
     Quota,
     RegretPriced,
     SharedThreshold,
 )
 
-MARGINS = np.r_[np.linspace(-0.6, 0.3, 37), 0.4, 0.5]
+MARGINS = np.r_[-0.02, -0.01, np.linspace(0, 0.3, 61), 0.35, 0.4, 0.5, 0.6, 0.8]
+PRECISION_MARGINS = np.r_[np.linspace(-0.6, 0.3, 37), 0.4, 0.5]
 THRESHOLDS = np.r_[np.linspace(0.2, 0.9, 29), 1 - np.geomspace(0.09, 1e-4, 30)]
 ENTROPIES = np.geomspace(1e-3, 2.9, 50)
 DECAYS = np.geomspace(0.1, 10, 41)
 PRICES = np.r_[0, np.geomspace(1e-3, 1, 49)]
-COST_WEIGHTS = (0.5, 1.5)
+COST_WEIGHTS = (1.0, 3.0)
 
 
 def methods(epochs):
@@ -60,10 +71,10 @@ def methods(epochs):
 
     yield "CalexNet", CascadeClassifier(branch=branch(), input="features"), MARGINS
     reference = NoAlignmentClassifier(branch=branch(), input="features")
-    yield "reference", reference, MARGINS
+    yield "reference", reference, PRECISION_MARGINS
     conv1d = BranchClassifier("conv1d", max_iter=epochs)
     btsee = BTSEEClassifier(branch=conv1d, input="features")
-    yield "BTS-EE", btsee, MARGINS
+    yield "BTS-EE", btsee, PRECISION_MARGINS
     for weight in COST_WEIGHTS:
         pteenet = PTEENetClassifier(cost_weight=weight, **budget)
         yield f"PTEENet {weight:g}", pteenet, THRESHOLDS
@@ -76,6 +87,7 @@ def methods(epochs):
 
 # Other rules on CalexNet's branches: nothing is trained for them.
 RULES = {
+    "precision margins": (PrecisionThresholds(), PRECISION_MARGINS),
     "shared threshold": (SharedThreshold(), THRESHOLDS),
     "regret-priced": (RegretPriced(), PRICES),
     "learned gate": (LearnedGate(), THRESHOLDS),
@@ -139,9 +151,18 @@ def main():
     parser.add_argument("--cache", default="~/.cache/sk_calex/features")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="only those that begin so")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--name", default="compare_methods")
+    parser.add_argument(
+        "--draw-only", action="store_true", help="the picture of results that are there"
+    )
     args = parser.parse_args()
+    picture = RESULTS / f"{args.name}.png"
+    if args.draw_only:
+        runs = read_json(args.name)["runs"]
+        print(table(summary(runs)))
+        draw(runs, picture)
+        return
 
     train, test, split = cifar_splits()
     backbone = cifar_backbone(str(Path(args.cache).expanduser()), verbose=1)
@@ -175,30 +196,7 @@ def main():
             fit = next(r for r in runs if (r["method"], r["seed"]) == (name, seed))
             print(f"{name} seed {seed}: {fit['fit_seconds']:.0f} s", flush=True)
     print(table(record["summary"]))
-    draw(runs, Path(__file__).parent / "results" / f"{args.name}.png")
-
-
-def draw(runs, path):
-    """The fronts of the first seed."""
-    import matplotlib.pyplot as plt
-
-    from sk_calex import CascadeDisplay
-
-    first = [r for r in runs if r["seed"] == runs[0]["seed"]]
-    _, ax = plt.subplots(figsize=(9, 6))
-    for method in dict.fromkeys(r["method"].split()[0] for r in first):
-        mine = [r for r in first if r["method"].split()[0] == method]
-        if method == "CalexNet":
-            mine = mine[:1]
-        reduction, accuracy = front(mine)
-        CascadeDisplay(
-            flops_reduction=reduction,
-            accuracy=accuracy,
-            backbone_accuracy=mine[0]["backbone_accuracy"],
-            name=method,
-        ).plot(ax, markersize=4, linewidth=2.5 if method == "CalexNet" else 1)
-    ax.set(xlim=(0, 85), ylim=(60, 74))
-    ax.figure.savefig(path, dpi=120, bbox_inches="tight")
+    draw(runs, picture)
 
 
 if __name__ == "__main__":
