@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
@@ -284,3 +287,39 @@ def test_methods_without_weights_say_what_they_need():
         alignment_report(sdn(), given.test, given.test_y)
     with pytest.raises(ValueError, match="trains on all rows alike"):
         alignment_report(reference(), given.test, given.test_y, at="alignment")
+
+
+@st.composite
+def training_rows(draw):
+    """Labels, integer weights and confidences of rows, and of survivors."""
+    n, m = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    cells = st.tuples(st.integers(0, 3), st.floats(0, 1), st.integers(0, 3))
+    rows = draw(st.lists(cells, min_size=n, max_size=n))
+    real = draw(st.lists(cells, min_size=m, max_size=m))
+    y, confidence, weight = (np.array(part) for part in zip(*rows, strict=True))
+    weight[0] += 1  # not all zero
+    there, score, _ = (np.array(part) for part in zip(*real, strict=True))
+    return y, weight, there, confidence, score
+
+
+@settings(max_examples=60)
+@drawn(training_rows(), st.randoms(use_true_random=False))
+def test_distances_are_shares_and_rows_have_no_order(rows, random):
+    y, weight, there, confidence, score = rows
+    report = distribution_report(y, weight, there, confidence, score, 10)
+    repeat = np.repeat(np.arange(len(y)), weight)
+    random.shuffle(repeat)
+    again = distribution_report(
+        y[repeat],
+        np.ones(len(repeat)),
+        there[::-1],
+        confidence[repeat],
+        score[::-1],
+        10,
+    )
+    for what in ("tv_class", "tv_confidence"):
+        assert 0 <= report[what][0] <= 1 + 1e-12
+        # A weight is a repetition.
+        assert again[what][0] == pytest.approx(report[what][0])
+    same = distribution_report(there, np.ones(len(there)), there, score, score, 10)
+    assert same.tv_class[0] == same.tv_confidence[0] == 0

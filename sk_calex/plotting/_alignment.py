@@ -199,11 +199,11 @@ class AlignmentDisplay:
         """
         report = self.report
         n = len(report.branch_names)
-        rows = list(branches or range(n > 1, n))
-        if not set(rows) <= set(range(n)):
+        rows = list(range(n > 1, n) if branches is None else branches)
+        if not rows or not set(rows) <= set(range(n)):
             raise ValueError(
-                f"branches={branches!r} must be indices from 0 to {n - 1}, one a "
-                f"branch: {report.branch_names}."
+                f"branches={branches!r} must be indices from 0 to {n - 1}, at least "
+                f"one: the branches are {report.branch_names}."
             )
         columns = 1 + bool(np.isfinite(report.tv_confidence[rows]).any())
         shape = (len(rows), columns)

@@ -129,6 +129,9 @@ def test_unknown_branches_are_refused(given):
     display = AlignmentDisplay.from_estimator(calexnet(), given.test, given.test_y)
     with pytest.raises(ValueError, match=r"branches=\[2\] must be indices from 0 to 1"):
         display.plot(branches=[2])
+    with pytest.raises(ValueError, match="at least one"):
+        display.plot(branches=[])
+    assert display.plot(branches=np.array([0, 1])).axes_.shape == (2, 2)
 
 
 @pytest.mark.parametrize(
