@@ -6,13 +6,14 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
+from joblib import Memory
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sk_calex._image_files import are_paths
 from sk_calex._inputs import Samples
 
-__all__ = ["array_digest", "input_digest", "labels_digest"]
+__all__ = ["array_digest", "digest_for", "input_digest", "labels_digest"]
 
 _CHUNK_BYTES = 8 * 2**20
 _FILES = 64
@@ -30,6 +31,16 @@ def array_digest(array: NDArray[Any]) -> str:
         part = np.ascontiguousarray(rows[start : start + step])
         digest.update(part.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def digest_for(memory: Any, *arrays: NDArray[Any] | None) -> str:
+    """One digest of several arrays, for a key in a cache; empty where it keeps nothing.
+
+    joblib's own hash of an array copies it, and is taken anew for every call.
+    """
+    if isinstance(memory, Memory) and memory.store_backend is None:
+        return ""
+    return " ".join("none" if a is None else array_digest(a) for a in arrays)
 
 
 def input_digest(X: Any) -> str | None:

@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.validation import has_fit_parameter
 
 from sk_calex._callbacks import NO_TASK, Task, handed, handing
+from sk_calex._content import digest_for
 from sk_calex._profile import TrainingProfile
 from sk_calex._progress import bar, showing
 from sk_calex._validation import as_tensor, check_margins
@@ -121,6 +122,7 @@ def fit_branches(
     answers = StageTable.empty(len(templates) + 1, n, problem.n_classes)
     answers.put(len(templates), slice(None), StageAnswer(problem.final))
     branches, sizes, weights = [], [], []
+    content = digest_for(memory, problem.features, problem.targets, problem.soft)
     for k, template in enumerate(templates):
         weight = np.zeros(n)
         weight[train] = survivor_weights(
@@ -128,7 +130,7 @@ def fit_branches(
             mixture=alignment.mixture if alignment.kind == "soft" else 1.0,
             sample_weight=problem.weight[train],
         )
-        fit_on = _Fitter(problem, template, k, weight, memory)
+        fit_on = _Fitter(problem, template, k, weight, memory, content)
         weights.append(fit_on.weights(train)[train])
         sizes.append(effective_sample_size(weights[-1]))
         name = problem.layout.names[k]
@@ -207,13 +209,17 @@ class _Fitter:
         tap: int,
         weight: NDArray[np.float64],
         memory: Memory,
+        content: str,
     ) -> None:
         self.block = problem.layout.block(problem.features, tap)
         self.shape, self.tap = problem.layout.shapes[tap], tap
         self.problem, self.template, self.weight = problem, template, weight
-        # A key made of parts: to make one of a whole block, joblib would copy it.
-        by_parts = {"ignore": ["block"]} if isinstance(memory, Memory) else {}
-        self.fit = memory.cache(_fit_branch, **by_parts)
+        # What is the same for all branches and folds is digested once for all of them.
+        known = {"ignore": ["block", "targets", "soft"]}
+        known = known if isinstance(memory, Memory) else {}
+        self.fit = memory.cache(_fit_branch, **known)
+        columns = problem.layout.columns(tap)
+        self.content = content, columns.start, columns.stop
 
     def weights(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Training weights on some rows; rows outside get 0: absent, without a copy."""
@@ -232,7 +238,7 @@ class _Fitter:
             self.problem.targets,
             self.weights(rows),
             self.problem.soft,
-            [self.block[i : i + _ROWS] for i in range(0, len(self.block), _ROWS)],
+            self.content,
         )
 
     def score(self, branch: Any, rows: NDArray[np.intp], answers: StageTable) -> None:
@@ -268,8 +274,9 @@ def _fit_branch(
     targets: NDArray[np.intp],
     weight: NDArray[np.float64],
     soft: NDArray[np.float64] | None,
-    parts_of_block: list[NDArray[Any]],
+    content: tuple[str, int, int],
 ) -> Any:
+    """Train one branch; `content` stands for the data in the key of a cache."""
     branch, task = clone(template), handed()
     with task.handed_to(branch), task:
         return _fitted(branch, block, shape, targets, weight, soft)

@@ -361,7 +361,7 @@ def test_threads_and_processes_give_the_same():
         two = fitted(given, where, Alignment("soft", 0.1), small_branch(), n_jobs=2)
     np.testing.assert_array_equal(one.table.scores, two.table.scores)
     # What travels to a process, and back.
-    fitter = _Fitter(given, LogisticRegression(), 0, given.weight, NO_MEMORY)
+    fitter = _Fitter(given, LogisticRegression(), 0, given.weight, NO_MEMORY, "")
     there = pickle.loads(pickle.dumps(fitter))
     back = pickle.loads(pickle.dumps(there(where.train)))
     np.testing.assert_array_equal(back.coef_, fitter(where.train).coef_)

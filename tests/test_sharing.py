@@ -18,10 +18,11 @@ from sk_calex import (
     FrozenBackbone,
     MarginSearchCV,
     accuracy_at_flops_scorer,
+    fitting,
     flops_reduction_scorer,
 )
+from sk_calex import _content as content
 from sk_calex import _sharing as sharing
-from sk_calex import fitting as fitting
 from sk_calex.baselines import SDNClassifier, _joint
 from sk_calex.policies import PrecisionThresholds, SharedThreshold
 from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
@@ -64,7 +65,7 @@ def counted(monkeypatch, owner, name):
 
 @pytest.fixture
 def heads(monkeypatch):
-    return counted(monkeypatch, fitting, "_fit_branch")
+    return counted(monkeypatch, fitting, "_fitted")
 
 
 def grid(estimator, margins=MARGINS, kind=GridSearchCV, **params):
@@ -375,3 +376,37 @@ def test_margin_search_shares_with_its_estimator(features, heads):
         search = MarginSearchCV(estimator, max_accuracy_drop=drop, cv=3)
         search.fit(features, Y)
     assert len(heads) == (3 + 1) * 2
+
+
+# -- several processes -----------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Persisting input arguments:UserWarning")
+def test_processes_share_through_memory(features, tmp_path, heads):
+    """What two others trained, a third does not train; each head is stored once."""
+    estimator = cascade({"input": "features"}, memory=str(tmp_path))
+    search = grid(estimator, MARGINS[::5], cv=2, scoring="accuracy")
+    with parallel_config("loky", n_jobs=2):
+        search.fit(features, Y)
+    assert len(list(tmp_path.rglob("output.pkl"))) == (2 + 1) * 2
+    assert len(heads) == 2  # that of all samples is trained here
+    heads.clear()
+    again = grid(clone(estimator), MARGINS[::5], cv=2, scoring="accuracy")
+    again.fit(features, Y)
+    assert not heads
+    np.testing.assert_array_equal(
+        again.cv_results_["mean_test_score"], search.cv_results_["mean_test_score"]
+    )
+
+
+def test_the_key_of_a_cache_is_made_once(features, tmp_path, monkeypatch):
+    """For all branches and folds, and not at all where nothing is kept."""
+    taken = counted(monkeypatch, content, "array_digest")
+    cascade({"input": "features"}, cv=3).fit(features, Y)
+    assert not taken
+    cascade({"input": "features"}, cv=3, memory=str(tmp_path)).fit(features, Y)
+    assert len(taken) == 3  # features, targets and soft targets
+    taken.clear()
+    settings = {"input": "features", "max_iter": 2, "device": "cpu", "cv": 2}
+    SDNClassifier(**settings, memory=str(tmp_path), random_state=0).fit(features, Y)
+    assert len(taken) == 4

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_memory
 from torch import nn
 
 from sk_calex._callbacks import Task, handing, with_callbacks
+from sk_calex._content import digest_for
 from sk_calex._loops import History
 from sk_calex._progress import bar, showing
 from sk_calex._validation import resolve_device
@@ -155,8 +156,13 @@ class JointCascade(LearningCascade):
         held = lesson.folds.calibration
         self._calibration_codes = lesson.codes[held]
         self._calibration_weight = lesson.weight[held]
+        # joblib would copy the features to hash them, and do so for every fold.
+        content = digest_for(
+            memory, lesson.features, lesson.codes, lesson.final, lesson.weight
+        )
+        trained = partial(self._trained, lesson, seed, memory, content)
         if len(lesson.folds.pairs) == 1:
-            net = self._trained(lesson, lesson.folds.train, seed, memory)
+            net = trained(lesson.folds.train)
             self._set_net(net)
             self.calibration_answers_ = self._table(lesson, held)
         else:
@@ -164,18 +170,19 @@ class JointCascade(LearningCascade):
             table = StageTable.empty(stages, len(held), lesson.n_classes)
             for i, (train, part) in enumerate(lesson.folds.pairs):
                 label = f"heads, fold {i + 1} of {len(lesson.folds.pairs)}"
-                net = self._trained(lesson, train, seed, memory, label)
+                net = trained(train, label)
                 self._set_net(net)
                 table.fill(np.searchsorted(held, part), self._table(lesson, part))
-            self._set_net(self._trained(lesson, lesson.folds.train, seed, memory))
+            self._set_net(trained(lesson.folds.train))
             self.calibration_answers_ = table
 
     def _trained(
         self,
         lesson: Lesson,
-        rows: NDArray[np.intp],
         seed: int,
         memory: Memory,
+        content: str,
+        rows: NDArray[np.intp],
         label: str = "heads",
     ) -> ExitNet:
         rows = rows[lesson.weight[rows] > 0]
@@ -199,9 +206,9 @@ class JointCascade(LearningCascade):
             "device": device,
         }
         with showing(self.verbose, label):
-            trained, history = memory.cache(_train, ignore=["net"])(
+            trained, history = memory.cache(_train, ignore=["net", "rows"])(
                 net,
-                _content(net),
+                [_content(net), content, lesson.layout, rows],
                 data,
                 settings,
                 int(torch.randint(2**31 - 1, (), generator=generator)),

@@ -22,7 +22,11 @@ from sk_calex.policies import (
 
 __all__ = ["cascade_in", "default_values", "input_of", "knob_of"]
 
-SEARCH_MARGINS = (-1.0, -0.6, *(np.arange(-8, 9) / 20).tolist(), 0.5)
+# Denser where little is given up; strict enough for margins that hold for a mean.
+SEARCH_MARGINS = (
+    *(-1.0, -0.6, -0.4, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02),
+    *(0.0, 0.02, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
+)
 
 
 def cascade_in(estimator: Any) -> Any:

@@ -242,7 +242,7 @@ def test_other_knobs(features, estimator, values, name):
 
 
 def test_a_rule_that_has_margins_takes_one_a_branch(features):
-    rule = PrecisionThresholds(min_support=3)
+    rule = PrecisionThresholds(min_support=3, margin_mode="local")
     found = search(cascade(policy=rule), per_branch=True).fit(features, Y)
     assert found.best_estimator_.policy.margin == found.best_margin_
     plain = search(per_branch=True).fit(features, Y)
