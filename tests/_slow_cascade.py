@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from tests.slow_calibration import slow_bars, slow_thresholds, top
+from tests.slow_calibration import (
+    slow_bars,
+    slow_local_thresholds,
+    slow_thresholds,
+    top,
+)
 
 HAIR = 1e-6  # a threshold lies at most this far below the lowest score it admits
 
@@ -38,6 +43,8 @@ def slow_cascade(
     targets=None,
     weight=None,
     inner_pairs=None,
+    last_correct=None,
+    shrinkage=200,
 ):
     """Branch k + 1 is trained on who survives branch k.
 
@@ -96,16 +103,31 @@ def slow_cascade(
                 said |= answer(fit(rows), list(others))
             branch = fit(train)
 
-        found = slow_thresholds(
+        seen = [
             [said[i][0] for i in held],
             [said[i][1] for i in held],
             [y[i] for i in held],
-            [weight[i] for i in held],
-            [i in reaching for i in held],
-            slow_bars(reference, margin, margin_mode),
-            min_support=min_support,
-            rule=rule,
-        )
+        ]
+        there = [[weight[i] for i in held], [i in reaching for i in held]]
+        if margin_mode == "local":
+            right = [last_correct[i] for i in held]
+            found = slow_local_thresholds(
+                *seen,
+                right,
+                *there,
+                n_classes,
+                margin,
+                min_support=min_support,
+                shrinkage=shrinkage,
+            )
+        else:
+            found = slow_thresholds(
+                *seen,
+                *there,
+                slow_bars(reference, margin, margin_mode),
+                min_support=min_support,
+                rule=rule,
+            )
         tau = [f.lowest - min((f.lowest - f.next_below) / 2, HAIR) for f in found]
         tau = [t if f.enabled else math.inf for t, f in zip(tau, found, strict=True)]
         out.branches.append(branch)

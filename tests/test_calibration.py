@@ -269,6 +269,7 @@ def test_parameters_are_those_of_the_signature():
         "margin_mode": "absolute",
         "min_support": 3,
         "rule": "first_violation",
+        "shrinkage": 50,
     }
     estimator = SurvivorThresholdCalibrator(**params)
     assert estimator.get_params() == params

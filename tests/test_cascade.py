@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 from joblib import Memory, parallel_config
+from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -62,9 +63,11 @@ def same_cascade(a, b, given, rtol=1e-6):
 
 @pytest.mark.parametrize("alignment", ["soft", "hard", "none"])
 @pytest.mark.parametrize("targets", ["soft", "argmax", "labels"])
-def test_fit_is_the_slow_loop(features, alignment, targets):
+@pytest.mark.parametrize("mode", ["local", "relative"])
+def test_fit_is_the_slow_loop(features, alignment, targets, mode):
     """On a real backbone's features, from reference precision to thresholds."""
-    got = cascade(alignment=alignment, targets=targets).fit(features, Y)
+    settings = {"alignment": alignment, "targets": targets, "margin_mode": mode}
+    got = cascade(**settings).fit(features, Y)
     layout = got.layout_
     logits = np.asarray(layout.block(features, 2), dtype=float)
     soft = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -79,6 +82,8 @@ def test_fit_is_the_slow_loop(features, alignment, targets):
         reference=reference,
         kind=alignment,
         margin=0.05,
+        margin_mode=mode,
+        last_correct=soft.argmax(axis=1) == Y,
         min_support=3,
         soft=soft if targets == "soft" else None,
         targets=soft.argmax(axis=1) if targets == "argmax" else Y,
@@ -135,8 +140,9 @@ def test_the_alignment_margin_decides_who_trains(features):
 
 def test_survivors_or_all_calibrate(features):
     """The first branch sees all samples; later ones those who are left, or all."""
-    survivors = cascade(alignment="none").fit(features, Y)
-    everyone = cascade(alignment="none", calibrate_on="all").fit(features, Y)
+    plain = cascade(alignment="none", margin_mode="relative")
+    survivors = clone(plain).fit(features, Y)
+    everyone = plain.set_params(calibrate_on="all").fit(features, Y)
     np.testing.assert_array_equal(survivors.thresholds_[0], everyone.thresholds_[0])
     assert not np.array_equal(survivors.thresholds_[1], everyone.thresholds_[1])
     table = survivors.calibration_
@@ -149,20 +155,23 @@ def test_survivors_or_all_calibrate(features):
     "setting",
     [
         {"margin_mode": "absolute"},
+        {"margin_mode": "local"},
         {"rule": "first_violation"},
         {"min_support": 15},
+        {"margin_mode": "local", "shrinkage": 0},
     ],
 )
 def test_settings_of_the_thresholds_reach_them(features, setting):
-    plain = cascade(alignment="none").fit(features, Y)
-    other = cascade(alignment="none", **setting).fit(features, Y)
+    mode = "local" if "shrinkage" in setting else "relative"
+    plain = cascade(alignment="none", margin_mode=mode).fit(features, Y)
+    other = clone(plain).set_params(**setting).fit(features, Y)
     assert not np.array_equal(plain.thresholds_, other.thresholds_)
     if "min_support" in setting:
         assert (other.support_[other.enabled_] >= 15).all()
 
 
 def test_calibrated_precision_clears_the_bar(features):
-    fitted = cascade().fit(features, Y)
+    fitted = cascade(margin_mode="relative").fit(features, Y)
     bars = np.clip(0.95 * fitted.reference_precision_, 0, 1)
     on = fitted.enabled_
     assert on.any()
@@ -317,7 +326,7 @@ def test_zero_weight_is_absence(features, cv, final):
     ids=lambda branch: type(branch).__name__,
 )
 def test_any_classifier_may_be_a_branch(branch):
-    fitted = on_images(branch=branch).fit(X, Y)
+    fitted = on_images(branch=branch, margin_mode="relative").fit(X, Y)
     labels, depth = fitted.predict(TEST, return_depth=True)
     assert 0 < (depth < 2).mean()
     assert (labels == TEST_Y).mean() > 0.55

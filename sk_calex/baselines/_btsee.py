@@ -73,7 +73,7 @@ class BTSEEClassifier(CascadeClassifier):
     `CascadeClassifier` with these settings, bit for bit:
 
         branch=BranchClassifier("conv1d"), alignment="hard", targets="argmax",
-        calibrate_on="survivors", margin_mode="relative"
+        alignment_margin=-0.1, calibrate_on="survivors", margin_mode="relative"
 
     After the description of the first version of the paper: the survivor subset, the
     answers of the backbone as labels, the class-precision margin and the 1-D
