@@ -157,6 +157,11 @@ class CascadeClassifier(LearningCascade):
     the Methods page for what is the paper's and what is our definition: the default,
     local margins, is ours. Thresholds are empirical: on new data an exit can cost more.
 
+    Clones share in memory what they train: where only `margin` or `policy` differs, as
+    in a search, branches are trained once, and the clones after the first one answer
+    `X` that came before without running (so time the first). Processes share by
+    `memory`.
+
     References
     ----------
     Aperstein, Y. & Apartsin, A. (2026). CalexNet. Electronics 15(10), 2149.

@@ -139,8 +139,7 @@ def best_taps(landscape: Landscape, values: Sequence[Any]) -> Bunch:
     def best_of(choices: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
         choices = list(choices)
         for taps in choices:
-            if taps not in seen:
-                seen[taps] = landscape.of_taps(taps).best_of(values)
+            seen[taps] = landscape.of_taps(taps).best_of(values)
         # Of equal choices the one with the fewest heads.
         return max(choices, key=lambda taps: (seen[taps].key, -len(taps)))
 

@@ -2,6 +2,7 @@
 
 import pickle
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from sk_calex import CascadeClassifier, MarginSearchCV
 from sk_calex.baselines import SDNClassifier
 from sk_calex.model_selection import _landscape
 from sk_calex.policies import PrecisionThresholds, Quota, SharedThreshold
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
 
 X, Y = images(160)
 MARGINS = [-0.3, 0.0, 0.1, 0.3]
@@ -221,6 +222,28 @@ def test_greedily_where_pairs_are_many(features, monkeypatch, constraint):
         assert results[column][line].max() <= getattr(greedy, name) + 1e-12
 
 
+def test_coordinate_descent_ends_where_no_branch_can_do_better(monkeypatch):
+    monkeypatch.setattr(_landscape, "MAX_JOINT", 1)
+    rng = np.random.default_rng(0)
+    values = [0, 1, 2, 3]
+    for _ in range(20):
+        heights = rng.permutation(64).reshape(4, 4, 4)
+
+        class Hills:
+            n_branches = 3
+
+            def best_of(self, points, heights=heights):
+                best = max(points, key=lambda point: heights[point])
+                return SimpleNamespace(value=best, key=heights[best])
+
+        best, how = _landscape.best_joint(Hills(), values)
+        assert how == "greedy"
+        assert best.key >= max(heights[v, v, v] for v in values)
+        a, b, c = best.value
+        lines = (heights[:, b, c], heights[a, :, c], heights[a, b, :])
+        assert all(line.max() == best.key for line in lines)
+
+
 @pytest.mark.parametrize(
     ("estimator", "values", "name"),
     [
@@ -388,6 +411,8 @@ def test_bad_parameters(features, given, message):
 def test_what_cannot_be_searched(features):
     with pytest.raises(ValueError, match="alignment_margin='same' trains"):
         search(cascade(alignment_margin="same")).fit(features, Y)
+    with pytest.raises(TypeError, match="backbone must be a FrozenBackbone"):
+        search(cascade(input="samples", backbone=tiny_net())).fit(X, Y)
     with pytest.raises(TypeError, match="estimator must be a cascade"):
         search(LogisticRegression()).fit(features, Y)
     with pytest.raises(ValueError, match="moves by 'policy__decay'"):

@@ -54,6 +54,7 @@ def wrapped(fitted):
     search = MarginSearchCV(FrozenEstimator(fitted), max_accuracy_drop=1.0)
     return {
         "itself": fitted,
+        "grid": GridSearchCV(clone(fitted), {}, cv=2).fit(X, Y),
         "pipeline": pipeline,
         "pipeline of one": make_pipeline(clone(fitted)).fit(X, Y),
         "frozen": FrozenEstimator(fitted),

@@ -1,6 +1,7 @@
 """Which taps pay: every choice against a cascade that has only those branches."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -156,6 +157,39 @@ def test_greedily_where_choices_are_many(fitted, features, every, monkeypatch):
     )
     with_all = found.candidates["flops_reduction"][0]
     assert found.flops_reduction >= with_all
+
+
+def test_elimination_ends_where_it_no_longer_helps(monkeypatch):
+    monkeypatch.setattr(_taps, "MAX_POINTS", 0)
+    names = tuple("abcd")
+    worth = {(0, 1, 2, 3): 5, (0, 1, 3): 6, (1, 3): 6, (1,): 3}
+
+    class Ranked:
+        n_branches, backbone_accuracy = 4, 1.0
+        folds = [
+            SimpleNamespace(
+                cascade=SimpleNamespace(
+                    layout_=SimpleNamespace(names=names), policy=None, knob="margin"
+                )
+            )
+        ]
+
+        def of_taps(self, taps):
+            point = SimpleNamespace(
+                key=(0, worth.get(tuple(taps), 0)),
+                value=0.1,
+                accuracy=1.0,
+                flops_reduction=0.0,
+                feasible=True,
+            )
+            return SimpleNamespace(best_of=lambda values: point)
+
+        def check(self, best, what):
+            assert what == "taps=['b', 'd'] with margin"
+
+    found = _taps.best_taps(Ranked(), [0.1])
+    assert (found.taps, found.search) == (["b", "d"], "greedy")
+    assert len(found.candidates["taps"]) == 1 + 4 + 3 + 2
 
 
 def test_weights_mean_repetition(fitted, features):
