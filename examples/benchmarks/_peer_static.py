@@ -17,7 +17,7 @@ from torch import nn
 from sk_calex import CascadeClassifier, FrozenBackbone, operating_curve
 from sk_calex.flops import count_macs
 
-STACKED_MARGINS = (-0.4, -0.3, -0.25, -0.2, -0.15, -0.1, -0.05, 0.0)
+STACKED_MARGINS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
 def static(folder: Path, data: Data) -> list[dict[str, Any]]:

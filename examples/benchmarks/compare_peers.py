@@ -45,6 +45,7 @@ from _peers import (
     stacked_table,
     static_table,
 )
+from compare_methods import MARGINS, RULES, curves
 
 from sk_calex import (
     CascadeClassifier,
@@ -60,8 +61,12 @@ PEERS = {
     "skfb": "scikit-fallback>=0.2",
     "lightgbm": "lightgbm>=4",
 }
-MARGINS = np.r_[np.linspace(-0.6, 0.3, 37), 0.4, 0.5]  # as in compare_methods.py
 OURS = "sk_calex"
+OUR_RULES = (
+    "precision margins",
+    "shared threshold",
+    "regret-priced",
+)  # of compare_methods.py
 
 
 def need(install: bool) -> None:
@@ -102,7 +107,10 @@ def load(cache: str) -> Data:
 
 
 def ours(data: Data, seed: int, epochs: int | None = None) -> list[dict[str, Any]]:
-    """`CascadeClassifier()` over its margin; and scikit-fallback on its branches."""
+    """`CascadeClassifier()` over its margin; other rules and a peer's on its branches.
+
+    With `epochs`, the first alone.
+    """
     branch = None if epochs is None else PrototypePoolingClassifier(max_iter=epochs)
     cascade = CascadeClassifier(
         branch=branch, input="features", cv=data.split, random_state=seed
@@ -110,35 +118,35 @@ def ours(data: Data, seed: int, epochs: int | None = None) -> list[dict[str, Any
     with Clock() as clock:
         cascade.fit(*data.everything)
     parts = {"validation": data.validation, "test": data.test}
+    rows = {name: (part.features, part.target) for name, part in parts.items()}
+    default = operating_curve(cascade, *rows["test"], [cascade.margin])
+    saved = float(default.flops_reduction[0])
+    point = {"asked": f"nothing (margin {cascade.margin:g})", "own_count": saved}
+    point |= {"accuracy": float(default.accuracy[0]), "flops_reduction": saved}
     record = {
         "method": OURS if epochs is None else f"{OURS}, {epochs} epochs",
         "seed": seed,
         "setting": {"epochs": epochs},
         **clock.seconds,
         "depth_mmacs": (cascade.depth_costs_ / 1e6).tolist(),
-        "values": MARGINS.tolist(),
+        "points": [point],
+        **curves(cascade, MARGINS, rows),
     }
-    for name, part in parts.items():
-        curve = operating_curve(
-            cascade, part.features, part.target, [*MARGINS, cascade.margin]
-        )
-        record[name] = {
-            "accuracy": curve.accuracy[:-1].tolist(),
-            "flops_reduction": curve.flops_reduction[:-1].tolist(),
-        }
-    saved = float(curve.flops_reduction[-1])
-    point = {"asked": f"nothing (margin {cascade.margin:g})", "own_count": saved}
-    point |= {"accuracy": float(curve.accuracy[-1]), "flops_reduction": saved}
-    record |= {"backbone_accuracy": curve.backbone_accuracy, "points": [point]}
     if epochs is not None:
         return [record]
+    records = [record]
     said = {
-        name: np.hstack(list(cascade.stage_probabilities(part.features)))
-        for name, part in parts.items()
+        name: np.hstack(list(cascade.stage_probabilities(X)))
+        for name, (X, _) in rows.items()
     }
-    method = f"scikit-fallback on {OURS}'s branches"
-    rule = fallback_on(said, cascade.depth_costs_, data, seed, method)
-    return [record, rule]
+    method = f"{FALLBACK} on {OURS}'s branches"
+    records.append(fallback_on(said, cascade.depth_costs_, data, seed, method))
+    for rule in OUR_RULES:
+        policy, values = RULES[rule]
+        cascade.set_policy(policy)
+        other = {"method": f"{OURS}, {rule}", "seed": seed, "fit_seconds": 0.0}
+        records.append(other | curves(cascade, values, rows))
+    return records
 
 
 def steps(seeds: list[int], longer: bool) -> Iterator[tuple[Any, ...]]:
@@ -189,7 +197,7 @@ def main() -> None:
     record = read_json(args.name)
     record |= {"what": __doc__.splitlines()[0], "environment": environment()}
     runs = record.setdefault("runs", [])
-    if args.static is not None:
+    if args.static is not None and "static" not in record:
         record["static"] = static(args.static, data)
         write_json(args.name, record)
     for *key, work in steps(args.seeds, args.longer):
