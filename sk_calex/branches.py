@@ -80,7 +80,7 @@ class BranchClassifier(BaseBranch):
         Mean loss of each epoch (adam) or evaluation (lbfgs).
     n_features_in_ : int
         Columns of X seen in fit.
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str, shape (n_features_in_,)
         Names of those columns, where X had names.
 
     See Also
@@ -230,7 +230,7 @@ class PrototypePoolingClassifier(BaseBranch):
         Mean loss of each epoch (adam) or evaluation (lbfgs).
     n_features_in_ : int
         Columns of X seen in fit.
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str, shape (n_features_in_,)
         Names of those columns, where X had names.
 
     See Also

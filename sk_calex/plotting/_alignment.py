@@ -101,8 +101,8 @@ class AlignmentDisplay:
         branches : sequence of int, default=None
             Branches to draw. None: all but the first, which every sample reaches, or
             the first where there is no other.
-        ax : array-like of matplotlib.axes.Axes, default=None
-            Panels, as many as there are in `axes_`. None: those of a new figure.
+        ax : array-like of Axes of shape (n_rows, n_columns), default=None
+            Panels, in the shape of `axes_`. None: those of a new figure.
 
         Returns
         -------
@@ -151,7 +151,7 @@ class AlignmentDisplay:
             The same of the survivors.
         n_bins : int, default=10
             Bins of the confidence: 1, 2, 4, 5, 10 or 20.
-        ax : array-like of matplotlib.axes.Axes, default=None
+        ax : array-like of Axes of shape (n_rows, n_columns), default=None
             Panels: one, or two with confidences. None: those of a new figure.
 
         Returns
@@ -179,8 +179,8 @@ class AlignmentDisplay:
 
         Parameters
         ----------
-        ax : array-like of matplotlib.axes.Axes, default=None
-            Panels, as many as there are in `axes_`. None: those of a new figure.
+        ax : array-like of Axes of shape (n_rows, n_columns), default=None
+            Panels, in the shape of `axes_`. None: those of a new figure.
         branches : sequence of int, default=None
             Branches to draw. None: all but the first, which every sample reaches, or
             the first where there is no other.

@@ -121,11 +121,11 @@ class ThresholdDisplay:
             A fitted cascade of any method, or an estimator that ends in one.
         branch : int or str, default=0
             Index of the branch, or name of its tap.
-        classes : array-like, default=None
+        classes : array-like of shape (n_classes,), default=None
             Labels of the predicted classes to draw. None: all, or the 12 that the
             branch answers most often.
-        ax : array-like of matplotlib.axes.Axes, default=None
-            One a class. None: those of a new figure.
+        ax : array-like of Axes of shape (n_classes,), default=None
+            Matplotlib's axes, one a class. None: those of a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
 
@@ -213,8 +213,8 @@ class ThresholdDisplay:
         classes : array-like of shape (n_classes,), default=None
             Labels of the predicted classes to draw, in the order of `bars` and
             `thresholds`. None: all that occur, sorted.
-        ax : array-like of matplotlib.axes.Axes, default=None
-            One a class. None: those of a new figure.
+        ax : array-like of Axes of shape (n_classes,), default=None
+            Matplotlib's axes, one a class. None: those of a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
 
@@ -261,8 +261,8 @@ class ThresholdDisplay:
 
         Parameters
         ----------
-        ax : array-like of matplotlib.axes.Axes, default=None
-            One a class. None: those of a new figure.
+        ax : array-like of Axes of shape (n_classes,), default=None
+            Matplotlib's axes, one a class. None: those of a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
 

@@ -63,6 +63,14 @@ class FeatureStore:
         again if the file has changed since), at every read, or never. Whatever the
         setting, the key beside each row is compared with the key asked for.
 
+    Raises
+    ------
+    ValueError
+        If `folder` is empty, `max_bytes` is not a positive integer, or `verify` is
+        unknown.
+    NotADirectoryError
+        If `folder` is a file.
+
     See Also
     --------
     row_keys : The keys of samples.
