@@ -25,7 +25,7 @@ except ImportError:
         "This example needs timm, which sk_calex itself does not: pip install timm"
     )
 
-MARGINS = (-0.2, -0.1, 0.0, 0.1)
+MARGINS = (0.0, 0.05, 0.1, 0.2)
 
 
 def main(argv=None):

@@ -26,7 +26,7 @@ from sk_calex import (
 )
 
 WIDTH, LENGTH = 64, 16
-MARGINS = (-0.2, 0.0, 0.1)
+MARGINS = (0.0, 0.05, 0.2)
 
 
 class Tokens(nn.Module):

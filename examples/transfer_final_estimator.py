@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from sk_calex import CascadeClassifier, FrozenBackbone, margin_curve
 
 TAPS = ["layer1", "layer2", "layer3"]
-MARGINS = (-0.2, 0.0, 0.1)
+MARGINS = (0.0, 0.05, 0.2)
 NORMALISE = v2.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 

@@ -1,0 +1,136 @@
+"""Make the pages of the examples: run each script, keep what it printed and drew.
+
+    python docs/build_examples.py                     # all of them, some minutes
+    python docs/build_examples.py token_features      # one
+
+A page shows its script as it is now. What the script printed and drew is kept in
+``docs/examples``, with a digest of the sources that it came from: the tests compare it,
+so that no output outlives its script. Outputs hold no times and no paths, and come
+out the same again with the same versions of the libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES, PAGES = ROOT / "examples", ROOT / "docs" / "examples"
+HELPER = EXAMPLES / "_digits.py"
+
+# In the order of the navigation.
+NAMES = (
+    "pipeline_grid_search",
+    "budgeted_margin",
+    "transfer_final_estimator",
+    "timm_model",
+    "token_features",
+    "dataset_on_disk",
+    "survivors_and_weights",
+)
+ALTERNATIVES = {
+    "budgeted_margin": {
+        "budgeted_margin": "Accuracy against FLOPs saved at all margins, out of fold"
+    },
+    "survivors_and_weights": {
+        "survivors_depths": "Share of the test images answered at each depth, by class",
+        "survivors_thresholds": "Precision over the threshold for each class",
+        "survivors_weights": "Weighted training rows and survivors, by class",
+    },
+}
+
+
+def digest(name: str) -> str:
+    """Give a digest of the sources that an example's output comes from."""
+    content = (EXAMPLES / f"{name}.py").read_bytes() + HELPER.read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def words(name: str) -> tuple[str, str]:
+    """Give the first line of a script's docstring, and the rest without the command."""
+    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    doc = ast.get_docstring(ast.parse(source))
+    assert doc is not None
+    title, _, rest = doc.partition("\n")
+    return title.rstrip("."), rest.strip("\n")
+
+
+def page(name: str, printed: str, pictures: list[str]) -> str:
+    """Give the text of an example's page."""
+    title, rest = words(name)
+    shown = [
+        f"![{ALTERNATIVES[name][picture]}]({picture}.png)\n" for picture in pictures
+    ]
+    return "\n".join(
+        [
+            f"<!-- By docs/build_examples.py, from sources {digest(name)}. -->",
+            "",
+            f"# {title}",
+            "",
+            rest,
+            "",
+            "## What it prints",
+            "",
+            "```text",
+            printed.rstrip("\n"),
+            "```",
+            "",
+            *shown,
+            "## The script",
+            "",
+            f"`examples/{name}.py`; `examples/_digits.py` loads the digits and trains "
+            "the network.",
+            "",
+            "``` { .python }",
+            f'--8<-- "examples/{name}.py"',
+            "```",
+            "",
+        ]
+    )
+
+
+def build(name: str) -> None:
+    """Run an example in a process of its own, and write its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Without torch's cache of weights: pages do not depend on what lies there.
+        environment = os.environ | {"MPLBACKEND": "Agg", "TORCH_HOME": folder}
+        printed = subprocess.run(
+            [sys.executable, EXAMPLES / f"{name}.py", "--output", folder],
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+        pictures = []
+        for picture in ALTERNATIVES.get(name, {}):
+            with Image.open(Path(folder) / f"{picture}.png") as image:
+                # A palette is enough for plots, and a third of the bytes.
+                small = image.convert("RGB").quantize(48, dither=Image.Dither.NONE)
+            small.save(PAGES / f"{picture}.png", optimize=True)
+            pictures.append(picture)
+    (PAGES / f"{name}.md").write_text(page(name, printed, pictures), encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Build the pages that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    asked = parser.parse_args(argv).names or NAMES
+    if unknown := set(asked) - set(NAMES):
+        parser.error(f"no example is called {sorted(unknown)}: {', '.join(NAMES)}")
+    PAGES.mkdir(exist_ok=True)
+    for name in asked:
+        print(name, flush=True)
+        build(name)
+
+
+if __name__ == "__main__":
+    main()
