@@ -150,7 +150,9 @@ def find_local_thresholds(
     if len(scores) == 0:
         return _outcome(prefixes, np.full(n_classes, -1), correct, none)
     cost = reference_correct.astype(np.float64) - correct
-    trend = IsotonicRegression(increasing=False).fit(scores, cost, weight)
+    # Clipped: scores that are all but equal become one, a hair within the others.
+    trend = IsotonicRegression(increasing=False, out_of_bounds="clip")
+    trend.fit(scores, cost, weight)
     expected = trend.predict(scores)
     own = np.bincount(predicted, weight, n_classes) + shrinkage
     deviation = np.bincount(predicted, weight * (cost - expected), n_classes)

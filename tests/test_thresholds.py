@@ -135,6 +135,15 @@ def test_what_exits_costs_no_more_than_the_margin_on_average(seed, margin):
     assert cost[everyone].sum() <= (margin + 1e-6) * weight[everyone].sum()
 
 
+def test_scores_that_differ_in_their_last_bit_do_not_matter():
+    """Copies of a sample may, where batches of another size answer them."""
+    scores = np.repeat([0.5, 0.6, 0.9], 4) + np.tile([0, 1e-16, -1e-16, 2e-16], 3)
+    right = np.ones(12, dtype=bool)
+    found = find((scores, np.repeat([0, 1, 0], 4), right, right, np.ones(12)), 0.0, 2)
+    assert found.enabled.all()
+    np.testing.assert_array_equal(found.support, [8, 4])
+
+
 def test_nobody_reaches_the_branch():
     found = find(tuple(a[:0] for a in draw(0)), 0.1)
     assert not found.enabled.any()
