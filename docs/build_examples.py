@@ -67,7 +67,9 @@ def page(name: str, printed: str, pictures: list[str]) -> str:
     """Give the text of an example's page."""
     title, rest = words(name)
     shown = [
-        f"![{ALTERNATIVES[name][picture]}]({picture}.png)\n" for picture in pictures
+        # A link, to see it larger on a phone.
+        f"[![{ALTERNATIVES[name][picture]}]({picture}.png)]({picture}.png)\n"
+        for picture in pictures
     ]
     return "\n".join(
         [

@@ -131,7 +131,7 @@ def test_an_example_is_run_and_shown(
     text = (pages / "dot.md").read_text(encoding="utf-8")
     assert "# Draw a dot\n\n    python dot.py\n\nAnd say so.\n" in text
     assert "```text\ndrawn\n```" in text
-    assert "![a dot](dot.png)" in text
+    assert "[![a dot](dot.png)](dot.png)" in text
     with Image.open(pages / "dot.png") as image:
         assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     before = builder.digest("dot")

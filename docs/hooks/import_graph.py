@@ -1,7 +1,8 @@
-"""MkDocs hook: draw which part of the package imports which, from the code itself.
+"""MkDocs hook: tell which part of the package imports which, from the code itself.
 
-The line ``<!-- import-graph -->`` on a page becomes a mermaid drawing of the public
-parts. An import that follows from others is left out, to be readable.
+The line ``<!-- import-graph -->`` on a page becomes a table of the public parts. An
+import that follows from others is left out, to be readable. A drawing by mermaid would
+have to be fetched from another host.
 """
 
 from __future__ import annotations
@@ -71,17 +72,16 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
-def drawing(graph: dict[str, set[str]]) -> str:
-    """Give the mermaid source: an arrow goes from the importer to the imported."""
-    lines = ["```mermaid", "graph TD"]
-    for part, direct in reduced(graph).items():
-        lines.append(f"    {part}")
-        lines += [f"    {part} --> {other}" for other in sorted(direct)]
-    return "\n".join([*lines, "```"])
+def table(graph: dict[str, set[str]]) -> str:
+    """Give a table in Markdown: each part and what it imports."""
+    lines = ["| part | imports |", "|---|---|"]
+    for part, direct in sorted(reduced(graph).items()):
+        lines.append(f"| `{part}` | {', '.join(f'`{p}`' for p in sorted(direct))} |")
+    return "\n".join(lines)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the drawing where a page asks for it."""
+    """Put the table where a page asks for it."""
     if MARK not in markdown:
         return markdown
-    return markdown.replace(MARK, drawing(imports()))
+    return markdown.replace(MARK, table(imports()))
