@@ -29,7 +29,7 @@ class BranchClassifier(BaseBranch):
         ``(n_features,)``; inside a cascade, the shape of the tap.
     temperature : float, default=2.0
         Temperature T of the soft targets (the paper's setting is 4).
-    alpha : float, default=1.0
+    alpha : float, default=0.5
         Share of the soft targets in the loss, in [0, 1]; the labels have the rest.
         Without soft targets the labels have all.
     solver : {"auto", "adam", "lbfgs"}, default="auto"
@@ -116,7 +116,7 @@ class BranchClassifier(BaseBranch):
         head_params: dict[str, Any] | None = None,
         feature_shape: tuple[int, ...] | None = None,
         temperature: float = 2.0,
-        alpha: float = 1.0,
+        alpha: float = 0.5,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -179,7 +179,7 @@ class PrototypePoolingClassifier(BaseBranch):
         ``(n_features,)``; inside a cascade, the shape of the tap.
     temperature : float, default=2.0
         Temperature T of the soft targets (the paper's setting is 4).
-    alpha : float, default=1.0
+    alpha : float, default=0.5
         Share of the soft targets in the loss, in [0, 1]; the labels have the rest.
         Without soft targets the labels have all.
     solver : {"auto", "adam", "lbfgs"}, default="auto"
@@ -267,7 +267,7 @@ class PrototypePoolingClassifier(BaseBranch):
         dim: int = 64,
         feature_shape: tuple[int, ...] | None = None,
         temperature: float = 2.0,
-        alpha: float = 1.0,
+        alpha: float = 0.5,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
@@ -19,10 +18,17 @@ from sk_calex._thresholds import BranchThresholds
 from sk_calex._validation import check_margins
 from sk_calex.branches import PrototypePoolingClassifier
 from sk_calex.calibration import class_precision
-from sk_calex.fitting import Alignment, Problem, fit_branches, n_trainings
-from sk_calex.layout import TapLayout
+from sk_calex.ensembles import Ensembles
+from sk_calex.fitting import (
+    Alignment,
+    Problem,
+    branch_templates,
+    fit_branches,
+    n_trainings,
+)
 from sk_calex.learning import LearningCascade, Lesson
 from sk_calex.policies import ClassThresholds, ExitPolicy, Policy
+from sk_calex.runtime import Answer
 from sk_calex.signals import StageTable
 from sk_calex.table import CalibrationRule, CalibrationTable
 
@@ -53,23 +59,20 @@ class CascadeClassifier(LearningCascade):
     margin : float or sequence of float, default=0.05
         How much accuracy an exit may give up against the backbone: finite, below 1; a
         sequence holds one margin a branch. Changed without refitting by `set_margin`.
-        The default lost less than a point on CIFAR-100 at half the FLOPs (see
-        Benchmarks): most exits lie well above their threshold.
+        At the default, half the FLOPs of a ResNet-18 went for half a point.
     margin_mode : {"local", "relative", "absolute"}, default="local"
-        Where the margin holds. "local": at each confidence down to the threshold, the
-        lowest included; 0 gives up nothing that the calibration samples show.
-        "relative" and "absolute", the paper's gate: for the mean of the samples that
-        exit as a class, whose precision must reach ``(1 - margin) * precision`` of the
-        backbone or ``precision - margin``, never above 1. Easy samples then pay for
-        hard ones, and 0 still loses accuracy: margins below it belong to a sweep. The
-        paper's canonical setting is ``margin=0.20, margin_mode="relative"``.
+        Where the margin holds. "local": at each confidence down to the threshold; 0
+        gives up nothing that the calibration samples show. "relative" and "absolute",
+        the paper's gate: for the mean of what exits as a class, whose precision must
+        reach ``(1 - margin) * precision`` of the backbone or ``precision - margin``;
+        0 still loses accuracy, as easy samples pay for hard ones. The paper's canonical
+        setting is ``margin=0.20, margin_mode="relative"``.
     min_support : float, default=10
         Calibration samples (total weight) that must stand at or above a threshold.
     rule : {"smallest", "first_violation"}, default="smallest"
         Which threshold of a mean; see `SurvivorThresholdCalibrator`.
     shrinkage : float, default=200
-        How much the classes' costs are drawn to their common trend ("local"); see
-        `SurvivorThresholdCalibrator`.
+        See `SurvivorThresholdCalibrator` ("local").
     alignment : {"soft", "hard", "none"}, default="soft"
         Training weights of later branches: the probability of surviving the earlier
         ones, the survivors alone, or all samples alike.
@@ -86,6 +89,11 @@ class CascadeClassifier(LearningCascade):
         What branches learn: the backbone's probabilities, its answers, or `y`.
     calibrate_on : {"survivors", "all"}, default="survivors"
         Calibration samples of a branch: those that reach it, or all.
+    ensemble : bool, default=False
+        Whether each stage, the last included, answers by a weighted geometric mean of
+        its probabilities and those of the branches before, fitted on the calibration
+        samples: more accurate at no cost. It is then no longer the backbone alone that
+        answers what no branch does.
     policy : ExitPolicy, default=None
         Another exit rule in place of the precision margins, fitted on the calibration
         samples; see `sk_calex.policies`. `margin` and the settings of its thresholds
@@ -107,39 +115,31 @@ class CascadeClassifier(LearningCascade):
     random_state : int, RandomState instance or None, default=None
         Seed of the split and of branches that have none of their own.
     verbose : int, default=0
-        1 shows progress on stderr: a bar for the features, one for each branch and one
-        for the calibration, also where `backbone` and `branch` are silent themselves;
-        a branch's says its effective sample size. Their own ``verbose=1`` shows theirs
-        alone.
+        1 shows bars on stderr: for the features, each branch with its effective sample
+        size, and the calibration. The ``verbose=1`` of a part shows its own alone.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Sorted labels.
     branches_ : list of classifiers
-        The trained branches, on class codes ``0 .. n_classes - 1``.
+        Trained on class codes ``0 .. n_classes - 1``.
     thresholds_ : ndarray of float64, shape (n_branches, n_classes)
         Confidence at which a sample predicted as a class exits; ``inf`` where disabled.
     enabled_ : ndarray of bool, shape (n_branches, n_classes)
         Whether a class exits at a branch.
-    precision_ : ndarray of float64, shape (n_branches, n_classes)
-        Precision of the exiting calibration samples; NaN where disabled.
-    support_ : ndarray of float64, shape (n_branches, n_classes)
-        Their weight.
+    precision_, support_ : ndarray of float64, shape (n_branches, n_classes)
+        Precision of the exiting calibration samples, NaN where disabled; their weight.
     reference_precision_ : ndarray of float64, shape (n_classes,)
         Precision of the backbone for each predicted class on the calibration samples.
     effective_sample_size_ : ndarray of float64, shape (n_branches,)
         Of the training weights of each branch.
     training_profile_ : TrainingProfile
         Those weights by class and by confidence, for `alignment_report`.
-    depth_costs_ : ndarray of float64, shape (n_branches + 1,)
-        MACs of an answer at each depth, heads included.
-    backbone_ : FrozenBackbone or None
-        The fitted backbone; shares the module.
-    final_estimator_ : classifier or None
-        The fitted final estimator.
-    policy_ : ExitPolicy or None
-        The fitted `policy`.
+    backbone_, final_estimator_, policy_ : object or None
+        As given, fitted; the backbone shares the module.
+    ensembles_ : Ensembles or None
+        Weights of the stages' answers, with `ensemble`.
     layout_ : TapLayout
         Columns of the taps.
     n_features_in_ : int
@@ -157,10 +157,9 @@ class CascadeClassifier(LearningCascade):
     the Methods page for what is the paper's and what is our definition: the default,
     local margins, is ours. Thresholds are empirical: on new data an exit can cost more.
 
-    Clones share in memory what they train: where only `margin` or `policy` differs, as
-    in a search, branches are trained once, and the clones after the first one answer
-    `X` that came before without running (so time the first). Processes share by
-    `memory`.
+    Clones share in memory what they train: where only `margin` or `policy` differs,
+    branches are trained once, and the clones after the first answer `X` that came
+    before without running (so time the first). Processes share by `memory`.
 
     References
     ----------
@@ -195,6 +194,7 @@ class CascadeClassifier(LearningCascade):
         "alignment_mixture": [Interval(Real, 0, 1, closed="both")],
         "targets": [StrOptions({"soft", "argmax", "labels"})],
         "calibrate_on": [StrOptions({"survivors", "all"})],
+        "ensemble": ["boolean"],
         "policy": [ExitPolicy, None],
         "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
         "cross_fit": [Interval(Integral, 2, None, closed="left"), None],
@@ -222,6 +222,7 @@ class CascadeClassifier(LearningCascade):
         alignment_mixture: float = 0.5,
         targets: str = "soft",
         calibrate_on: str = "survivors",
+        ensemble: bool = False,
         policy: ExitPolicy | None = None,
         cv: Any = 0.2,
         cross_fit: int | None = None,
@@ -245,6 +246,7 @@ class CascadeClassifier(LearningCascade):
         self.alignment_mixture = alignment_mixture
         self.targets = targets
         self.calibrate_on = calibrate_on
+        self.ensemble = ensemble
         self.policy = policy
         self.cv = cv
         self.cross_fit = cross_fit
@@ -336,7 +338,8 @@ class CascadeClassifier(LearningCascade):
             self.alignment_bandwidth,
             self.alignment_mixture,
         )
-        templates = self._templates(lesson.layout, lesson.seeds)
+        branch = self._default_branch() if self.branch is None else self.branch
+        templates = branch_templates(branch, lesson.layout.names, lesson.seeds)
         # Each branch, and each time that one is also trained out of fold.
         n_fits = n_trainings(len(templates), lesson.folds, alignment, self.cross_fit)
         with task.part("branches", n_fits) as part:
@@ -352,6 +355,7 @@ class CascadeClassifier(LearningCascade):
                 n_jobs=self.n_jobs,
                 verbose=self.verbose,
                 task=part,
+                keep_proba=self.ensemble,
             )
         self.branches_ = fitted.branches
         self.effective_sample_size_ = fitted.effective_sample_sizes
@@ -360,28 +364,24 @@ class CascadeClassifier(LearningCascade):
         self.calibration_answers_: StageTable = fitted.answers
         self._calibration_codes = codes[held]
         self._calibration_weight = lesson.weight[held]
+        self.ensembles_: Ensembles | None = None
+        if fitted.proba is not None:
+            self.ensembles_ = Ensembles.fit(
+                fitted.proba, self._calibration_codes, self._calibration_weight
+            )
+            answers = StageTable.of(self.ensembles_.together(fitted.proba))
+            self.calibration_ = fitted.table.with_answers(answers)
+            self.calibration_answers_ = answers
+
+    def _answers(self) -> list[Answer]:
+        alone = super()._answers()
+        if self.ensembles_ is None:
+            return alone
+        return [self.ensembles_.answer(k, stage) for k, stage in enumerate(alone)]
 
     def _default_branch(self) -> Any:
         """Template of the branches where `branch` is None."""
         return PrototypePoolingClassifier()
-
-    def _templates(self, layout: TapLayout, seeds: np.random.RandomState) -> list[Any]:
-        branch = self._default_branch() if self.branch is None else self.branch
-        given = branch if isinstance(branch, list) else [branch] * layout.n_taps
-        if len(given) != layout.n_taps:
-            raise ValueError(
-                f"branch is a list of {len(given)} classifiers but there are "
-                f"{layout.n_taps} taps: {list(layout.names)}. Give one a tap, or one "
-                "for all."
-            )
-        templates = []
-        for template in given:
-            own = clone(template)
-            seed = int(seeds.randint(2**31 - 1))
-            if own.get_params(deep=False).get("random_state", 0) is None:
-                own.set_params(random_state=seed)
-            templates.append(own)
-        return templates
 
     def _moving_params(self) -> frozenset[str]:
         if self.alignment == "none":  # no thresholds while branches are trained
@@ -434,6 +434,11 @@ class CascadeClassifier(LearningCascade):
 
         The calibration samples of a branch are those that survive these branches.
         """
+        if self.ensembles_ is not None:
+            raise TypeError(
+                "ensemble=True weighs all branches before a stage, so none can be left "
+                "out. Choose taps with ensemble=False, then fit those with True."
+            )
         kept = copy.copy(self)
         kept.layout_ = self.layout_.select(self.layout_.names[k] for k in taps)
         kept.branches_ = [self.branches_[k] for k in taps]

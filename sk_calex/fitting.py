@@ -35,6 +35,7 @@ __all__ = [
     "Alignment",
     "FittedBranches",
     "Problem",
+    "branch_templates",
     "fit_branches",
     "fit_weighted",
     "n_trainings",
@@ -80,8 +81,29 @@ class FittedBranches:
     branches: list[Any]
     table: CalibrationTable
     answers: StageTable
+    proba: NDArray[np.float64] | None
     effective_sample_sizes: NDArray[np.float64]
     profile: TrainingProfile
+
+
+def branch_templates(
+    branch: Any, taps: Sequence[str], seeds: np.random.RandomState
+) -> list[Any]:
+    """A branch for each tap, with a seed where it has none."""
+    given = branch if isinstance(branch, list) else [branch] * len(taps)
+    if len(given) != len(taps):
+        raise ValueError(
+            f"branch is a list of {len(given)} classifiers but there are {len(taps)} "
+            f"taps: {list(taps)}. Give one a tap, or one for all."
+        )
+    templates = []
+    for template in given:
+        own = clone(template)
+        seed = int(seeds.randint(2**31 - 1))
+        if own.get_params(deep=False).get("random_state", 0) is None:
+            own.set_params(random_state=seed)
+        templates.append(own)
+    return templates
 
 
 def n_trainings(
@@ -107,12 +129,14 @@ def fit_branches(
     n_jobs: int | None,
     verbose: int = 0,
     task: Task = NO_TASK,
+    keep_proba: bool = False,
 ) -> FittedBranches:
     """Train and calibrate the branches, one after the other.
 
     Branch k is finished before branch k + 1 begins: its thresholds at the alignment
     margin say which samples go on, hence what branch k + 1 is trained on. To callbacks
-    each training is a part of `task`.
+    each training is a part of `task`. With `keep_proba` the result also holds what all
+    stages say of the calibration samples.
     """
     n = len(problem.codes)
     train, calibration = folds.train, folds.calibration
@@ -122,6 +146,9 @@ def fit_branches(
     answers = StageTable.empty(len(templates) + 1, n, problem.n_classes)
     answers.put(len(templates), slice(None), StageAnswer(problem.final))
     branches, sizes, weights = [], [], []
+    kept = None
+    if keep_proba:
+        kept = _Kept(len(templates), calibration, problem.n_classes)
     content = digest_for(memory, problem.features, problem.targets, problem.soft)
     for k, template in enumerate(templates):
         weight = np.zeros(n)
@@ -142,7 +169,7 @@ def fit_branches(
             if len(folds.pairs) == 1:
                 with handing(task.part(f"branch {name}")):
                     branch = fit_on(train)
-                fit_on.score(branch, calibration, answers)
+                fit_on.score(branch, calibration, answers, kept)
                 if alignment.kind != "none" and k + 1 < len(templates):
                     if cross_fit:
                         inner = StratifiedKFold(cross_fit)
@@ -154,7 +181,7 @@ def fit_branches(
                         fit_on.score(branch, train, answers)
             else:
                 with task.part(f"out of fold {name}"):
-                    fit_on.score_out_of_fold(folds.pairs, answers, n_jobs)
+                    fit_on.score_out_of_fold(folds.pairs, answers, n_jobs, kept)
                 with handing(task.part(f"branch {name}")):
                     branch = fit_on(train)
         branches.append(branch)
@@ -177,8 +204,11 @@ def fit_branches(
         problem.n_classes,
     )
     calibration_answers = answers.take(calibration)
+    proba = None
+    if kept is not None:
+        proba = np.concatenate([kept.proba, problem.final[None, calibration]])
     return FittedBranches(
-        branches, table, calibration_answers, np.array(sizes), profile
+        branches, table, calibration_answers, proba, np.array(sizes), profile
     )
 
 
@@ -197,6 +227,21 @@ def _table(
         reference,
         answers.predicted[-1, rows] == problem.codes[rows],
     )
+
+
+class _Kept:
+    """Probabilities of the branches on the calibration samples, which are sorted."""
+
+    def __init__(
+        self, n_branches: int, calibration: NDArray[np.intp], n_classes: int
+    ) -> None:
+        self.proba = np.empty((n_branches, len(calibration), n_classes))
+        self._rows = calibration
+
+    def put(
+        self, branch: int, rows: NDArray[np.intp], proba: NDArray[np.float64]
+    ) -> None:
+        self.proba[branch, np.searchsorted(self._rows, rows)] = proba
 
 
 class _Fitter:
@@ -241,19 +286,28 @@ class _Fitter:
             self.content,
         )
 
-    def score(self, branch: Any, rows: NDArray[np.intp], answers: StageTable) -> None:
+    def score(
+        self,
+        branch: Any,
+        rows: NDArray[np.intp],
+        answers: StageTable,
+        kept: _Kept | None = None,
+    ) -> None:
         """Enter what the branch says of some rows."""
         answer = answer_of(branch, self.problem.n_classes)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
             proba = answer(as_tensor(self.block[part]).reshape(-1, *self.shape))
             answers.put(self.tap, part, StageAnswer(proba))
+            if kept is not None:
+                kept.put(self.tap, part, proba)
 
     def score_out_of_fold(
         self,
         pairs: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
         answers: StageTable,
         n_jobs: int | None,
+        kept: _Kept | None = None,
     ) -> None:
         every = (delayed(self)(rows) for rows, _ in pairs)
         shown = bar(unit="fold", total=len(pairs))
@@ -263,7 +317,7 @@ class _Fitter:
         with shown, showing(0, ""), handing(NO_TASK):
             fitted = Parallel(n_jobs, return_as=kind)(every)
             for branch, (_, held) in zip(fitted, pairs, strict=True):
-                self.score(branch, held, answers)
+                self.score(branch, held, answers, kept)
                 shown.update()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -193,11 +193,18 @@ class StageTable:
                 "the branches in cascade order and the last stage at the end, got "
                 f"shape {stages.shape}. Stack the predict_proba of each."
             )
-        table = cls.empty(*stages.shape)
-        every = slice(None)
-        for k, proba in enumerate(stages):
-            proba = check_probabilities(proba, f"probabilities[{k}]")
-            table.put(k, every, StageAnswer(proba))
+        return cls.of(
+            check_probabilities(proba, f"probabilities[{k}]")
+            for k, proba in enumerate(stages)
+        )
+
+    @classmethod
+    def of(cls, stages: Iterable[NDArray[np.float64]]) -> StageTable:
+        """Table of probabilities that need no check."""
+        answers = [StageAnswer(proba) for proba in stages]
+        table = cls.empty(len(answers), *answers[0].proba.shape)
+        for k, answer in enumerate(answers):
+            table.put(k, slice(None), answer)
         return table
 
     def put(

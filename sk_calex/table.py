@@ -15,6 +15,7 @@ from sk_calex._thresholds import (
 )
 from sk_calex._validation import check_margins
 from sk_calex.calibration import precision_bars
+from sk_calex.signals import StageTable
 
 __all__ = ["CalibrationRule", "CalibrationTable", "exits_at"]
 
@@ -107,6 +108,15 @@ class CalibrationTable:
                 self.scores[k], self.predicted[k], found[-1].thresholds
             )
         return found
+
+    def with_answers(self, answers: StageTable) -> CalibrationTable:
+        """The same samples with other answers of all stages."""
+        return replace(
+            self,
+            scores=answers.confidence[:-1],
+            predicted=answers.predicted[:-1],
+            last_correct=answers.predicted[-1] == self.labels,
+        )
 
     def of_branches(self, branches: Sequence[int]) -> CalibrationTable:
         """The same of some of the branches, as if there were no others."""

@@ -141,7 +141,8 @@ def test_soft_targets_are_imitated(solver, temperature):
         "batch_size": 40,
         "weight_decay": 0.0,
     }
-    model = branch(temperature=temperature, **settings).fit(X, y, soft_targets=target)
+    model = branch(alpha=1.0, temperature=temperature, **settings)
+    model.fit(X, y, soft_targets=target)
     assert np.abs(model.predict_proba(X) - target).mean() < 0.04
     assert (model.predict(X) == (y + 1) % 3).mean() > 0.95
     by_label = branch(alpha=0.0, **settings).fit(X, y, soft_targets=target)

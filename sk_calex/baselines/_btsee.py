@@ -101,6 +101,7 @@ class BTSEEClassifier(CascadeClassifier):
     margin_mode = "relative"
     rule = "smallest"
     shrinkage = 200.0
+    ensemble = False
     alignment_bandwidth = 0.0
     alignment_mixture = 1.0
     cross_fit = None

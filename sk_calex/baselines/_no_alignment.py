@@ -97,6 +97,7 @@ class NoAlignmentClassifier(CascadeClassifier):
     margin_mode = "relative"
     rule = "smallest"
     shrinkage = 200.0
+    ensemble = False
     alignment_margin = 0.0
     alignment_bandwidth = 0.0
     alignment_mixture = 1.0

@@ -16,10 +16,10 @@ from torch.nn.utils import skip_init
 
 from sk_calex._head_base import BranchHead, integer
 from sk_calex._head_layers import Pointwise, linear, mixed_pool, pooled_grid
-from sk_calex._loops import lbfgs_loop
 from sk_calex._packed import pack
 from sk_calex._progress import labelled
 from sk_calex._validation import softmax64
+from sk_calex.ensembles import LogMean, fit_log_mean
 from sk_calex.exitnet import ExitNet, ExitRows
 from sk_calex.learning import Lesson
 from sk_calex.policies import ExitPolicy, SharedThreshold
@@ -29,7 +29,6 @@ from ._joint import JointCascade
 __all__ = ["ZTWClassifier"]
 
 _ROWS = 1024
-_ENSEMBLE_ITERATIONS = 100
 # Just enough that no weight grows without end where the answers are all right.
 _ENSEMBLE_DECAY = 1e-4
 
@@ -82,24 +81,6 @@ def _drawn(
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
     nn.init.zeros_(cast(Tensor, layer.bias))
     return layer
-
-
-class Ensemble(nn.Module):
-    """Weighted geometric mean of some branches' probabilities, times a class bias.
-
-    On log-probabilities (n, k, C): ``(1/k) sum_j e^{w_j} log p_j + b``.
-    """
-
-    def __init__(self, n_branches: int, n_classes: int) -> None:
-        super().__init__()
-        # Zero, the plain geometric mean; the code draws the weights around it.
-        self.exponents = nn.Parameter(torch.zeros(n_branches, dtype=torch.float64))
-        self.shift = nn.Parameter(torch.zeros(n_classes, dtype=torch.float64))
-
-    def forward(self, log_proba: Tensor) -> Tensor:
-        """Logits of the ensemble, shape (n, C)."""
-        weight = self.exponents.exp() / len(self.exponents)
-        return torch.einsum("nkc,k->nc", log_proba, weight) + self.shift
 
 
 class ZTW(ExitNet):
@@ -167,13 +148,17 @@ class ZTW(ExitNet):
         labels = torch.from_numpy(rows.labels.astype(np.int64))
         weight = torch.from_numpy(rows.weight)
         for k in range(len(self.heads)):
-            ensemble = Ensemble(k + 1, self.n_classes)
+            mean = LogMean(k + 1, self.n_classes)
             with labelled(f"ensemble {k + 1} of {len(self.heads)}"):
-                exponents, shift = _fitted(
-                    ensemble, log_proba[:, : k + 1], labels, weight
+                fit_log_mean(
+                    mean,
+                    log_proba[:, : k + 1],
+                    labels,
+                    weight,
+                    weight_decay=_ENSEMBLE_DECAY,
                 )
-            self.exponents[k, : k + 1] = exponents.to(self.exponents)
-            self.shifts[k] = shift.to(self.shifts)
+            self.exponents[k, : k + 1] = mean.exponents.detach().to(self.exponents)
+            self.shifts[k] = mean.shift.detach().to(self.shifts)
 
     def _log_proba(self, rows: ExitRows) -> Tensor:
         """Of all branches on the rows, (n, K, C), float64, on the CPU."""
@@ -199,19 +184,6 @@ class ZTW(ExitNet):
         weight = self.exponents[branch, :used].cpu().double().exp() / used
         mean = torch.einsum("nkc,k->nc", self._as_log_proba(outputs), weight)
         return softmax64(mean + self.shifts[branch].cpu().double()), None
-
-
-def _fitted(
-    ensemble: Ensemble, log_proba: Tensor, labels: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    def loss() -> Tensor:
-        logits = ensemble(log_proba)
-        return (weight * F.cross_entropy(logits, labels, reduction="none")).mean()
-
-    lbfgs_loop(
-        ensemble, loss, max_iter=_ENSEMBLE_ITERATIONS, weight_decay=_ENSEMBLE_DECAY
-    )
-    return ensemble.exponents.detach(), ensemble.shift.detach()
 
 
 class ZTWClassifier(JointCascade):
