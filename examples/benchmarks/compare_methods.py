@@ -27,6 +27,7 @@ from _common import (
 )
 from _fronts import summary, table
 from _picture import draw
+from sklearn.base import clone
 
 from sk_calex import (
     BranchClassifier,
@@ -62,14 +63,17 @@ PRICES = np.r_[0, np.geomspace(1e-3, 1, 49)]
 COST_WEIGHTS = (1.0, 3.0)
 
 
-def methods(epochs):
+def methods(epochs, memory):
     """Name, estimator without a seed, and values of its knob."""
     budget = {"max_iter": epochs, "solver": "adam", "input": "features"}
 
     def branch():
         return PrototypePoolingClassifier(max_iter=epochs)
 
-    yield "CalexNet", CascadeClassifier(branch=branch(), input="features"), MARGINS
+    calexnet = CascadeClassifier(branch=branch(), input="features", memory=memory)
+    yield "CalexNet", calexnet, MARGINS
+    # The same branches, which the memory gives: nothing is trained again.
+    yield "CalexNet, ensemble", clone(calexnet).set_params(ensemble=True), MARGINS
     reference = NoAlignmentClassifier(branch=branch(), input="features")
     yield "reference", reference, PRECISION_MARGINS
     conv1d = BranchClassifier("conv1d", max_iter=epochs)
@@ -179,8 +183,9 @@ def main():
         raise SystemExit(f"{args.name}.json has other settings: give another --name.")
     runs = record.get("runs", [])
     done = {(r["method"], r["seed"]) for r in runs}
+    memory = str(Path(args.cache).expanduser().parent / "fits")
     for seed in args.seeds:
-        for name, estimator, values in methods(args.epochs):
+        for name, estimator, values in methods(args.epochs, memory):
             wanted = not args.methods or name.startswith(tuple(args.methods))
             if not wanted or (name, seed) in done:
                 continue
