@@ -171,7 +171,7 @@ class Odd(PredefinedSplit):
         {"final_estimator": FrozenEstimator(LogisticRegression().fit(X, Y))},
         {"margin": np.array([object()])},
     ],
-    ids=str,
+    ids=lambda params: next(iter(params)),
 )
 def test_what_cannot_be_told_is_not_shared(params):
     assert asked(cascade(**params)) is None
