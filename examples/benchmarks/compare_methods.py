@@ -27,7 +27,6 @@ from _common import (
 )
 from _fronts import summary, table
 from _picture import draw
-from sklearn.base import clone
 
 from sk_calex import (
     BranchClassifier,
@@ -70,10 +69,10 @@ def methods(epochs, memory):
     def branch():
         return PrototypePoolingClassifier(max_iter=epochs)
 
-    calexnet = CascadeClassifier(branch=branch(), input="features", memory=memory)
-    yield "CalexNet", calexnet, MARGINS
-    # The same branches, which the memory gives: nothing is trained again.
-    yield "CalexNet, ensemble", clone(calexnet).set_params(ensemble=True), MARGINS
+    for name, ensemble in (("CalexNet", False), ("CalexNet, ensemble", True)):
+        # The memory gives the second one the branches of the first.
+        settings = {"ensemble": ensemble, "memory": memory, "input": "features"}
+        yield name, CascadeClassifier(branch=branch(), **settings), MARGINS
     reference = NoAlignmentClassifier(branch=branch(), input="features")
     yield "reference", reference, PRECISION_MARGINS
     conv1d = BranchClassifier("conv1d", max_iter=epochs)

@@ -84,7 +84,7 @@ def main():
     images = test.data[: 256 * 6]
 
     batches = []
-    for margin in (-0.2, -0.1, -0.05):
+    for margin in (0.0, 0.03, 0.06):
         cascade.set_margin(margin)
         reduction = cascade.flops_reduction(images)
         plain, alone, staged = in_turn(

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["margin_curve", "operating_curve"]
 
-DEFAULT_MARGINS = (-0.4, -0.3, -0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+DEFAULT_MARGINS = (
+    *(-0.3, -0.2, -0.1, -0.05, -0.02, 0.0, 0.02),
+    *(0.05, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4),
+)
 
 
 def margin_curve(
@@ -41,7 +44,7 @@ def margin_curve(
         Samples, as in its fit.
     y : array-like of shape (n_samples,)
         True labels.
-    margins : iterable of float, default=(-0.4, ..., 0.3)
+    margins : iterable of float, default=(-0.3, ..., 0.4)
         Margins, finite and below 1.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples in all figures.
