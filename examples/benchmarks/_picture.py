@@ -10,6 +10,7 @@ from sk_calex import CascadeDisplay
 # What the page is about, in the order of the legend, and how each looks.
 STYLES = {
     "CalexNet": {"color": "#0072B2", "marker": "o", "linestyle": "-", "linewidth": 2.6},
+    "CalexNet, ensemble": {"color": "#56B4E9", "marker": "P", "linestyle": "-"},
     "reference": {"color": "black", "marker": "s", "linestyle": "--"},
     "PTEENet": {"color": "#D55E00", "marker": "^", "linestyle": "-."},
     "ZTW": {"color": "#009E73", "marker": "D", "linestyle": (0, (1, 1.2))},
@@ -26,9 +27,9 @@ def draw(runs, path):
     Points are chosen on validation and drawn as on test. Other exit rules on CalexNet's
     branches are in the table only.
     """
-    by_method = {k: v for k, v in families(runs).items() if "," not in k}
-    others = [name for name in by_method if name not in STYLES]
-    order = [*others, *(name for name in reversed(STYLES) if name in by_method)]
+    drawn = {k: v for k, v in families(runs).items() if k in STYLES or "," not in k}
+    others = [name for name in drawn if name not in STYLES]
+    order = [*others, *(name for name in reversed(STYLES) if name in drawn)]
     _, ax = plt.subplots(figsize=(8.5, 5.6), layout="constrained")
     for i, name in enumerate(order):
         style = {"linewidth": 1.6, "markersize": 6, "zorder": 3} | STYLES.get(name, {})
@@ -36,12 +37,12 @@ def draw(runs, path):
             marker = _OTHERS[i % len(_OTHERS)]
             style |= {"color": "0.6", "linewidth": 0.8, "markersize": 5}
             style |= {"marker": marker, "linestyle": "-", "zorder": 2}
-        reduction, accuracy, sd = mean_front(by_method[name], _STEP)
+        reduction, accuracy, sd = mean_front(drawn[name], _STEP)
         CascadeDisplay(
             flops_reduction=reduction,
             accuracy=accuracy,
             accuracy_std=None if name in others else sd,
-            backbone_accuracy=by_method[name][0]["backbone_accuracy"],
+            backbone_accuracy=drawn[name][0]["backbone_accuracy"],
             name=NAMES.get(name, name),
         ).plot(ax, markevery=(1 + i % 5, 5), **style)
     backbone = 100 * runs[0]["backbone_accuracy"]
