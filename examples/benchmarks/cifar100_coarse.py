@@ -2,9 +2,9 @@
 
 A trained ResNet18 is frozen; three branches are trained on its cached features, with
 three seeds, and the margin is swept. Needs SK_CALEX_DATA with CIFAR-100, the weights
-and the split. Finished runs are kept in the JSON, so an interrupted run goes on. Branches are kept beside the cache: where those of two methods
-are the same, as with an ensemble, they are trained once, and the second one's time to
-fit says nothing.
+and the split. Finished runs are kept in the JSON, so an interrupted run goes on.
+Branches are kept beside the cache: where those of two methods are the same, as with an
+ensemble, they are trained once, and the second one's time to fit says nothing.
 
     python examples/benchmarks/cifar100_coarse.py --cache ~/.cache/sk_calex/features
 """
