@@ -76,7 +76,8 @@ def table(graph: dict[str, set[str]]) -> str:
     """Give a table in Markdown: each part and what it imports."""
     lines = ["| part | imports |", "|---|---|"]
     for part, direct in sorted(reduced(graph).items()):
-        lines.append(f"| `{part}` | {', '.join(f'`{p}`' for p in sorted(direct))} |")
+        below = ", ".join(f"`{p}`" for p in sorted(direct))
+        lines.append(f"| `{part}` | {below or 'no other part'} |")
     return "\n".join(lines)
 
 
