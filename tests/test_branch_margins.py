@@ -20,6 +20,7 @@ def data():
 
 def cascade(**params):
     settings = {"branch": small_branch(), "min_support": 3, "random_state": 0}
+    settings["margin_mode"] = "relative"
     return CascadeClassifier(input="features", **(settings | params))
 
 
@@ -112,7 +113,7 @@ def test_as_many_as_branches(data, fitted, margin):
     with pytest.raises(ValueError, match=message):
         fitted.set_margin(margin)
     assert fitted.thresholds_ is before
-    assert fitted.margin == -0.15
+    assert fitted.margin == 0.05
     with pytest.raises(ValueError, match=message):
         PrecisionThresholds(margin).fit(
             fitted.calibration_answers_, fitted.calibration_.labels

@@ -137,6 +137,7 @@ def test_an_example_is_run_and_shown(
     before = builder.digest("dot")
     (examples / "_digits.py").write_text("changed = True", encoding="utf-8")
     assert builder.digest("dot") != before
+    assert "CascadeClassifier.input='samples'" in builder.defaults()
 
 
 def test_landing_picture_shows_the_record(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ CHANGED = {
     "alignment_bandwidth": 0.3,
     "alignment_mixture": 0.7,
     "cross_fit": 3,
+    "ensemble": True,
     "branch": LogisticRegression(),
     "final_estimator": LogisticRegression(C=2),
     "targets": "labels",

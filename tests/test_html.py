@@ -112,6 +112,7 @@ def test_the_note_gives_accuracy_and_saving_on_the_calibration_samples():
         tiny_backbone(),
         branch=small_branch(),
         margin=0.3,
+        margin_mode="relative",
         min_support=3,
         cv=[(np.flatnonzero(~held), np.flatnonzero(held))],
         random_state=0,

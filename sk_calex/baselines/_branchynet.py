@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.exitnet import ExitNet
 from sk_calex.heads import HEADS
@@ -116,7 +116,7 @@ class BranchyNetClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Real],
+        "threshold": [Interval(Real, None, None, closed="both")],
         "branch_weights": ["array-like", None],
         "head": [StrOptions(set(HEADS))],
         "head_params": [dict, None],

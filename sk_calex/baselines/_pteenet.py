@@ -214,7 +214,7 @@ class PTEENetClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Real],
+        "threshold": [Interval(Real, None, None, closed="both")],
         "cost_weight": [Interval(Real, 0, None, closed="left")],
         "widths": [tuple, list],
         **JointCascade._parameter_constraints,

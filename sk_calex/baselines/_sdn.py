@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import torch
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.exitnet import ExitNet
 from sk_calex.heads import HEADS
@@ -108,7 +108,7 @@ class SDNClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Real],
+        "threshold": [Interval(Real, None, None, closed="both")],
         "head": [StrOptions(set(HEADS))],
         "head_params": [dict, None],
         **JointCascade._parameter_constraints,

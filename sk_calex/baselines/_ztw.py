@@ -302,7 +302,7 @@ class ZTWClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Real],
+        "threshold": [Interval(Real, None, None, closed="both")],
         "ensemble": ["boolean"],
         "width": [Interval(Integral, 1, None, closed="left")],
         **JointCascade._parameter_constraints,
