@@ -113,8 +113,9 @@ class BoostNetClassifier(JointCascade):
     batch normalisation and ReLU, but of 128 channels, each with stride 2, and with the
     mean alone; AdamW under a one-cycle schedule in place of SGD. The paper also
     rescales the gradients that the branches send into the network: into a frozen one
-    they send none. And its last classifier is trained as one more term of the sum,
-    where the frozen one answers alone.
+    they send none. Its last classifier is trained as one more term of the sum, where
+    the frozen one answers alone. And where fewer samples than its quota reach a branch,
+    the code lets none of them exit, and `Quota` all.
 
     References
     ----------

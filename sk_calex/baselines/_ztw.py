@@ -274,7 +274,8 @@ class ZTWClassifier(JointCascade):
     ten at epoch 15. The convolution has a stride of 2 on maps larger than 4 x 4 and a
     width that does not follow the tap's, at a fraction of the cost; on tokens it is a
     linear layer at each position (our definition). The code may normalise the logits
-    that are handed on, which leaves of two classes only the sign; here they are not.
+    that are handed on, which leaves of two classes only the sign; here they are not. An
+    answer at the threshold itself exits, where the code asks for more than it.
 
     The heads are over-confident on the rows that trained them, and the ensembles are
     fitted there: their probabilities are sharper than they are right, and where a head
