@@ -147,7 +147,6 @@ class CascadeClassifier(LearningCascade):
 
     See Also
     --------
-    FrozenBackbone : The frozen module and its taps.
     margin_curve : Accuracy and cost over margins.
 
     Notes
