@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -236,3 +237,8 @@ def test_import_graph_sees_through_helpers(tmp_path: Path) -> None:
     graph = hook.imports(package)
     assert graph == {"base": set(), "sub": {"base"}, "top": {"base", "sub"}}
     assert hook.reduced(graph) == {"base": set(), "sub": {"base"}, "top": {"sub"}}
+    assert hook.floors(graph) == [["top"], ["sub"], ["base"]]
+    drawn = ET.fromstring(hook.drawing(graph))
+    assert [text.text for text in drawn.iter("text")] == ["base", "sub", "top"]
+    arrows = [path for path in drawn.iter("path") if "C" in path.get("d", "")]
+    assert len(arrows) == 2  # top over sub to base; the third follows

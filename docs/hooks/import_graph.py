@@ -1,8 +1,8 @@
 """MkDocs hook: tell which part of the package imports which, from the code itself.
 
-The line ``<!-- import-graph -->`` on a page becomes a table of the public parts. An
-import that follows from others is left out, to be readable. A drawing by mermaid would
-have to be fetched from another host.
+The line ``<!-- import-graph -->`` on a page becomes a drawing of the public parts,
+inline SVG that needs no script, and a table. An import that follows from others is left
+out, to be readable.
 """
 
 from __future__ import annotations
@@ -72,6 +72,58 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
+def floors(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Give the parts by height: each above all that it imports, the lowest last."""
+
+    def height(part: str) -> int:
+        return 1 + max((height(other) for other in graph[part]), default=-1)
+
+    heights = {part: height(part) for part in graph}
+    top = max(heights.values())
+    return [sorted(p for p in graph if heights[p] == h) for h in range(top, -1, -1)]
+
+
+def drawing(graph: dict[str, set[str]]) -> str:
+    """Give the graph as inline SVG in the colours of the page, importers above."""
+    graph = reduced(graph)
+    step, line, wide = 46, 22, 720
+    at: dict[str, tuple[float, float]] = {}
+    # Parts of one floor do not import each other: a full one may be two rows.
+    rows = [f[k : k + 6] for f in floors(graph) for k in range(0, len(f), 6)]
+    for i, row in enumerate(rows):
+        # Rows lean to one side in turn, so that long arrows pass beside the names.
+        shift = (-1) ** i * wide / 8 / len(row)
+        for k, part in enumerate(row):
+            at[part] = (wide * (k + 0.5) / len(row) + shift, step * i + step / 2)
+    arrows, boxes = [], []
+    for part, direct in graph.items():
+        x, y = at[part]
+        half = 4.2 * len(part) + 8
+        boxes.append(
+            f'<rect x="{x - half:.0f}" y="{y - line / 2:.0f}" width="{2 * half:.0f}" '
+            f'height="{line}" rx="4" fill="var(--md-default-bg-color, white)" '
+            'stroke="currentColor"/>'
+            f'<text x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle">{part}</text>'
+        )
+        for other in sorted(direct):
+            to_x, to_y = at[other]
+            start, end = y + line / 2, to_y - line / 2
+            middle = (start + end) / 2
+            arrows.append(
+                f'<path d="M{x:.0f} {start:.0f}C{x:.0f} {middle:.0f} {to_x:.0f} '
+                f'{middle:.0f} {to_x:.0f} {end:.0f}"/>'
+            )
+    return (
+        f'<svg viewBox="-60 0 {wide + 120} {step * len(rows)}" role="img" '
+        'aria-label="Who imports whom" style="width:100%;font-size:13px" '
+        'fill="currentColor" font-family="monospace">'
+        '<defs><marker id="tip" viewBox="0 0 6 6" refX="6" refY="3" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0L6 3L0 6z"/></marker></defs>'
+        '<g fill="none" stroke="currentColor" opacity=".45" marker-end="url(#tip)">'
+        f"{''.join(arrows)}</g>{''.join(boxes)}</svg>"
+    )
+
+
 def table(graph: dict[str, set[str]]) -> str:
     """Give a table in Markdown: each part and what it imports."""
     lines = ["| part | imports |", "|---|---|"]
@@ -82,7 +134,8 @@ def table(graph: dict[str, set[str]]) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table where a page asks for it."""
+    """Put drawing and table where a page asks for them."""
     if MARK not in markdown:
         return markdown
-    return markdown.replace(MARK, table(imports()))
+    graph = imports()
+    return markdown.replace(MARK, f"{drawing(graph)}\n\n{table(graph)}")
