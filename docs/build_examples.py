@@ -4,9 +4,9 @@
     python docs/build_examples.py token_features      # one
 
 A page shows its script as it is now. What the script printed and drew is kept in
-``docs/examples``, with a digest of the sources that it came from: the tests compare it,
-so that no output outlives its script. Outputs hold no times and no paths, and come
-out the same again with the same versions of the libraries.
+``docs/examples``, with a digest of the sources and of the library's defaults that it
+came from: the tests compare it, so that no output outlives them. Outputs hold no times
+and no paths, and come out the same again with the same versions of the libraries.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import inspect
 import os
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+
+import sk_calex
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, PAGES = ROOT / "examples", ROOT / "docs" / "examples"
@@ -49,9 +52,26 @@ ALTERNATIVES = {
 
 
 def digest(name: str) -> str:
-    """Give a digest of the sources that an example's output comes from."""
+    """Give a digest of what an example's output comes from."""
     content = (EXAMPLES / f"{name}.py").read_bytes() + HELPER.read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    return hashlib.sha256(content + defaults().encode()).hexdigest()[:16]
+
+
+def defaults() -> str:
+    """Give the defaults of what the examples are made of."""
+    parts = (
+        sk_calex.BranchClassifier,
+        sk_calex.CascadeClassifier,
+        sk_calex.FrozenBackbone,
+        sk_calex.MarginSearchCV,
+        sk_calex.PrototypePoolingClassifier,
+    )
+    return "\n".join(
+        f"{part.__name__}.{name}={parameter.default!r}"
+        for part in parts
+        for name, parameter in sorted(inspect.signature(part).parameters.items())
+        if parameter.default is not inspect.Parameter.empty
+    )
 
 
 def words(name: str) -> tuple[str, str]:
@@ -73,7 +93,7 @@ def page(name: str, printed: str, pictures: list[str]) -> str:
     ]
     return "\n".join(
         [
-            f"<!-- By docs/build_examples.py, from sources {digest(name)}. -->",
+            f"<!-- By docs/build_examples.py, sources and defaults {digest(name)}. -->",
             "",
             f"# {title}",
             "",
