@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import hypothesis
@@ -21,6 +22,16 @@ hypothesis.settings.load_profile("sk_calex")
 def fixed_draws() -> None:
     """Give modules that a test builds the same random weights on every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def threads_start_untraced() -> None:
+    """Leave the threads that a test starts out of the coverage.
+
+    Python refuses a tracer to a thread that starts while another one gets its own. The
+    thread then ends at birth, and whoever waits for it waits for ever.
+    """
+    threading.settrace(None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

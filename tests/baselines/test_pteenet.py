@@ -17,7 +17,7 @@ from sk_calex.baselines._pteenet import PTEENet, PTEENetHead
 from sk_calex.policies import OwnGate, SharedThreshold
 from tests._cascade_models import STAGE_MACS, images, tiny_backbone
 from tests.baselines._every_cascade import CHECKS, FIXED, TEST, X, Y, features
-from tests.test_heads import slow_trunk
+from tests.slow_heads import slow_trunk
 
 
 def make(**params):

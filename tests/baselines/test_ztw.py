@@ -15,7 +15,7 @@ from sk_calex.heads import fuse_for_inference
 from sk_calex.policies import SharedThreshold
 from tests._cascade_models import STAGE_MACS, tiny_backbone
 from tests.baselines._every_cascade import CHECKS, FIXED, HELD, TEST, X, Y, features
-from tests.test_heads import slow_conv3x3, slow_pointwise, slow_sdn_pool
+from tests.slow_heads import slow_conv3x3, slow_pointwise, slow_sdn_pool
 
 SHAPES = [(3, 5, 7), (4, 4, 4), (9, 3), (6,)]
 
