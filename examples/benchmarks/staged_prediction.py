@@ -78,13 +78,15 @@ def main():
     cascade = CascadeClassifier(
         backbone,
         branch=PrototypePoolingClassifier(max_iter=args.epochs),
+        margin_mode="relative",
+        alignment_margin=-0.1,
         cv=split,
         random_state=0,
     ).fit(train.data[rows], train.target[rows])
     images = test.data[: 256 * 6]
 
     batches = []
-    for margin in (0.0, 0.03, 0.06):
+    for margin in (-0.2, -0.1, -0.05):
         cascade.set_margin(margin)
         reduction = cascade.flops_reduction(images)
         plain, alone, staged = in_turn(
