@@ -65,8 +65,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", default="~/.cache/sk_calex/features")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=12_000, help="rows to train on")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=45_000, help="rows to train on")
     args = parser.parse_args()
 
     train, test, split = cifar_splits()
@@ -78,15 +78,13 @@ def main():
     cascade = CascadeClassifier(
         backbone,
         branch=PrototypePoolingClassifier(max_iter=args.epochs),
-        margin_mode="relative",
-        alignment_margin=-0.1,
         cv=split,
         random_state=0,
     ).fit(train.data[rows], train.target[rows])
     images = test.data[: 256 * 6]
 
     batches = []
-    for margin in (-0.2, -0.1, -0.05):
+    for margin in (0.0, 0.02, 0.05, 0.08):
         cascade.set_margin(margin)
         reduction = cascade.flops_reduction(images)
         plain, alone, staged = in_turn(

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from sk_calex.heads import build_head
 from sk_calex.training import Batch, RowGatherer, branch_loss, soften
 
-BATCH, TEMPERATURE = 256, 2.0
+BATCH, TEMPERATURE, ALPHA = 256, 2.0, 0.5
 
 
 def new_heads(layout):
@@ -48,7 +48,7 @@ def update(head, optimizer, x, labels, soft):
     optimizer.zero_grad(set_to_none=True)
     weight = torch.ones(len(labels))
     loss = branch_loss(
-        head(x), labels, weight, soft, temperature=TEMPERATURE, alpha=1.0
+        head(x), labels, weight, soft, temperature=TEMPERATURE, alpha=ALPHA
     )
     loss.backward()
     return optimizer
