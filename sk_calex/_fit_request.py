@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from sk_calex._content import array_digest, input_digest, labels_digest
@@ -130,6 +131,10 @@ class _Description:
             return type(value), tuple(parts)
         if isinstance(value, dict):
             return "dict", tuple((inner(k), inner(v)) for k, v in value.items())
+        if isinstance(value, FrozenEstimator):
+            frozen = value.estimator
+            if isinstance(frozen, FrozenBackbone):
+                return "frozen", self._backbone(frozen, depth)
         if isinstance(value, FrozenBackbone):
             return self._backbone(value, depth)
         if isinstance(value, _BY_IDENTITY):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from sklearn.base import (
     MetaEstimatorMixin,
     clone,
 )
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_calex._html import SummaryMixin
@@ -93,17 +94,33 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
     def _staged(self) -> bool:
         return self.backbone is not None and self.input == "samples"
 
-    def _features_of(self, X: Any) -> tuple[NDArray[Any], TapLayout]:
-        """Feature matrix and layout of X at fit; runs the backbone if need be."""
-        if self.backbone is not None and not isinstance(self.backbone, FrozenBackbone):
+    def _given_backbone(self) -> FrozenBackbone | None:
+        """The parameter, taken out of a `FrozenEstimator`."""
+        given = self.backbone
+        if isinstance(given, FrozenEstimator):
+            given = given.estimator
+        if given is not None and not isinstance(given, FrozenBackbone):
             raise TypeError(
                 f"backbone must be a FrozenBackbone or None, got "
-                f"{type(self.backbone).__name__}. Wrap a torch module: "
+                f"{type(given).__name__}. Wrap a torch module: "
                 "FrozenBackbone(module, taps=[...])."
             )
+        return given
+
+    def _fitted_backbone(self, X: Any) -> FrozenBackbone:
+        """A fitted clone of the backbone, or the very one in a `FrozenEstimator`."""
+        given = self._given_backbone()
+        if isinstance(self.backbone, FrozenEstimator):
+            check_is_fitted(given)
+            return cast(FrozenBackbone, given)
+        return cast(FrozenBackbone, clone(given)).fit(X)
+
+    def _features_of(self, X: Any) -> tuple[NDArray[Any], TapLayout]:
+        """Feature matrix and layout of X at fit; runs the backbone if need be."""
+        given = self._given_backbone()
         self.backbone_ = None
         if self._staged():
-            backbone = clone(self.backbone).fit(X)
+            backbone = self._fitted_backbone(X)
             self.backbone_ = backbone
             self.n_features_in_ = backbone.n_features_in_
             self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
@@ -112,7 +129,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         features = validate_data(self, X, dtype=[np.float32, np.float64, np.float16])
         if self.input == "samples":
             return features, TapLayout.identity(features.shape[1])
-        fitted = getattr(self.backbone, "layout_", None)
+        fitted = getattr(given, "layout_", None)
         if layout is None:
             layout = fitted
         if layout is None:
@@ -305,7 +322,9 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         if self.layout_.stage_macs is None:
             raise ValueError(
                 "the MACs of the backbone's stages are unknown: X carried its layout "
-                "in column names only. Give backbone=<fitted FrozenBackbone> too."
+                "in column names only. Give the fitted FrozenBackbone too, as "
+                "backbone=FrozenEstimator(backbone) (of sklearn.frozen), which the "
+                "clones of a search keep fitted."
             )
         stages = list(self.layout_.stage_macs)
         if self.final_estimator_ is not None:

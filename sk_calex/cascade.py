@@ -46,9 +46,9 @@ class CascadeClassifier(LearningCascade):
     Parameters
     ----------
     backbone : FrozenBackbone, default=None
-        The frozen classifier. None: `X` is plain 2-D data with a single branch before
-        `final_estimator`, or, with ``input="features"``, the output of
-        `FrozenBackbone.transform`.
+        The frozen classifier; in a `FrozenEstimator` it is not fitted again. None: `X`
+        is plain 2-D data with a single branch before `final_estimator`, or, with
+        ``input="features"``, the output of `FrozenBackbone.transform`.
     branch : classifier or list of classifiers, default=None
         Template of the branches, or one for each tap: any classifier with
         `predict_proba`. None means `PrototypePoolingClassifier()`.

@@ -16,7 +16,6 @@ from sklearn.utils.validation import (
 from sk_calex._profile import N_BINS, TrainingProfile
 from sk_calex._validation import check_sample_weight
 from sk_calex.alignment import check_weights, effective_sample_size
-from sk_calex.calibration import class_precision, precision_bars
 from sk_calex.model_selection._knobs import cascade_in, input_of
 from sk_calex.policies import ClassThresholds, Policy, first_exits
 from sk_calex.signals import StageTable
@@ -55,8 +54,9 @@ def exit_report(
         precision : ndarray of float64, shape (n_branches + 1, n_classes)
             Share of right answers among them; NaN where there are none.
         bar : ndarray of float64, shape (n_branches + 1, n_classes)
-            Precision that the thresholds were asked for; NaN where the exit rule has
-            no such bar, as at the last stage.
+            Precision that the thresholds were asked for. With local margins it is
+            that of the last stage on the calibration samples that exit, less the
+            margin. NaN where the exit rule has no such bar, as at the last stage.
         calibration_precision : ndarray of float64, shape (n_branches + 1, n_classes)
             `precision` on the samples that calibrated the cascade: optimistic, since
             they chose the thresholds.
@@ -345,20 +345,11 @@ def precision_bars_of(cascade: Any) -> NDArray[np.float64]:
     """
     answers = cascade.calibration_answers_
     bars = np.full((answers.n_stages, answers.n_classes), np.nan)
-    own = cascade.policy is None and hasattr(cascade, "calibration_")
-    rule = cascade if own else cascade.policy_
-    # Other modes ask for something else than a precision of all that exit.
-    mode = getattr(rule, "margin_mode", None)
-    if mode in ("relative", "absolute"):
-        reference = class_precision(
-            cascade._calibration_codes,
-            answers.predicted[-1],
-            answers.n_classes,
-            cascade._calibration_weight,
-        )
-        margins = np.broadcast_to(rule.margin, answers.n_stages - 1)
-        for k, margin in enumerate(margins):
-            bars[k] = precision_bars(reference, margin, mode)
+    if cascade.policy is None and hasattr(cascade, "calibration_"):
+        bars[:-1] = [found.bars for found in cascade._thresholds(cascade.margin)]
+        return bars
+    # Other rules ask for something else than a precision of all that exit.
+    bars[:-1] = getattr(cascade.policy_, "bars_", np.nan)
     return bars
 
 

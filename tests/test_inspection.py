@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 
 from sk_calex import alignment_report, class_precision, exit_report, precision_bars
 from sk_calex.inspection import distribution_report, precision_bars_of
-from sk_calex.policies import PrecisionThresholds, SharedThreshold
+from sk_calex.policies import PrecisionThresholds, SharedThreshold, first_exits
 from tests._inspected import NAMES, TRAIN, calexnet, data, fit, reference, sdn
 
 
@@ -86,6 +86,28 @@ def test_bars_are_those_of_the_margin_and_absent_elsewhere():
     )
     cascade.set_policy(SharedThreshold(0.5))
     assert np.isnan(precision_bars_of(cascade)).all()
+
+
+def test_local_margins_ask_for_the_precision_of_the_last_stage_on_the_exits():
+    given = data()
+    cascade = fit(margin=[0.05, 0.2], margin_mode="local", min_support=3)
+    bars, answers = precision_bars_of(cascade), cascade.calibration_answers_
+    codes, weight = cascade._calibration_codes, cascade._calibration_weight
+    depth = first_exits(cascade._policy(), answers)
+    assert np.isnan(bars[2]).all()
+    for k, margin in enumerate(cascade.margin):
+        for c in range(3):
+            cell = (depth == k) & (answers.predicted[k] == c) & (weight > 0)
+            assert cell.any() == cascade.enabled_[k, c] == np.isfinite(bars[k, c])
+            if cell.any():
+                last = (answers.predicted[-1] == codes)[cell].mean()
+                assert bars[k, c] == pytest.approx(np.clip(last - margin, 0, 1))
+    assert np.isfinite(bars[:2]).any()
+    report = exit_report(cascade, given.test, given.test_y)
+    np.testing.assert_array_equal(report.bar, bars)
+    policy = PrecisionThresholds([0.05, 0.2], margin_mode="local", min_support=3)
+    cascade.set_policy(policy)
+    np.testing.assert_allclose(precision_bars_of(cascade), bars)
 
 
 def test_bars_are_those_of_a_policy_on_a_baseline():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from joblib import parallel_config
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.pipeline import make_pipeline
@@ -38,11 +39,15 @@ def features():
     return tiny_backbone().fit(X).transform(X)
 
 
-@pytest.fixture(params=["samples", "features"])
+@pytest.fixture(params=["samples", "features", "frame"])
 def form(request, features):
     if request.param == "samples":
         return {"backbone": tiny_backbone()}, X
-    return {"input": "features"}, features
+    if request.param == "features":
+        return {"input": "features"}, features
+    backbone = tiny_backbone().set_output(transform="pandas").fit(X)
+    params = {"backbone": FrozenEstimator(backbone), "input": "features"}
+    return params, backbone.transform(X)
 
 
 def cascade(params=None, **more):

@@ -37,10 +37,8 @@ class Prepared:
     def of(cls, estimator: Any, X: Any) -> Prepared:
         """Make the features where X holds samples for a backbone."""
         if isinstance(estimator, BaseCascade) and estimator._staged():
-            backbone = estimator.backbone
-            if isinstance(backbone, FrozenBackbone):  # else its fit says what is wrong
-                backbone = clone(backbone).fit(X)
-                return cls(estimator, backbone.transform(X), backbone)
+            backbone = estimator._fitted_backbone(X)
+            return cls(estimator, backbone.transform(X), backbone)
         return cls(estimator, X, None)
 
     def at(self, value: Any = None) -> Any:
@@ -76,11 +74,12 @@ class Prepared:
             new.set_params(branch=[new.branch[k] for k in taps])
         if self.backbone is None:
             return Prepared(new, taps_of(self.X, layout, names), None)
-        pool = self.estimator.backbone.pool
+        whole = self.estimator._given_backbone()
+        pool = whole.pool
         if isinstance(pool, Mapping):
             pool = {name: pool[name] for name in names if name in pool}
-        chosen = [self.estimator.backbone.taps[k] for k in taps]
-        new.set_params(backbone__taps=chosen, backbone__pool=pool)
+        chosen = [whole.taps[k] for k in taps]
+        new.set_params(backbone=clone(whole).set_params(taps=chosen, pool=pool))
         backbone = clone(new.backbone).fit(X)
         features = taps_of(self.X, layout, names)
         return Prepared(new, FeatureArray.wrap(features, backbone.layout_), backbone)

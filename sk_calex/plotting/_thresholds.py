@@ -34,9 +34,9 @@ class ThresholdDisplay:
 
     One panel a class. The line is the precision of the samples at or above a threshold,
     dotted where they are fewer than `min_support`; the grey line is the precision of
-    the last stage on the same samples. The dashed line is the bar, where the mean of
-    all that exit has one, and the dot the threshold that was chosen. A class without
-    one never exits at the branch.
+    the last stage on the same samples. The dot is the threshold that was chosen, and
+    the dashed line the bar: the precision asked of the samples that exit there. A class
+    without a threshold never exits at the branch.
 
     Parameters
     ----------

@@ -38,6 +38,12 @@ class PrecisionThresholds(ExitPolicy):
     calibrate_on : {"survivors", "all"}, default="survivors"
         Calibration samples of a branch: those that reach it, or all.
 
+    Attributes
+    ----------
+    bars_ : ndarray of float64, shape (n_branches, n_classes)
+        Precision asked of what exits. With "local" it is the last stage's own on the
+        samples that exit, less the margin; NaN where none do.
+
     Notes
     -----
     CalexNet's gate (Aperstein & Apartsin 2026, Eq. 8), for any method's answers. The
@@ -102,6 +108,7 @@ class PrecisionThresholds(ExitPolicy):
         )
         found = calibration.thresholds(self.margin, rule)
         self.thresholds_ = np.stack([branch.thresholds for branch in found])
+        self.bars_ = np.stack([branch.bars for branch in found])
 
 
 class Quota(ExitPolicy):

@@ -84,6 +84,20 @@ def test_the_chosen_point_is_the_one_of_the_fit(cascade, branch):
     assert total == n
 
 
+def test_local_margins_have_a_bar_where_a_class_exits():
+    fitted = fit(margin=0.1, min_support=3)
+    assert fitted.margin_mode == "local"
+    assert fitted.enabled_[0].any()
+    display = ThresholdDisplay.from_estimator(fitted, 0)
+    for c, panel in enumerate(display.axes_):
+        bars, curve = of_kind(panel, "bar"), display.curves[c]
+        assert len(bars) == fitted.enabled_[0, c]
+        for bar in bars:
+            at = np.searchsorted(curve.threshold, fitted.thresholds_[0, c])
+            last = curve.last_precision[at]
+            np.testing.assert_allclose(bar.get_ydata(), 100 * (last - 0.1))
+
+
 def test_branches_have_names_and_classes_can_be_chosen():
     display = ThresholdDisplay.from_estimator(calexnet(), "stem", classes=["cat"])
     assert [panel.get_title().split(":")[0] for panel in display.axes_] == ["cat"]
