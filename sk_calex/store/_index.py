@@ -1,24 +1,24 @@
-"""Where each key is stored, as sorted arrays."""
+"""Where each key is stored: sorted runs, the long ones in temporary files."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._keys import as_strings
+# A run is an array of three rows, sorted by its first two: the first and the second
+# half of each key, as numbers, and its place, `shard << 32 | row`. 24 bytes an entry.
+_Run = NDArray[np.uint64]
 
+_MEMORY_ENTRIES = 2**16  # runs of more than these lie in temporary files
+_PIECE_ENTRIES = 2**14  # how much of a run is in memory while it is copied
 
-class _Run(NamedTuple):
-    """Entries sorted by key: 24 bytes each."""
-
-    keys: NDArray[np.bytes_]  # (n,) fixed-width strings
-    shard: NDArray[np.int32]
-    row: NDArray[np.int32]
-
-    def take(self, which: NDArray[np.intp] | NDArray[np.bool_]) -> _Run:
-        return _Run(self.keys[which], self.shard[which], self.row[which])
+_ROW_BITS = np.uint64(32)
+_ROW_MASK = np.uint64(2**32 - 1)
 
 
 class KeyIndex:
@@ -26,59 +26,195 @@ class KeyIndex:
 
     The entries lie in sorted runs, each more than twice as long as the next, so that
     adding many small shards costs O(n log n) in all and a look-up searches O(log n)
-    runs. A key may be there several times: each entry is a copy that can be read.
+    runs. A key may be there several times: each entry is a copy that can be read, and
+    the one that was added first is found.
+
+    Long runs are mapped from files without a name in the system's temporary folder,
+    for as long as that has room, and merged piece by piece: whatever the number of
+    entries, a few MiB of memory are taken that the system cannot take back. (It takes
+    more if very many keys share their first half, which digests do not.)
     """
 
     def __init__(self) -> None:
-        self._runs: list[_Run] = []
+        self._runs: list[_Run] = []  # from old to young
 
     def add(self, keys: NDArray[np.uint8], shard: int) -> None:
         """Add the (n, 16) keys of a shard, in the order of its rows."""
-        strings = as_strings(keys)
-        order = np.argsort(strings, kind="stable")
-        self._runs.append(
-            _Run(
-                strings[order],
-                np.full(len(order), shard, dtype=np.int32),
-                order.astype(np.int32),
-            )
-        )
-        while len(self._runs) > 1 and (
-            len(self._runs[-2].keys) <= 2 * len(self._runs[-1].keys)
+        high, low = _halves(keys)
+        order = _order(high, low)
+        place = (np.uint64(shard) << _ROW_BITS) | order.astype(np.uint64)
+        run = np.stack([high[order], low[order], place])
+        self._runs.append(run)
+        if _size(run) > _MEMORY_ENTRIES:
+            self._runs[-1] = _stored(_size(run), partial(_pieces, run))
+        while len(self._runs) > 1 and _size(self._runs[-2]) <= 2 * _size(
+            self._runs[-1]
         ):
-            short, long = self._runs.pop(), self._runs.pop()
-            both = _Run(
-                *(np.concatenate(pair) for pair in zip(long, short, strict=True))
-            )
-            # Two sorted pieces: the stable sort merges them in linear time.
-            self._runs.append(both.take(np.argsort(both.keys, kind="stable")))
+            self._merge_youngest()
 
-    def discard(self, shard: int) -> None:
-        """Forget every entry of a shard."""
-        kept = (run.take(run.shard != shard) for run in self._runs)
-        self._runs = [run for run in kept if len(run.keys)]
+    def discard(self, *shards: int) -> None:
+        """Forget every entry of some shards."""
+        gone = np.array(shards, dtype=np.uint64)
+        kept = []
+        for run in self._runs:
+            sizes = [_size(piece) for piece in _without(run, gone)]
+            if sum(sizes) == _size(run):
+                kept.append(run)
+            elif sum(sizes):
+                kept.append(_stored(sum(sizes), partial(_without, run, gone)))
+        self._runs = kept
 
     def find(
         self, keys: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return the shard (-1: absent) and the row of each of the (n, 16) keys."""
-        strings = as_strings(keys)
-        shard = np.full(len(strings), -1, dtype=np.int32)
-        row = np.zeros(len(strings), dtype=np.int32)
-        absent = np.arange(len(strings))
-        for run in self._runs:
-            if not len(absent):
-                break
-            wanted = strings[absent]
-            at = np.minimum(np.searchsorted(run.keys, wanted), len(run.keys) - 1)
-            hit = run.keys[at] == wanted
-            shard[absent[hit]] = run.shard[at[hit]]
-            row[absent[hit]] = run.row[at[hit]]
-            absent = absent[~hit]
+        shard = np.full(len(keys), -1, dtype=np.int32)
+        row = np.zeros(len(keys), dtype=np.int32)
+        for start in range(0, len(keys), _MEMORY_ENTRIES):  # what is sorted is copied
+            part = slice(start, start + _MEMORY_ENTRIES)
+            for which, place in self._places(keys[part]):
+                shard[part][which] = place >> _ROW_BITS
+                row[part][which] = place & _ROW_MASK
         return shard, row
+
+    def _places(
+        self, keys: NDArray[np.uint8]
+    ) -> Iterator[tuple[NDArray[np.intp], _Run]]:
+        """Yield, run by run, which keys are found and their places."""
+        high, low = _halves(keys)
+        # In ascending order, so that each search passes over memory that the last one
+        # has touched.
+        order = np.argsort(high)
+        high, low = high[order], low[order]
+        for run in self._runs:
+            at, hit = _search(run, high, low)
+            yield order[hit], run[2, at[hit]]
+            absent = ~hit
+            order, high, low = order[absent], high[absent], low[absent]
+            if not len(order):
+                break
 
     def n_distinct(self) -> int:
         """Count the distinct keys."""
-        if len(self._runs) > 1:
-            return len(np.unique(np.concatenate([run.keys for run in self._runs])))
-        return sum(1 + int((r.keys[1:] != r.keys[:-1]).sum()) for r in self._runs)
+        while len(self._runs) > 1:
+            self._merge_youngest()
+        return sum(map(_n_distinct, self._runs))
+
+    def _merge_youngest(self) -> None:
+        older, younger = self._runs[-2:]
+        size = _size(older) + _size(younger)
+        # In one step: if this is interrupted, the two are still there.
+        self._runs[-2:] = [_stored(size, partial(_merged, older, younger))]
+
+
+def _size(run: _Run) -> int:
+    return run.shape[1]
+
+
+def _halves(keys: NDArray[np.uint8]) -> tuple[_Run, _Run]:
+    """Return (n, 16) keys as two numbers each, which sort as the keys do."""
+    halves = keys.view(">u8").astype(np.uint64)
+    return halves[:, 0], halves[:, 1]
+
+
+def _order(high: _Run, low: _Run) -> NDArray[np.intp]:
+    """Return what sorts keys, those that are equal in the order in which they are."""
+    order = np.argsort(high, kind="stable")  # of two sorted pieces, in linear time
+    in_order = high[order]
+    if (in_order[1:] == in_order[:-1]).any():
+        return np.lexsort((low, high))
+    return order
+
+
+def _search(run: _Run, high: _Run, low: _Run) -> tuple[NDArray[np.intp], _Run]:
+    """Return where keys stand in a run, the first of equal ones, and which do so."""
+    last = _size(run) - 1
+    at = np.searchsorted(run[0], high)
+    np.minimum(at, last, out=at)
+    hit = run[0, at] == high
+    same = run[1, at] == low
+    (others,) = np.nonzero(hit & ~same)
+    if len(others):  # keys that begin alike: bisect each group of them
+        low = low[others]
+        left, right = at[others], np.searchsorted(run[0], high[others], side="right")
+        end = right.copy()
+        while (left < right).any():
+            middle = (left + right) // 2
+            less = (run[1, np.minimum(middle, last)] < low) & (left < right)
+            left, right = (
+                np.where(less, middle + 1, left),
+                np.where(less, right, middle),
+            )
+        at[others] = np.minimum(left, last)
+        same[others] = (left < end) & (run[1, at[others]] == low)
+    return at, hit & same
+
+
+def _pieces(run: _Run, start: int = 0) -> Iterator[_Run]:
+    for at in range(start, _size(run), _PIECE_ENTRIES):
+        yield run[:, at : at + _PIECE_ENTRIES]
+
+
+def _without(run: _Run, shards: _Run) -> Iterator[_Run]:
+    for piece in _pieces(run):
+        yield piece[:, ~np.isin(piece[2] >> _ROW_BITS, shards)]
+
+
+def _merged(older: _Run, younger: _Run) -> Iterator[_Run]:
+    """Yield, piece by piece, the entries of both in order; of equal keys, older first.
+
+    A piece ends where both runs have a key of another first half: so what is equal is
+    sorted in one piece.
+    """
+    i = j = 0
+    while i < _size(older) and j < _size(younger):
+        bound = min(_bound(older, i), _bound(younger, j))
+        end_i = i + int(np.searchsorted(older[0, i:], bound, side="right"))
+        end_j = j + int(np.searchsorted(younger[0, j:], bound, side="right"))
+        both = np.concatenate([older[:, i:end_i], younger[:, j:end_j]], axis=1)
+        yield both[:, _order(both[0], both[1])]
+        i, j = end_i, end_j
+    yield from _pieces(older, i)
+    yield from _pieces(younger, j)
+
+
+def _bound(run: _Run, start: int) -> np.uint64:
+    value: np.uint64 = run[0, min(start + _PIECE_ENTRIES, _size(run)) - 1]
+    return value
+
+
+def _n_distinct(run: _Run) -> int:
+    n, before = 0, None
+    for piece in _pieces(run):
+        keys = piece[:2]
+        n += int((keys[:, 1:] != keys[:, :-1]).any(axis=0).sum())
+        n += before is None or bool((keys[:, 0] != before).any())
+        before = keys[:, -1]
+    return n
+
+
+def _stored(size: int, pieces: Callable[[], Iterable[_Run]]) -> _Run:
+    """Make one run of its pieces: in a file if it is long and there is room."""
+    if size > _MEMORY_ENTRIES:
+        # On a full disk, or without a temporary folder, memory has to do.
+        with contextlib.suppress(OSError):
+            return _in_file(size, pieces())
+    return np.concatenate(list(pieces()), axis=1)
+
+
+def _in_file(size: int, pieces: Iterable[_Run]) -> _Run:
+    """Write a run to a file that goes with the array.
+
+    It is written by plain writes. On a full disk they raise an error, where an access
+    to a map would end the process.
+    """
+    with tempfile.TemporaryFile() as file:
+        start = 0
+        for piece in pieces:
+            for i, values in enumerate(piece):
+                file.seek(8 * (i * size + start))
+                file.write(np.ascontiguousarray(values).data)
+            start += _size(piece)
+        file.flush()
+        mapped = np.memmap(file, np.uint64, mode="r", shape=(3, size))
+    return mapped.view(np.ndarray)  # whose parts are made faster than a memmap's

@@ -43,7 +43,7 @@ class UsableShards:
         self._lock = threading.RLock()
         self._index = KeyIndex()
         self._numbers: dict[str, int] = {}  # of the shards in the index, by name
-        self._names: list[str] = []  # by number; a number is never used again
+        self._paths: list[Path] = []  # by number; a number is never used again
         self._ignored = dict(ignored)
         for name, state in ignored.items():
             is_news(path / name, state)  # told where this comes from
@@ -96,7 +96,10 @@ class UsableShards:
 
         def copy(shard: ShardReader) -> None:
             # The index may be older than the file: go by what was verified.
-            if rows[-1] >= shard.n_rows or (shard.keys()[rows] != keys).any():
+            if (
+                rows[-1] >= shard.n_rows
+                or shard.keys()[rows].tobytes() != keys.tobytes()  # faster than arrays
+            ):
                 raise DamagedFile("is not the file that was indexed")
             for part, block in shard.rows(rows):
                 out[to[part]] = block
@@ -108,9 +111,10 @@ class UsableShards:
         with self._lock:
             if name in self._numbers:
                 return
-            self._index.add(keys, len(self._names))
-            self._numbers[name] = len(self._names)
-            self._names.append(name)
+            number = len(self._paths)
+            self._paths.append(self._path / name)  # before what may be interrupted
+            self._numbers[name] = number
+            self._index.add(keys, number)
             self._ignored.pop(name, None)
 
     def rescan(self, *, tell_gone: bool = True) -> None:
@@ -119,8 +123,8 @@ class UsableShards:
         with self._lock:
             files = _files.regular_files(self._path, SHARD_NAME)
             gone = [name for name in self._numbers if name not in files]
-            for name in gone:
-                self._index.discard(self._numbers.pop(name))
+            if gone:
+                self._index.discard(*(self._numbers.pop(name) for name in gone))
             for name in sorted(files.keys() - self._numbers.keys()):
                 path = self._path / name
                 if name in self._ignored and self._ignored[name] == signature_of(path):
@@ -150,8 +154,7 @@ class UsableShards:
         self, number: int, action: Callable[[ShardReader], None] | None = None
     ) -> bool:
         """Call with a shard, if it is sound; otherwise take it out of the index."""
-        name = self._names[number]
-        path = self._path / name
+        path = self._paths[number]
         try:
             with ShardReader(path, self._layout) as shard:
                 state = signature(shard.status)
@@ -166,7 +169,7 @@ class UsableShards:
         except FileNotFoundError:
             self.rescan()
         except (DamagedFile, OSError) as error:
-            self._ignore(name, error)
+            self._ignore(path.name, error)
         return False
 
     def _ignore(self, name: str, error: Exception) -> None:
