@@ -25,6 +25,7 @@ from ._usable import Verify
 # Damaged copies of a row after which it counts as missing. Any bound would do: it is
 # for a file that is damaged anew each time it is looked at.
 _MAX_COPIES = 10
+_ROW_OVERHEAD = 64  # bytes of memory that reading a row takes, apart from the row
 
 # Rows read and rows missed in this process, by the section's folder: see traffic.
 _traffic: dict[Path, tuple[int, int]] = {}
@@ -112,17 +113,19 @@ class Section:
         for _ in range(_MAX_COPIES):
             self._folder.use()
             shard, row = self._folder.shards.locate(keys[pending])
-            order = np.lexsort((row, shard))
-            order = order[shard[order] >= 0]
-            failed = [order[:0]]
-            for group in _split_by(shard, order):
-                to = pending[group]
-                if self._copy_rows(shard[group[0]], row[group], keys[to], out, to):
+            order = np.argsort(shard.astype(np.int64) << 32 | row)
+            order = order[np.count_nonzero(shard < 0) :]  # without those not stored
+            shard, row, pending = shard[order], row[order], pending[order]
+            wanted = keys[pending]
+            failed = [pending[:0]]
+            for part in _equal(shard):
+                to = pending[part]
+                if self._copy_rows(shard[part][0], row[part], wanted[part], out, to):
                     found[to] = True
                 else:
-                    failed.append(group)
+                    failed.append(to)
             # A failure took its shard out of the index; there may be other copies.
-            pending = pending[np.concatenate(failed)]
+            pending = np.concatenate(failed)
             if len(pending) == 0:
                 break
         n_found = int(found.sum())
@@ -203,7 +206,8 @@ class Section:
 
     def _gather_to_disk(self, keys: NDArray[np.uint8], limit: int) -> NDArray[Any]:
         width, dtype = self._layout.width, self._layout.dtype
-        chunk = min(len(keys), max(1, limit // self._layout.row_bytes))
+        a_row = self._layout.row_bytes + _ROW_OVERHEAD
+        chunk = min(len(keys), max(1, limit // a_row))
         buffer = np.empty((chunk, width), dtype=dtype)
         found = np.ones(len(keys), dtype=bool)
         make_folder(self._folder.path)  # it may be gone: then so are the rows
@@ -312,11 +316,13 @@ class Section:
             raise KeyError(f"{missing} of {len(found)} rows are not in {self!r}")
 
 
-def _split_by(values: NDArray[Any], order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """Split `order`, by which the values ascend, where the value changes."""
-    if len(order) == 0:
-        return []
-    return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
+def _equal(values: NDArray[Any]) -> Iterator[slice]:
+    """Yield the slices in which ascending values are equal."""
+    ends = [*(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    start = 0
+    for end in ends if len(values) else ():
+        yield slice(start, end)
+        start = end
 
 
 def traffic(path: Path) -> tuple[int, int]:

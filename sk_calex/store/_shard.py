@@ -10,11 +10,12 @@ an offset or the size of an allocation.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from ._files import DamagedFile, open_regular, publish
 from ._keys import KEY_BYTES
+from ._pieces import blocks
 
 METADATA_NAME = "section.json"
 SECTION_NAME = re.compile(r"[0-9a-f]{8,128}")  # its fingerprint
@@ -31,8 +33,6 @@ SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 MAX_SHARD_ROWS = 2**20
 
 _HEADER_BYTES = 1024
-_BLOCK_BYTES = 4 * 2**20  # rows are read in blocks of at most about this size
-_GAP_BYTES = 128 * 2**10  # rather read over a gap of unwanted rows than seek over it
 
 _FORMAT = "sk_calex.store"
 _VERSION = 2  # 1 had other keys
@@ -74,11 +74,11 @@ class Layout:
                 f"dtype must be 'float32' or 'float16', got {self.dtype_name!r}."
             )
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(self.dtype_name).newbyteorder("<")
 
-    @property
+    @functools.cached_property
     def row_bytes(self) -> int:
         return self.width * self.dtype.itemsize
 
@@ -205,10 +205,11 @@ class ShardReader:
         self._layout = layout
         self._file = open_regular(path)
         try:
-            self.status = os.fstat(self._file.fileno())
+            self._descriptor = self._file.fileno()
+            self.status = os.fstat(self._descriptor)
             self.n_rows = layout.n_rows(self.status.st_size)
-            header = self._read(0, _HEADER_BYTES).tobytes()
-            if header != layout.header(self.n_rows):
+            header = self._read([0], [_HEADER_BYTES])
+            if header != _header(layout, self.n_rows, _VERSION):
                 for version in _OLD_VERSIONS:
                     if header == layout.header(self.n_rows, version):
                         raise OutdatedFile(version)
@@ -232,8 +233,8 @@ class ShardReader:
 
     def keys(self) -> NDArray[np.uint8]:
         """Return the (n_rows, 16) keys."""
-        raw = self._read(_HEADER_BYTES, self.n_rows * KEY_BYTES)
-        return raw.reshape(self.n_rows, KEY_BYTES)
+        raw = self._read([_HEADER_BYTES], [self.n_rows * KEY_BYTES])
+        return np.frombuffer(raw, dtype=np.uint8).reshape(self.n_rows, KEY_BYTES)
 
     def rows(
         self, wanted: NDArray[np.integer[Any]]
@@ -241,36 +242,40 @@ class ShardReader:
         """Yield, block by block, a slice of `wanted` (ascending) and its rows."""
         row_bytes = self._layout.row_bytes
         origin = _HEADER_BYTES + self.n_rows * KEY_BYTES
-        ends = np.flatnonzero(np.diff(wanted) * row_bytes > _GAP_BYTES) + 1
-        ends = np.append(ends, len(wanted))
-        block_rows = max(1, _BLOCK_BYTES // row_bytes)
-        start = 0
-        while start < len(wanted):
-            first = int(wanted[start])
-            stop = min(
-                start + block_rows,
-                int(ends[np.searchsorted(ends, start, side="right")]),
-                int(np.searchsorted(wanted, first + block_rows)),
-            )
-            count = int(wanted[stop - 1]) - first + 1
-            raw = self._read(origin + first * row_bytes, count * row_bytes)
-            block = raw.view(self._layout.dtype).reshape(count, self._layout.width)
-            inside = wanted[start:stop] - first
-            if not np.array_equal(inside, np.arange(count)):
-                block = block[inside]
-            yield slice(start, stop), block
-            start = stop
+        for block in blocks(wanted, row_bytes):
+            offsets, sizes = origin + block.first * row_bytes, block.length * row_bytes
+            raw = self._read(offsets.tolist(), sizes.tolist())
+            rows = np.frombuffer(raw, self._layout.dtype)
+            rows = rows.reshape(-1, self._layout.width)
+            yield block.rows, rows if block.inside is None else rows[block.inside]
 
-    def _read(self, offset: int, size: int) -> NDArray[np.uint8]:
-        buffer = np.empty(size, dtype=np.uint8)
-        self._file.seek(offset)
-        done = 0
-        while done < size:
-            got = self._file.readinto(buffer.data[done:])
-            if not got:
-                raise DamagedFile("ends too early")
-            done += got
-        return buffer
+    def _read(self, offsets: Sequence[int], sizes: Sequence[int]) -> bytes:
+        """Read some pieces of the file, one after the other."""
+        pairs = zip(sizes, offsets, strict=True)
+        parts = [_pread(self._descriptor, size, offset) for size, offset in pairs]
+        raw = b"".join(parts)
+        if len(raw) == sum(sizes):  # as no piece is longer than asked for
+            return raw
+        # The system may give less at a time, but nothing at the end only.
+        for i, size in enumerate(sizes):
+            while len(parts[i]) < size:
+                done = len(parts[i])
+                more = _pread(self._descriptor, size - done, offsets[i] + done)
+                if not more:
+                    raise DamagedFile("ends too early")
+                parts[i] += more
+        return b"".join(parts)
+
+
+def _seek_and_read(descriptor: int, size: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+_pread = getattr(os, "pread", _seek_and_read)  # Windows has none
+
+# A layout and a size give the header, and few of them are in use at a time.
+_header = functools.lru_cache(maxsize=64)(Layout.header)
 
 
 def _as_bytes(array: NDArray[Any]) -> memoryview:
