@@ -5,8 +5,11 @@ Rows of 64 floats, made as they are written: a process for each step and size.
 
 from __future__ import annotations
 
+import resource
 import tempfile
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 from _common import spread
@@ -15,6 +18,40 @@ from _measure import PeakMemory, in_new_process
 from sk_calex.store import FeatureStore, row_keys
 
 WIDTH, PIECE = 64, 4096  # the piece is what FrozenBackbone writes of narrow rows
+
+
+class PeakAnonymous(PeakMemory):
+    """The same of anonymous memory too: what the system cannot drop and read again.
+
+    The system keeps no peak of it, so a thread looks every two milliseconds. `peak`
+    and `kept` remain those of all resident memory, mapped files among it.
+    """
+
+    def __enter__(self):
+        super().__enter__()
+        self._first = self._most = anonymous()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def _look(self):
+        while not self._done.wait(0.002):
+            self._most = max(self._most, anonymous())
+
+    def __exit__(self, *exception):
+        self._done.set()
+        self._thread.join()
+        super().__exit__(*exception)
+        last = anonymous()
+        self.peak_anonymous = max(self._most, last) - self._first
+        self.kept_anonymous = last - self._first
+
+
+def anonymous():
+    """The anonymous resident memory of this process in MiB."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * resource.getpagesize() / 2**20
 
 
 def section_of(folder):
@@ -38,7 +75,7 @@ def pieces(n, shuffled, piece=PIECE):
 
 def write(folder, n):
     section, seconds, parts = section_of(folder), 0.0, pieces(n, shuffled=False)
-    with PeakMemory() as memory:
+    with PeakAnonymous() as memory:
         for ids in parts:
             keys, rows = row_keys(ids), rows_of(ids)
             start = time.perf_counter()
@@ -49,7 +86,7 @@ def write(folder, n):
 
 def open_(folder, n):
     start = time.perf_counter()
-    with PeakMemory() as memory:
+    with PeakAnonymous() as memory:
         section = section_of(folder)
     seconds = time.perf_counter() - start
     assert section.n_rows == n
@@ -58,7 +95,7 @@ def open_(folder, n):
 
 def read(folder, n, shuffled, piece):
     section, seconds, parts = section_of(folder), 0.0, pieces(n, shuffled, piece)
-    with PeakMemory() as memory:
+    with PeakAnonymous() as memory:
         out = np.empty((min(piece, n), WIDTH), dtype=np.float32)
         for ids in parts:
             keys = row_keys(ids)
@@ -74,7 +111,7 @@ def gather(folder, n):
     """All rows in shuffled order; one matrix, a memory map above 64 MiB."""
     (ids,) = pieces(n, shuffled=True, piece=n)
     keys, section = row_keys(ids), section_of(folder)
-    with PeakMemory() as memory:
+    with PeakAnonymous() as memory:
         start = time.perf_counter()
         rows = section.gather(keys)
         seconds = time.perf_counter() - start
@@ -85,8 +122,10 @@ def gather(folder, n):
 def measured(memory, seconds, n):
     return {
         "microseconds_per_row": 1e6 * seconds / n,
-        "peak_mib": memory.peak,
-        "kept_mib": memory.kept,
+        "peak_mib": memory.peak_anonymous,
+        "kept_mib": memory.kept_anonymous,
+        "peak_resident_mib": memory.peak,
+        "kept_resident_mib": memory.kept,
     }
 
 
@@ -116,14 +155,16 @@ def scale(args):
         }
         by_size.append({"rows": n, "steps": steps})
         medians = {k: v["microseconds_per_row"]["median"] for k, v in steps.items()}
-        print(n, {k: round(v, 2) for k, v in medians.items()}, flush=True)
+        peaks = {k: v["peak_mib"]["median"] for k, v in steps.items()}
+        told = {k: (round(v, 2), round(peaks[k], 1)) for k, v in medians.items()}
+        print(n, told, flush=True)
     small, large = by_size[0]["steps"], by_size[-1]["steps"]
     return {
         "settings": {
             "width": WIDTH,
             "rows_a_write": PIECE,
             "repeats": args.scaling_repeats,
-            "index_bytes_per_row": 24,
+            "index_bytes_per_row": 24,  # in temporary files above 65,536 rows
         },
         "sizes": by_size,
         "largest_to_smallest_time_per_row": {
