@@ -25,8 +25,10 @@ ALL_KEYS[40:, 7], ALL_KEYS[40:, 8] = np.arange(20) // 4 + 1, np.arange(20) % 4 *
 
 
 def in_small_pieces():
-    """Runs of more than 5 entries go to files, in pieces of 3."""
-    return mock.patch.multiple(_index, _MEMORY_ENTRIES=5, _PIECE_ENTRIES=3)
+    """Runs of over 5 entries go to files, by pieces of 3; look-ups take 7 keys."""
+    return mock.patch.multiple(
+        _index, _MEMORY_ENTRIES=5, _PIECE_ENTRIES=3, _FIND_KEYS=7
+    )
 
 
 def digests(n, seed=0):

@@ -164,7 +164,7 @@ def scale(args):
             "width": WIDTH,
             "rows_a_write": PIECE,
             "repeats": args.scaling_repeats,
-            "index_bytes_per_row": 24,  # in temporary files above 65,536 rows
+            "index_bytes_per_row": 24,  # in temporary files above 16,384 rows
         },
         "sizes": by_size,
         "largest_to_smallest_time_per_row": {

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 # half of each key, as numbers, and its place, `shard << 32 | row`. 24 bytes an entry.
 _Run = NDArray[np.uint64]
 
-_MEMORY_ENTRIES = 2**16  # runs of more than these lie in temporary files
-_PIECE_ENTRIES = 2**14  # how much of a run is in memory while it is copied
+_MEMORY_ENTRIES = 2**14  # runs of more than these lie in temporary files
+_PIECE_ENTRIES = 2**13  # how much of a run is in memory while it is copied
+_FIND_KEYS = 2**16  # how many are looked up at a time
 
 _ROW_BITS = np.uint64(32)
 _ROW_MASK = np.uint64(2**32 - 1)
@@ -30,9 +31,9 @@ class KeyIndex:
     the one that was added first is found.
 
     Long runs are mapped from files without a name in the system's temporary folder,
-    for as long as that has room, and merged piece by piece: whatever the number of
-    entries, a few MiB of memory are taken that the system cannot take back. (It takes
-    more if very many keys share their first half, which digests do not.)
+    for as long as that has room, and merged piece by piece. If the folder is on a disk,
+    a few MiB of memory are taken that the system cannot take back, whatever the number
+    of entries. (More if very many keys share their first half, which digests do not.)
     """
 
     def __init__(self) -> None:
@@ -70,8 +71,8 @@ class KeyIndex:
         """Return the shard (-1: absent) and the row of each of the (n, 16) keys."""
         shard = np.full(len(keys), -1, dtype=np.int32)
         row = np.zeros(len(keys), dtype=np.int32)
-        for start in range(0, len(keys), _MEMORY_ENTRIES):  # what is sorted is copied
-            part = slice(start, start + _MEMORY_ENTRIES)
+        for start in range(0, len(keys), _FIND_KEYS):
+            part = slice(start, start + _FIND_KEYS)
             for which, place in self._places(keys[part]):
                 shard[part][which] = place >> _ROW_BITS
                 row[part][which] = place & _ROW_MASK

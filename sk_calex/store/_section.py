@@ -108,26 +108,14 @@ class Section:
         """
         keys = check_keys(keys)
         self._check_out(out, len(keys))
-        found = np.zeros(len(keys), dtype=bool)
-        pending = np.arange(len(keys))
-        for _ in range(_MAX_COPIES):
-            self._folder.use()
-            shard, row = self._folder.shards.locate(keys[pending])
-            order = np.argsort(shard.astype(np.int64) << 32 | row)
-            order = order[np.count_nonzero(shard < 0) :]  # without those not stored
-            shard, row, pending = shard[order], row[order], pending[order]
-            wanted = keys[pending]
-            failed = [pending[:0]]
-            for part in _equal(shard):
-                to = pending[part]
-                if self._copy_rows(shard[part][0], row[part], wanted[part], out, to):
-                    found[to] = True
-                else:
-                    failed.append(to)
-            # A failure took its shard out of the index; there may be other copies.
-            pending = np.concatenate(failed)
-            if len(pending) == 0:
-                break
+        try:
+            with np.errstate(over="raise"):
+                found = self._read(keys, out)
+        except FloatingPointError:
+            raise ValueError(
+                f"out of dtype {out.dtype} cannot hold the stored rows: some are too "
+                f"large for it; use dtype {self._layout.dtype_name}."
+            ) from None
         n_found = int(found.sum())
         self._count(read=n_found, missed=len(found) - n_found)
         return found
@@ -241,22 +229,31 @@ class Section:
             n_read, n_missed = _traffic.get(self._folder.path, (0, 0))
             _traffic[self._folder.path] = (n_read + read, n_missed + missed)
 
-    def _copy_rows(
-        self,
-        number: int,
-        rows: NDArray[np.int32],
-        keys: NDArray[np.uint8],
-        out: NDArray[Any],
-        to: NDArray[np.intp],
-    ) -> bool:
-        try:
-            with np.errstate(over="raise"):
-                return self._folder.shards.copy_rows(number, rows, keys, out, to)
-        except FloatingPointError:
-            raise ValueError(
-                f"out of dtype {out.dtype} cannot hold the stored rows: some are too "
-                f"large for it; use dtype {self._layout.dtype_name}."
-            ) from None
+    def _read(self, keys: NDArray[np.uint8], out: NDArray[Any]) -> NDArray[np.bool_]:
+        shards = self._folder.shards
+        found = np.zeros(len(keys), dtype=bool)
+        pending = np.arange(len(keys))
+        for _ in range(_MAX_COPIES):
+            self._folder.use()
+            shard, row = shards.locate(keys[pending])
+            order = np.argsort(shard.astype(np.int64) << 32 | row)
+            order = order[np.count_nonzero(shard < 0) :]  # without those not stored
+            shard, row, pending = shard[order], row[order], pending[order]
+            wanted = keys[pending]
+            failed = [pending[:0]]
+            for part in _equal(shard):
+                to = pending[part]
+                if shards.copy_rows(
+                    int(shard[part.start]), row[part], wanted[part], out, to
+                ):
+                    found[to] = True
+                else:
+                    failed.append(to)
+            # A failure took its shard out of the index; there may be other copies.
+            pending = np.concatenate(failed)
+            if len(pending) == 0:
+                break
+        return found
 
     @contextmanager
     def _explain_failure(self, action: str) -> Iterator[None]:

@@ -80,7 +80,7 @@ class FeatureStore:
     A section is a folder, named by the fingerprint. Its shards are safetensors files
     named by the SHA-256 digest of their bytes. The index (24 bytes a row) is built from
     the shards' keys when the section is opened, and brought up to date with the folder
-    whenever a key is not found. Above 65,536 rows it lies in the system's temporary
+    whenever a key is not found. Above 16,384 rows it lies in the system's temporary
     folder, in files that go with the process, or in memory where those have no room.
 
     A section is open as long as a :class:`Section` or a memory map of its rows lives.

@@ -98,7 +98,7 @@ class UsableShards:
             # The index may be older than the file: go by what was verified.
             if (
                 rows[-1] >= shard.n_rows
-                or shard.keys()[rows].tobytes() != keys.tobytes()  # faster than arrays
+                or shard.keys().take(rows, axis=0).tobytes() != keys.tobytes()
             ):
                 raise DamagedFile("is not the file that was indexed")
             for part, block in shard.rows(rows):
@@ -124,7 +124,9 @@ class UsableShards:
             files = _files.regular_files(self._path, SHARD_NAME)
             gone = [name for name in self._numbers if name not in files]
             if gone:
-                self._index.discard(*(self._numbers.pop(name) for name in gone))
+                self._index.discard(*(self._numbers[name] for name in gone))
+            for name in gone:  # afterwards: interrupted, they are still known as gone
+                del self._numbers[name]
             for name in sorted(files.keys() - self._numbers.keys()):
                 path = self._path / name
                 if name in self._ignored and self._ignored[name] == signature_of(path):
@@ -186,6 +188,7 @@ class UsableShards:
         """Take a shard out of use until its file changes; say whether that is news."""
         with self._lock:
             if name in self._numbers:
-                self._index.discard(self._numbers.pop(name))
+                self._index.discard(self._numbers[name])
+                del self._numbers[name]
             self._ignored[name] = signature_of(self._path / name)
             return is_news(self._path / name, self._ignored[name])
