@@ -23,8 +23,8 @@ from sk_calex import CascadeClassifier, PrototypePoolingClassifier
 from sk_calex.policies import PrecisionThresholds
 
 ALPHAS = (0.0, 0.5, 1.0)
-LOCAL = np.r_[-0.02, np.linspace(0, 0.2, 41), 0.25, 0.3]
-RELATIVE = np.linspace(-0.5, 0.2, 36)
+LOCAL = np.r_[-0.02, np.linspace(0, 0.1, 11), np.linspace(0.12, 0.2, 5), 0.25, 0.3]
+RELATIVE = np.linspace(-0.5, 0.2, 15)
 GATES = {
     "relative": ({"margin_mode": "relative"}, RELATIVE),
     **{
@@ -36,12 +36,12 @@ REDUCTIONS = (0.3, 0.4, 0.5, 0.6)
 MOST_LOST = 0.005
 
 
-def answers(alpha, seed, epochs, data, split):
+def answers(alpha, seed, epochs, data, split, memory):
     """Probabilities (n_stages, n, n_classes) by part, and the price of each depth."""
     branch = PrototypePoolingClassifier(max_iter=epochs, alpha=alpha)
-    cascade = CascadeClassifier(
-        branch=branch, input="features", cv=split, random_state=seed
-    ).fit(*data["train"])
+    settings = {"input": "features", "memory": memory, "random_state": seed}
+    cascade = CascadeClassifier(branch=branch, cv=split, **settings)
+    cascade.fit(*data["train"])
     costs = cascade.depth_costs_ / sum(cascade.layout_.stage_macs)
     parts = ("validation", "test")
     return {p: cascade.stage_probabilities(data[p][0]) for p in parts}, costs
@@ -136,6 +136,7 @@ def main():
     parser.add_argument("--cache", default="~/.cache/sk_calex/features")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--name", default="choose_defaults")
     args = parser.parse_args()
 
     train, test, split = cifar_splits()
@@ -147,13 +148,14 @@ def main():
         "validation": (features[train.val], train.target[train.val]),
         "test": (test_features, test.target),
     }
-    runs = read_json("choose_defaults").get("runs", [])
+    memory = str(Path(args.cache).expanduser().parent / "fits")
+    runs = read_json(args.name).get("runs", [])
     done = {(r["alpha"], r["seed"]) for r in runs}
     for seed in args.seeds:
         for alpha in ALPHAS:
             if (alpha, seed) in done:
                 continue
-            proba, costs = answers(alpha, seed, args.epochs, data, split)
+            proba, costs = answers(alpha, seed, args.epochs, data, split, memory)
             chosen_on = (proba["validation"], data["validation"][1])
             judged_on = (proba["test"], data["test"][1])
             run = {"alpha": alpha, "seed": seed, "validation": {}, "test": {}}
@@ -176,7 +178,7 @@ def main():
                 "candidates": summary(runs) if len(runs) % len(ALPHAS) == 0 else None,
                 "runs": runs,
             }
-            write_json("choose_defaults", record)
+            write_json(args.name, record)
             print(f"alpha {alpha:g} seed {seed}", flush=True)
     print(table(summary(runs)))
 
