@@ -35,8 +35,9 @@ class ThresholdDisplay:
     One panel a class. The line is the precision of the samples at or above a threshold,
     dotted where they are fewer than `min_support`; the grey line is the precision of
     the last stage on the same samples. The dot is the threshold that was chosen, and
-    the dashed line the bar: the precision asked of the samples that exit there. A class
-    without a threshold never exits at the branch.
+    the dashed line the bar: the precision asked of the samples that exit there. With
+    local margins a class can lie below it, since its own deviation from the other
+    classes counts in part only. A class without a threshold never exits at the branch.
 
     Parameters
     ----------
