@@ -157,7 +157,7 @@ def test_data_frames_of_features_carry_the_layout():
     np.testing.assert_array_equal(from_frame.predict(frame), from_array.predict(array))
     assert from_frame.feature_names_in_.tolist() == frame.columns.tolist()
     # Names say nothing of MACs; the backbone does.
-    with pytest.raises(ValueError, match="backbone=<fitted"):
+    with pytest.raises(ValueError, match="backbone=FrozenEstimator"):
         from_frame.cost(frame)
     backbone.set_output(transform="default")
     told = CascadeClassifier(backbone.fit(X), input="features", branch=small_branch())
