@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,25 @@ def cifar_resnet18(weights: Path | None = None) -> nn.Module:
     return module.eval()
 
 
-def cifar_backbone(cache: str | None = None, **params: Any) -> FrozenBackbone:
-    """The trained ResNet18 with three taps."""
-    return FrozenBackbone(
-        cifar_resnet18(), TAPS, preprocess=Normalize(), cache=cache, **params
-    )
+def load_network(path: Path, validation_rows: Any) -> tuple[dict[str, Any], nn.Module]:
+    """What train_backbone.py left beside a JSON file: its record and the network."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    from train_backbone import small_image_resnet
+
+    told = json.loads(path.read_text())
+    if set(told["validation_rows"]) != set(np.asarray(validation_rows).tolist()):
+        raise SystemExit(f"{path}: trained on rows that validate here.")
+    module = small_image_resnet(told["settings"]["arch"], 20)
+    module.load_state_dict(load_file(path.with_suffix(".safetensors")))
+    return told, module.eval()
+
+
+def cifar_backbone(
+    cache: str | None = None, module: nn.Module | None = None, **params: Any
+) -> FrozenBackbone:
+    """A network with three taps: the trained ResNet18, unless another is given."""
+    module = cifar_resnet18() if module is None else module
+    return FrozenBackbone(module, TAPS, preprocess=Normalize(), cache=cache, **params)
 
 
 def cifar_splits() -> tuple[Any, Any, PredefinedSplit]:

@@ -22,6 +22,7 @@ from _common import (
     cifar_backbone,
     cifar_splits,
     environment,
+    load_network,
     read_json,
     write_json,
 )
@@ -160,6 +161,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--name", default="compare_methods")
     parser.add_argument(
+        "--network", type=Path, help="JSON of train_backbone.py, for another network"
+    )
+    parser.add_argument(
         "--draw-only", action="store_true", help="the picture of results that are there"
     )
     args = parser.parse_args()
@@ -171,7 +175,10 @@ def main():
         return
 
     train, test, split = cifar_splits()
-    backbone = cifar_backbone(str(Path(args.cache).expanduser()), verbose=1)
+    module = None
+    if args.network is not None:
+        _, module = load_network(args.network, train.val)
+    backbone = cifar_backbone(str(Path(args.cache).expanduser()), module, verbose=1)
     backbone.fit(train.data)
     features, test_features = (backbone.transform(part.data) for part in (train, test))
     data = {
@@ -180,6 +187,8 @@ def main():
         "test": (test_features, test.target),
     }
     settings = {"epochs": args.epochs, "cost_weights": COST_WEIGHTS}
+    if args.network is not None:
+        settings["network"] = args.network.stem
     record = read_json(args.name)
     if record and record["settings"] != {**settings, "cost_weights": [*COST_WEIGHTS]}:
         raise SystemExit(f"{args.name}.json has other settings: give another --name.")
