@@ -131,12 +131,11 @@ class _Description:
             return type(value), tuple(parts)
         if isinstance(value, dict):
             return "dict", tuple((inner(k), inner(v)) for k, v in value.items())
-        if isinstance(value, FrozenEstimator):
-            frozen = value.estimator
-            if isinstance(frozen, FrozenBackbone):
-                return "frozen", self._backbone(frozen, depth)
         if isinstance(value, FrozenBackbone):
             return self._backbone(value, depth)
+        inside = value.estimator if isinstance(value, FrozenEstimator) else None
+        if isinstance(inside, FrozenBackbone):
+            return "frozen", self._backbone(inside, depth)
         if isinstance(value, _BY_IDENTITY):
             self.keeps.append(value)
             modules = list(value.modules()) if isinstance(value, nn.Module) else []
