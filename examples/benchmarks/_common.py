@@ -83,6 +83,26 @@ def cifar_splits() -> tuple[Any, Any, PredefinedSplit]:
     return train, test, PredefinedSplit(fold)
 
 
+def cifar_features(
+    cache: str, network: Path | None = None
+) -> tuple[dict[str, tuple[Any, Any]], PredefinedSplit]:
+    """Features and labels: to train on, of the rows that calibrate, of test; the split.
+
+    Of the trained ResNet18, or of a network that train_backbone.py left.
+    """
+    train, test, split = cifar_splits()
+    module = None if network is None else load_network(network, train.val)[1]
+    backbone = cifar_backbone(str(Path(cache).expanduser()), module, verbose=1)
+    backbone.fit(train.data)
+    features, test_features = (backbone.transform(part.data) for part in (train, test))
+    data = {
+        "train": (features, train.target),
+        "validation": (features[train.val], train.target[train.val]),
+        "test": (test_features, test.target),
+    }
+    return data, split
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
     return {

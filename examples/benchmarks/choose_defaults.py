@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from _common import cifar_backbone, cifar_splits, environment, read_json, write_json
+from _common import cifar_features, environment, read_json, write_json
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from sk_calex import CascadeClassifier, PrototypePoolingClassifier
@@ -139,15 +139,7 @@ def main():
     parser.add_argument("--name", default="choose_defaults")
     args = parser.parse_args()
 
-    train, test, split = cifar_splits()
-    backbone = cifar_backbone(str(Path(args.cache).expanduser()), verbose=1)
-    backbone.fit(train.data)
-    features, test_features = (backbone.transform(part.data) for part in (train, test))
-    data = {
-        "train": (features, train.target),
-        "validation": (features[train.val], train.target[train.val]),
-        "test": (test_features, test.target),
-    }
+    data, split = cifar_features(args.cache)
     memory = str(Path(args.cache).expanduser().parent / "fits")
     runs = read_json(args.name).get("runs", [])
     done = {(r["alpha"], r["seed"]) for r in runs}

@@ -19,10 +19,8 @@ from pathlib import Path
 import numpy as np
 from _common import (
     RESULTS,
-    cifar_backbone,
-    cifar_splits,
+    cifar_features,
     environment,
-    load_network,
     read_json,
     write_json,
 )
@@ -174,18 +172,7 @@ def main():
         draw(runs, picture)
         return
 
-    train, test, split = cifar_splits()
-    module = None
-    if args.network is not None:
-        _, module = load_network(args.network, train.val)
-    backbone = cifar_backbone(str(Path(args.cache).expanduser()), module, verbose=1)
-    backbone.fit(train.data)
-    features, test_features = (backbone.transform(part.data) for part in (train, test))
-    data = {
-        "train": (features, train.target),
-        "validation": (features[train.val], train.target[train.val]),
-        "test": (test_features, test.target),
-    }
+    data, split = cifar_features(args.cache, args.network)
     settings = {"epochs": args.epochs, "cost_weights": COST_WEIGHTS}
     if args.network is not None:
         settings["network"] = args.network.stem
