@@ -53,8 +53,10 @@ def cifar_resnet18(weights: Path | None = None) -> nn.Module:
     return module.eval()
 
 
-def load_network(path: Path, validation_rows: Any) -> tuple[dict[str, Any], nn.Module]:
-    """What train_backbone.py left beside a JSON file: its record and the network."""
+def load_network(
+    path: Path, validation_rows: Any
+) -> tuple[dict[str, Any], nn.Module, Normalize]:
+    """What train_backbone.py left: its record, the network, and how it saw images."""
     sys.path.append(str(Path(__file__).parents[1]))
     from train_backbone import small_image_resnet
 
@@ -63,15 +65,17 @@ def load_network(path: Path, validation_rows: Any) -> tuple[dict[str, Any], nn.M
         raise SystemExit(f"{path}: trained on rows that validate here.")
     module = small_image_resnet(told["settings"]["arch"], 20)
     module.load_state_dict(load_file(path.with_suffix(".safetensors")))
-    return told, module.eval()
+    scale = Normalize()
+    for name in ("mean", "std"):
+        setattr(scale, name, torch.tensor(told[name]).view(3, 1, 1))
+    return told, module.eval(), scale
 
 
-def cifar_backbone(
-    cache: str | None = None, module: nn.Module | None = None, **params: Any
-) -> FrozenBackbone:
-    """A network with three taps: the trained ResNet18, unless another is given."""
-    module = cifar_resnet18() if module is None else module
-    return FrozenBackbone(module, TAPS, preprocess=Normalize(), cache=cache, **params)
+def cifar_backbone(cache: str | None = None, **params: Any) -> FrozenBackbone:
+    """The trained ResNet18 with three taps."""
+    return FrozenBackbone(
+        cifar_resnet18(), TAPS, preprocess=Normalize(), cache=cache, **params
+    )
 
 
 def cifar_splits() -> tuple[Any, Any, PredefinedSplit]:
@@ -91,8 +95,10 @@ def cifar_features(
     Of the trained ResNet18, or of a network that train_backbone.py left.
     """
     train, test, split = cifar_splits()
-    module = None if network is None else load_network(network, train.val)[1]
-    backbone = cifar_backbone(str(Path(cache).expanduser()), module, verbose=1)
+    backbone = cifar_backbone(str(Path(cache).expanduser()), verbose=1)
+    if network is not None:
+        _, module, scale = load_network(network, train.val)
+        backbone.set_params(module=module, preprocess=scale)
     backbone.fit(train.data)
     features, test_features = (backbone.transform(part.data) for part in (train, test))
     data = {

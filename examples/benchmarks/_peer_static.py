@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import TAPS, Normalize, load_network
+from _common import TAPS, load_network
 from _peers import Clock, Data
 
 from sk_calex import CascadeClassifier, FrozenBackbone, operating_curve
@@ -20,13 +20,13 @@ def static(folder: Path, data: Data) -> list[dict[str, Any]]:
     """Accuracy and MACs of the networks that train_backbone.py left in a folder."""
     out = []
     for path in sorted(folder.glob("*.json")):
-        told, module = load_network(path, data.validation_rows)
+        told, module, scale = load_network(path, data.validation_rows)
         keys = ("settings", "device", "seconds")
         net = {"arch": told["settings"]["arch"], **{key: told[key] for key in keys}}
         for name, part in (("validation", data.validation), ("test", data.test)):
             images = torch.from_numpy(np.asarray(part.images))
             with torch.inference_mode():
-                said = [module(Normalize()(x)).argmax(1) for x in images.split(1024)]
+                said = [module(scale(x)).argmax(1) for x in images.split(1024)]
             net[name] = float((torch.cat(said).numpy() == part.target).mean())
         macs = count_macs(module, torch.zeros(1, 3, 32, 32))
         saved = 1 - macs / data.plain
@@ -39,8 +39,8 @@ def stacked(path: Path, data: Data, images: Any, seed: int) -> dict[str, Any]:
 
     `images` are those of `data.everything`.
     """
-    told, module = load_network(path, data.validation_rows)
-    backbone = FrozenBackbone(module, TAPS, preprocess=Normalize()).fit(images[:1])
+    told, module, scale = load_network(path, data.validation_rows)
+    backbone = FrozenBackbone(module, TAPS, preprocess=scale).fit(images[:1])
     features = backbone.transform(images)
     test = backbone.transform(data.test.images)
     cascade = CascadeClassifier(input="features", cv=data.split, random_state=seed)
