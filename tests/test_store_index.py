@@ -277,14 +277,12 @@ def test_rows_of_a_shard(tmp_path_factory, wanted, sparse):
         section.write(keys, rows)
     (path,) = shards(folder)
     wanted = np.array(wanted, dtype=np.int32)
-    with (
-        mock.patch.multiple(
-            _pieces,
-            _GAP_BYTES=60,
-            _SPARSE_BYTES=0 if sparse else 2**20,
-            _BLOCK_BYTES=240,
-        ),
-        _shard.ShardReader(path, section._layout) as shard,
+    shard = _shard.ShardReader(path, section._layout)
+    with mock.patch.multiple(
+        _pieces,
+        _GAP_BYTES=60,
+        _SPARSE_BYTES=0 if sparse else 2**20,
+        _BLOCK_BYTES=240,
     ):
         for part, block in shard.rows(wanted):
             np.testing.assert_array_equal(block, rows[wanted[part]])
@@ -313,9 +311,9 @@ def test_a_shard_that_shrinks_ends_too_early(one_shard, monkeypatch, sparse):
     section, _, rows = one_shard
     monkeypatch.setattr(_pieces, "_SPARSE_BYTES", sparse)
     (path,) = shards(section._folder.path.parent)
-    with _shard.ShardReader(path, section._layout) as shard:
-        os.truncate(path, path.stat().st_size - 1)
-        ((_, first),) = shard.rows(np.arange(99))
-        np.testing.assert_array_equal(first, rows[:99])
-        with pytest.raises(_shard.DamagedFile, match="ends too early"):
-            list(shard.rows(np.array([3, 50, 99])))
+    shard = _shard.ShardReader(path, section._layout)
+    os.truncate(path, path.stat().st_size - 1)
+    ((_, first),) = shard.rows(np.arange(99))
+    np.testing.assert_array_equal(first, rows[:99])
+    with pytest.raises(_shard.DamagedFile, match="ends too early"):
+        list(shard.rows(np.array([3, 50, 99])))

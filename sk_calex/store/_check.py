@@ -143,9 +143,9 @@ def _check(path: Path, place: Path) -> tuple[int, int] | None:
             layout = read_metadata(path.parent)
         except (FileNotFoundError, DamagedFile):
             layout = claimed_layout(path, path.parent.name)
-        with ShardReader(path, layout) as shard:
-            shard.verify(place.name)
-            return shard.n_rows, shard.status.st_size
+        shard = ShardReader(path, layout)
+        shard.verify(place.name)
+        return shard.n_rows, shard.n_bytes
     except OSError as error:
         if error.errno == errno.EIO:
             raise DamagedFile(f"cannot be read: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import re
 import socket
@@ -24,28 +23,40 @@ except ImportError:  # pragma: no cover (no file locks: the sweep goes by age al
 _HOST = sha256(socket.gethostname().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
 _FOREIGN_AGE = 24 * 3600.0  # seconds after which another machine's file is an orphan
-# Neither follow a link nor wait for the other end of a pipe.
-_CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+# Neither follow a link nor wait for the other end of a pipe; take bytes as they are.
+_CAREFULLY = sum(
+    getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
+)
 
 
 class DamagedFile(Exception):
     """A file of the store cannot be used; the message says why."""
 
 
-def open_regular(path: Path) -> io.FileIO:
-    """Open a regular file for reading; raise DamagedFile for anything else."""
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading; raise DamagedFile for anything else.
+
+    Returns
+    -------
+    descriptor : int
+        The caller's to close.
+    """
     try:
-        file = open(  # noqa: SIM115
-            path, "rb", buffering=0, opener=lambda p, f: os.open(p, f | _CAREFULLY)
-        )
+        descriptor = os.open(path, os.O_RDONLY | _CAREFULLY)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise DamagedFile("is not a regular file") from error
         raise
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise DamagedFile("is not a regular file")
-    return file
+    return descriptor
+
+
+def read_regular(path: Path, n_bytes: int) -> bytes:
+    """Return the first bytes of a regular file; raise DamagedFile for anything else."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read(n_bytes)
 
 
 def temporary_path(folder: Path) -> Path:

@@ -25,14 +25,24 @@ class Block(NamedTuple):
     inside: NDArray[np.int64] | None
 
 
+def most_rows(row_bytes: int) -> int:
+    """Return how many rows are read at once at most, about."""
+    return max(1, _BLOCK_BYTES // row_bytes)
+
+
+def are_far(first: Any, last: Any, n: Any, row_bytes: int) -> Any:
+    """Say whether n rows from the first to the last are better read one by one."""
+    return (np.asarray(last, np.int64) - first) * row_bytes >= (n - 1) * _SPARSE_BYTES
+
+
 def blocks(wanted: NDArray[np.integer[Any]], row_bytes: int) -> Iterator[Block]:
     """Split wanted rows (ascending, repeated or not) into blocks of bounded size."""
     if len(wanted) == 0:
         return
-    n_most = max(1, _BLOCK_BYTES // row_bytes)
+    n_most = most_rows(row_bytes)
     numbers: NDArray[np.int64] = wanted.astype(np.int64)
     n = len(numbers)
-    if int(numbers[-1] - numbers[0]) * row_bytes > n * _SPARSE_BYTES:
+    if are_far(numbers[0], numbers[-1], n, row_bytes):
         for start in range(0, n, n_most):
             first = numbers[start : start + n_most]
             rows = slice(start, start + len(first))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._copy import copy_rows
 from ._files import make_folder, new_temporary
 from ._folder import SectionFolder
 from ._keys import as_strings, check_keys
@@ -239,18 +240,10 @@ class Section:
             order = np.argsort(shard.astype(np.int64) << 32 | row)
             order = order[np.count_nonzero(shard < 0) :]  # without those not stored
             shard, row, pending = shard[order], row[order], pending[order]
-            wanted = keys[pending]
-            failed = [pending[:0]]
-            for part in _equal(shard):
-                to = pending[part]
-                if shards.copy_rows(
-                    int(shard[part.start]), row[part], wanted[part], out, to
-                ):
-                    found[to] = True
-                else:
-                    failed.append(to)
+            copied = copy_rows(shards, self._layout, shard, row, out, pending)
+            found[pending[copied]] = True
             # A failure took its shard out of the index; there may be other copies.
-            pending = np.concatenate(failed)
+            pending = pending[~copied]
             if len(pending) == 0:
                 break
         return found
@@ -311,15 +304,6 @@ class Section:
         if not found.all():
             missing = len(found) - int(found.sum())
             raise KeyError(f"{missing} of {len(found)} rows are not in {self!r}")
-
-
-def _equal(values: NDArray[Any]) -> Iterator[slice]:
-    """Yield the slices in which ascending values are equal."""
-    ends = [*(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
-    start = 0
-    for end in ends if len(values) else ():
-        yield slice(start, end)
-        start = end
 
 
 def traffic(path: Path) -> tuple[int, int]:

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._files import DamagedFile, open_regular, publish
+from ._files import DamagedFile, open_regular, publish, read_regular
 from ._keys import KEY_BYTES
+from ._news import signature
 from ._pieces import blocks
 
 METADATA_NAME = "section.json"
@@ -33,6 +34,7 @@ SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 MAX_SHARD_ROWS = 2**20
 
 _HEADER_BYTES = 1024
+_DIGEST_BYTES = 2**18  # read at a time
 
 _FORMAT = "sk_calex.store"
 _VERSION = 2  # 1 had other keys
@@ -139,8 +141,7 @@ def read_metadata(folder: Path, name: str = METADATA_NAME) -> Layout:
     DamagedFile
         If it is not, byte for byte, what this version writes for that folder.
     """
-    with open_regular(folder / name) as file:
-        raw = file.read(_MAX_METADATA_BYTES + 1)
+    raw = read_regular(folder / name, _MAX_METADATA_BYTES + 1)
     try:
         if len(raw) > _MAX_METADATA_BYTES:
             raise ValueError("it is too long")
@@ -163,8 +164,7 @@ def read_metadata(folder: Path, name: str = METADATA_NAME) -> Layout:
 
 def claimed_layout(path: Path, fingerprint: str) -> Layout:
     """Return the layout that a shard's header claims, for want of metadata."""
-    with open_regular(path) as file:
-        raw = file.read(_HEADER_BYTES)
+    raw = read_regular(path, _HEADER_BYTES)
     try:
         rows = json.loads(raw[8:])["rows"]
         names = {code: name for name, code in _SAFETENSORS_DTYPE.items()}
@@ -190,7 +190,11 @@ class ShardReader:
     """An open shard whose size and header are what they must be.
 
     It is read by plain reads: unlike a mapping, they turn a file that shrinks or a bad
-    disk into an error that can be caught, and they leave nothing resident.
+    disk into an error that can be caught, and they leave nothing resident. Where the
+    system can read at a given place, threads may share a reader.
+
+    It is closed with the last reference to it, so nobody reads from a descriptor that
+    has become another file's.
 
     Raises
     ------
@@ -200,35 +204,40 @@ class ShardReader:
         If the file cannot be opened or read.
     """
 
+    _descriptor = -1
+
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path = path
         self._layout = layout
-        self._file = open_regular(path)
-        try:
-            self._descriptor = self._file.fileno()
-            self.status = os.fstat(self._descriptor)
-            self.n_rows = layout.n_rows(self.status.st_size)
-            header = self._read([0], [_HEADER_BYTES])
-            if header != _header(layout, self.n_rows, _VERSION):
-                for version in _OLD_VERSIONS:
-                    if header == layout.header(self.n_rows, version):
-                        raise OutdatedFile(version)
-                raise DamagedFile("has a header that does not fit its size and section")
-        except BaseException:
-            self._file.close()
-            raise
+        self._descriptor = open_regular(path)
+        status = os.fstat(self._descriptor)
+        self.signature = signature(status)
+        self.n_bytes = status.st_size
+        self.n_rows = layout.n_rows(self.n_bytes)
+        self._origin = _HEADER_BYTES + self.n_rows * KEY_BYTES
+        header = self._read([0], [_HEADER_BYTES])
+        if header != _header(layout, self.n_rows, _VERSION):
+            for version in _OLD_VERSIONS:
+                if header == layout.header(self.n_rows, version):
+                    raise OutdatedFile(version)
+            raise DamagedFile("has a header that does not fit its size and section")
 
-    def __enter__(self) -> ShardReader:
-        return self
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
+    def is_as_opened(self) -> bool:
+        """Say whether the file still has its name and is as it was when opened."""
+        status = os.fstat(self._descriptor)
+        return status.st_nlink > 0 and signature(status) == self.signature
 
     def verify(self, name: str | None = None) -> None:
         """Compare the digest of the whole file with its name, or the one given."""
-        self._file.seek(0)
-        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-        if f"{digest}.safetensors" != (name or self._path.name):
+        digest, done = hashlib.sha256(), 0
+        while part := _pread(self._descriptor, _DIGEST_BYTES, done):
+            digest.update(part)
+            done += len(part)
+        if f"{digest.hexdigest()}.safetensors" != (name or self._path.name):
             raise DamagedFile("has bytes that do not give its digest")
 
     def keys(self) -> NDArray[np.uint8]:
@@ -241,9 +250,9 @@ class ShardReader:
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield, block by block, a slice of `wanted` (ascending) and its rows."""
         row_bytes = self._layout.row_bytes
-        origin = _HEADER_BYTES + self.n_rows * KEY_BYTES
         for block in blocks(wanted, row_bytes):
-            offsets, sizes = origin + block.first * row_bytes, block.length * row_bytes
+            offsets = self._origin + block.first * row_bytes
+            sizes = block.length * row_bytes
             raw = self._read(offsets.tolist(), sizes.tolist())
             rows = np.frombuffer(raw, self._layout.dtype)
             rows = rows.reshape(-1, self._layout.width)
@@ -267,12 +276,38 @@ class ShardReader:
         return b"".join(parts)
 
 
+def read_each(
+    shards: Sequence[ShardReader],
+    n_of_each: Sequence[int],
+    rows: NDArray[np.integer[Any]],
+    layout: Layout,
+) -> NDArray[Any]:
+    """Return rows of several shards, read one by one: so many of each, in turn.
+
+    Raises
+    ------
+    DamagedFile
+        If the system gives less than is asked for.
+    OSError
+        If a file cannot be read.
+    """
+    size = layout.row_bytes
+    descriptors = np.repeat([shard._descriptor for shard in shards], n_of_each)
+    origins = np.repeat([shard._origin for shard in shards], n_of_each)
+    places = zip(descriptors.tolist(), (origins + rows * size).tolist(), strict=True)
+    raw = b"".join([_pread(descriptor, size, at) for descriptor, at in places])
+    if len(raw) < len(rows) * size:
+        raise DamagedFile("ends too early")
+    return np.frombuffer(raw, layout.dtype).reshape(-1, layout.width)
+
+
 def _seek_and_read(descriptor: int, size: int, offset: int) -> bytes:
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.read(descriptor, size)
 
 
 _pread = getattr(os, "pread", _seek_and_read)  # Windows has none
+CAN_SHARE_READERS = hasattr(os, "pread")
 
 # A layout and a size give the header, and few of them are in use at a time.
 _header = functools.lru_cache(maxsize=64)(Layout.header)

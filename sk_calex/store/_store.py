@@ -61,7 +61,8 @@ class FeatureStore:
     verify : {"first", "always", "never"}, default="first"
         When to compare a shard with its digest: before a process first reads it (and
         again if the file has changed since), at every read, or never. Whatever the
-        setting, the key beside each row is compared with the key asked for.
+        setting, the keys in a shard are compared with those by which its rows are
+        found when it is opened, and again if the file has changed since.
 
     Raises
     ------
@@ -84,6 +85,9 @@ class FeatureStore:
     folder, in files that go with the process, or in memory where those have no room.
 
     A section is open as long as a :class:`Section` or a memory map of its rows lives.
+    Up to 256 of its shards are kept open between reads, but no more than a quarter of
+    the files that the process may have open.
+
     Stores are equal if their settings are; copies and pickles carry only these.
 
     Examples

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from . import _files
 from ._files import DamagedFile
 from ._index import KeyIndex
-from ._news import Signature, is_news, signature, signature_of, warn
+from ._news import Signature, is_news, signature_of, warn
+from ._open_shards import OpenShards
 from ._shard import SHARD_NAME, Layout, OutdatedFile, ShardReader
 
 Verify = Literal["first", "always", "never"]
@@ -44,6 +46,8 @@ class UsableShards:
         self._index = KeyIndex()
         self._numbers: dict[str, int] = {}  # of the shards in the index, by name
         self._paths: list[Path] = []  # by number; a number is never used again
+        self._key_digests: list[bytes] = []  # by number
+        self._open = OpenShards()
         self._ignored = dict(ignored)
         for name, state in ignored.items():
             is_news(path / name, state)  # told where this comes from
@@ -77,34 +81,40 @@ class UsableShards:
         while True:
             with self._lock:
                 shard, _ = self._index.find(keys)
-            if all(self._use(number) for number in np.unique(shard[shard >= 0])):
+            if all(self.reader(int(number)) for number in np.unique(shard[shard >= 0])):
                 return shard < 0
             # One that is not sound has left the index; there may be other copies.
 
-    def copy_rows(
-        self,
-        number: int,
-        rows: NDArray[np.int32],
-        keys: NDArray[np.uint8],
-        out: NDArray[Any],
-        to: NDArray[np.intp],
-    ) -> bool:
-        """Copy rows (ascending) of a shard, which have these keys, to out[to].
-
-        Returns whether it could be done; if not, the shard is no longer in the index.
-        """
-
-        def copy(shard: ShardReader) -> None:
-            # The index may be older than the file: go by what was verified.
-            if (
-                rows[-1] >= shard.n_rows
-                or shard.keys().take(rows, axis=0).tobytes() != keys.tobytes()
+    def reader(self, number: int) -> ShardReader | None:
+        """Return a sound shard; or None, and it is no longer in the index."""
+        path = self._paths[number]
+        try:
+            shard = self._open.get(number)
+            is_new = shard is None or not shard.is_as_opened()
+            if is_new:
+                shard = ShardReader(path, self._layout)
+            assert shard is not None
+            if self._verify == "always" or (
+                self._verify == "first" and _verified.get(path) != shard.signature
             ):
-                raise DamagedFile("is not the file that was indexed")
-            for part, block in shard.rows(rows):
-                out[to[part]] = block
+                shard.verify()
+                _verified[path] = shard.signature
+            if is_new:
+                # The index may be older than the file.
+                if _digest(shard.keys()) != self._key_digests[number]:
+                    raise DamagedFile("is not the file that was indexed")
+                self._open.put(number, shard)
+            return shard
+        except (DamagedFile, OSError) as error:
+            self.give_up(number, error)
+        return None
 
-        return self._use(number, copy)
+    def give_up(self, number: int, error: Exception) -> None:
+        """Take a shard that could not be read out of the index."""
+        if isinstance(error, FileNotFoundError):
+            self.rescan()
+        else:
+            self._ignore(self._paths[number].name, error)
 
     def add(self, name: str, keys: NDArray[np.uint8]) -> None:
         """Take a shard with these keys into the index, unless it is there."""
@@ -113,6 +123,7 @@ class UsableShards:
                 return
             number = len(self._paths)
             self._paths.append(self._path / name)  # before what may be interrupted
+            self._key_digests.append(_digest(keys))
             self._numbers[name] = number
             self._index.add(keys, number)
             self._ignored.pop(name, None)
@@ -124,7 +135,9 @@ class UsableShards:
             files = _files.regular_files(self._path, SHARD_NAME)
             gone = [name for name in self._numbers if name not in files]
             if gone:
-                self._index.discard(*(self._numbers[name] for name in gone))
+                numbers = [self._numbers[name] for name in gone]
+                self._index.discard(*numbers)
+                self._open.drop(*numbers)
             for name in gone:  # afterwards: interrupted, they are still known as gone
                 del self._numbers[name]
             for name in sorted(files.keys() - self._numbers.keys()):
@@ -132,8 +145,7 @@ class UsableShards:
                 if name in self._ignored and self._ignored[name] == signature_of(path):
                     continue
                 try:
-                    with ShardReader(path, self._layout) as shard:
-                        self.add(name, shard.keys())
+                    self.add(name, ShardReader(path, self._layout).keys())
                 except FileNotFoundError:
                     continue  # removed since it was listed
                 except OutdatedFile:
@@ -152,28 +164,6 @@ class UsableShards:
                 f"written again. FeatureStore.repair removes them."
             )
 
-    def _use(
-        self, number: int, action: Callable[[ShardReader], None] | None = None
-    ) -> bool:
-        """Call with a shard, if it is sound; otherwise take it out of the index."""
-        path = self._paths[number]
-        try:
-            with ShardReader(path, self._layout) as shard:
-                state = signature(shard.status)
-                if self._verify == "always" or (
-                    self._verify == "first" and _verified.get(path) != state
-                ):
-                    shard.verify()
-                    _verified[path] = state
-                if action is not None:
-                    action(shard)
-            return True
-        except FileNotFoundError:
-            self.rescan()
-        except (DamagedFile, OSError) as error:
-            self._ignore(path.name, error)
-        return False
-
     def _ignore(self, name: str, error: Exception) -> None:
         if self._drop(name):
             reason = (
@@ -189,6 +179,11 @@ class UsableShards:
         with self._lock:
             if name in self._numbers:
                 self._index.discard(self._numbers[name])
+                self._open.drop(self._numbers[name])
                 del self._numbers[name]
             self._ignored[name] = signature_of(self._path / name)
             return is_news(self._path / name, self._ignored[name])
+
+
+def _digest(keys: NDArray[np.uint8]) -> bytes:
+    return sha256(keys.data).digest()

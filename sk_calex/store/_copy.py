@@ -1,0 +1,125 @@
+"""Rows copied out of the shards that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._files import DamagedFile
+from ._pieces import are_far, most_rows
+from ._shard import Layout, ShardReader, read_each
+from ._usable import UsableShards
+
+_TOGETHER = 64  # shards read from together: as many are open for it at the least
+
+
+class _Part(NamedTuple):
+    """Wanted rows of one shard."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def copy_rows(
+    shards: UsableShards,
+    layout: Layout,
+    shard: NDArray[np.int32],
+    row: NDArray[np.int32],
+    out: NDArray[Any],
+    to: NDArray[np.intp],
+) -> NDArray[np.bool_]:
+    """Copy rows to ``out[to]``.
+
+    Parameters
+    ----------
+    shards : UsableShards
+        What cannot be read is taken out of it.
+    layout : Layout
+        The layout of its shards.
+    shard, row : ndarray of shape (n,), dtype int32
+        Where the rows are; in ascending order, by shard and then by row.
+    out : ndarray of shape (n_out, width), floating dtype
+        Gets the rows.
+    to : ndarray of shape (n,), dtype intp
+        What rows of `out` they become.
+
+    Returns
+    -------
+    copied : ndarray of shape (n,), dtype bool
+        Which rows could be copied.
+    """
+    copied = np.zeros(len(shard), dtype=bool)
+    for parts in _runs(shard, row, layout.row_bytes):
+        readers = [shards.reader(part.number) for part in parts]
+        rows = slice(parts[0].start, parts[-1].stop)
+        if _copy_together(readers, layout, parts, row[rows], out, to[rows]):
+            copied[rows] = True
+            continue
+        for part, reader in zip(parts, readers, strict=True):
+            rows = slice(part.start, part.stop)
+            if reader is not None:
+                try:
+                    for block, values in reader.rows(row[rows]):
+                        out[to[rows][block]] = values
+                    copied[rows] = True
+                except (DamagedFile, OSError) as error:
+                    shards.give_up(part.number, error)
+    return copied
+
+
+def _copy_together(
+    readers: list[ShardReader | None],
+    layout: Layout,
+    parts: list[_Part],
+    row: NDArray[np.int32],
+    out: NDArray[Any],
+    to: NDArray[np.intp],
+) -> bool:
+    """Copy the rows of several shards at once, unless there is trouble with one."""
+    sound = [reader for reader in readers if reader is not None]
+    if not 1 < len(parts) == len(sound):
+        return False
+    try:
+        counts = [part.stop - part.start for part in parts]
+        values = read_each(sound, counts, row, layout)
+    except (DamagedFile, OSError):
+        return False  # which one it is shows when each is read alone
+    out[to] = values
+    return True
+
+
+def _runs(
+    shard: NDArray[np.int32], row: NDArray[np.int32], row_bytes: int
+) -> Iterator[list[_Part]]:
+    """Yield what is to be read at once: a few rows of some shards, or one shard.
+
+    With few rows of each of many shards, numpy's price of a call would otherwise be
+    paid for each of them.
+    """
+    (borders,) = np.nonzero(np.diff(shard, prepend=-1, append=-1))
+    first, last, counts = row[borders[:-1]], row[borders[1:] - 1], np.diff(borders)
+    most = most_rows(row_bytes)
+    few = are_far(first, last, counts, row_bytes) & (counts < most)
+    run: list[_Part] = []
+    n_rows = 0
+    stops = borders.tolist()
+    numbers = shard[borders[:-1]].tolist()
+    for number, start, stop, is_few in zip(
+        numbers, stops, stops[1:], few.tolist(), strict=False
+    ):
+        part = _Part(number, start, stop)
+        fits = is_few and len(run) < _TOGETHER and n_rows + stop - start <= most
+        if run and not fits:
+            yield run
+            run, n_rows = [], 0
+        if not is_few:
+            yield [part]
+            continue
+        run.append(part)
+        n_rows += stop - start
+    if run:
+        yield run
