@@ -193,6 +193,25 @@ def test_a_file_that_takes_its_place_is_opened_and_looked_at(
     assert verified.call_count == {"first": 1, "always": N_SHARDS, "never": 0}[verify]
 
 
+def test_a_file_that_the_system_has_lost_sight_of_is_opened_anew(
+    folder, opened, monkeypatch
+):
+    section, keys, rows = fill(folder)
+    assert assert_right(section, keys, rows).all()
+    opened.clear()
+    stale, fstat = {r._descriptor for r in held(section).values()}, os.fstat
+
+    def fail(descriptor):  # as on a network file system, where others wrote meanwhile
+        if descriptor in stale:
+            stale.discard(descriptor)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return fstat(descriptor)
+
+    monkeypatch.setattr(_shard.os, "fstat", fail)
+    assert assert_right(section, keys, rows).all()
+    assert sorted(opened) == shards(folder)
+
+
 def test_only_so_many_stay_open_in_all_sections(folder, monkeypatch):
     sections = [fill(folder / name) for name in "ab"]
     gc.collect()

@@ -228,7 +228,10 @@ class ShardReader:
 
     def is_as_opened(self) -> bool:
         """Say whether the file still has its name and is as it was when opened."""
-        status = os.fstat(self._descriptor)
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError:  # as of a network file system where another host removed it
+            return False
         return status.st_nlink > 0 and signature(status) == self.signature
 
     def verify(self, name: str | None = None) -> None:
