@@ -95,9 +95,9 @@ class CascadeClassifier(LearningCascade):
         samples: more accurate at no cost. It is then no longer the backbone alone that
         answers what no branch does.
     policy : ExitPolicy, default=None
-        Another exit rule in place of the precision margins, fitted on the calibration
-        samples; see `sk_calex.policies`. `margin` and the settings of its thresholds
-        then matter for the alignment alone.
+        Another exit rule in place of the margins, fitted on the calibration samples;
+        see `sk_calex.policies`. `margin` and the settings of its thresholds then matter
+        for the alignment alone.
     cv : float, int or splitter, default=0.2
         What calibrates. A float holds out that share, stratified. A splitter with one
         split (such as ``PredefinedSplit``) trains on the one part and calibrates on the

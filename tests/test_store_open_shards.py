@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
+import random
 import threading
+import time
+import weakref
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -13,14 +18,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_calex.store import StoreWarning, _copy, _files, _open_shards, _pieces, _shard
+from sk_calex.store import (
+    FeatureStore,
+    StoreWarning,
+    _copy,
+    _files,
+    _open_shards,
+    _pieces,
+    _shard,
+)
 from sk_calex.store._open_shards import OpenShards
 
 from .store_helpers import (
     assert_right,
+    flip,
     make_rows,
+    needs_fork,
     open_section,
     overwrite,
+    read,
     shards,
     spare_the_disk,
 )
@@ -63,10 +79,6 @@ def opened(monkeypatch):
 
 def held(section):
     return section._folder.shards._open._readers
-
-
-def held_in_all():
-    return sum(len(shards._readers) for shards in OpenShards._all)
 
 
 def is_open(descriptor):
@@ -132,7 +144,7 @@ def test_trouble_with_one_of_many_costs_its_rows_only(folder, monkeypatch, troub
     monkeypatch.setattr(_pieces, "_SPARSE_BYTES", 0)
     assert assert_right(section, keys, rows).all()
     shard, _ = section._folder.shards.locate(keys[[33]])
-    path = section._folder.shards._paths[shard[0]]
+    path = section._folder.shards.path(int(shard[0]))
     match = path.name
     if trouble == "truncated":
         os.truncate(path, path.stat().st_size - 1)
@@ -212,26 +224,28 @@ def test_a_file_that_the_system_has_lost_sight_of_is_opened_anew(
     assert sorted(opened) == shards(folder)
 
 
-def test_only_so_many_stay_open_in_all_sections(folder, monkeypatch):
+@pytest.fixture
+def alone(monkeypatch):
+    """No section of another test counts."""
+    monkeypatch.setattr(OpenShards, "_all", weakref.WeakSet())
+    monkeypatch.setattr(OpenShards, "_lots", random.Random(0))
+
+
+def test_only_so_many_stay_open_in_all_sections(folder, alone, monkeypatch):
     sections = [fill(folder / name) for name in "ab"]
-    gc.collect()
-    before = held_in_all()
-    monkeypatch.setattr(_open_shards, "_limit", lambda: before + 5)
+    monkeypatch.setattr(_open_shards, "_limit", lambda: 5)
     for _ in range(3):
         for section, keys, rows in sections:
             for one in np.random.default_rng(0).permutation(len(keys)):
                 assert assert_right(section, keys[[one]], rows[[one]]).all()
-                assert held_in_all() <= before + 5
-    assert sum(len(held(section)) for section, _, _ in sections) > 0
+                assert 0 < sum(len(held(each)) for each, _, _ in sections) <= 5
 
 
 def test_more_shards_than_stay_open_are_still_found_open_at_times(
-    folder, opened, monkeypatch
+    folder, alone, opened, monkeypatch
 ):
     section, keys, rows = fill(folder)
-    gc.collect()
-    monkeypatch.setattr(_open_shards, "_limit", lambda: held_in_others + 6)
-    held_in_others = held_in_all()
+    monkeypatch.setattr(_open_shards, "_limit", lambda: 6)
     opened.clear()
     for _ in range(10):  # the same order again and again: least favourable
         for one in range(0, len(keys), N_ROWS):
@@ -279,12 +293,12 @@ def test_files_are_closed_with_the_section(folder):
 def test_a_file_is_closed_when_its_shard_is_gone_or_damaged(folder):
     section, keys, rows = fill(folder)
     assert assert_right(section, keys, rows).all()
-    readers = {section._folder.shards._paths[i]: r for i, r in held(section).items()}
+    readers = {section._folder.shards.path(i): r for i, r in held(section).items()}
     gone, damaged, *others = shards(folder)
     descriptors = {path: readers[path]._descriptor for path in readers}
     readers = None
     gone.unlink()
-    overwrite(damaged, 2000, b"damage")
+    overwrite(damaged, 1300, b"damage")
     with pytest.warns(StoreWarning):
         assert_right(section, keys, rows)
     gc.collect()
@@ -312,8 +326,10 @@ def test_a_file_that_is_refused_is_closed(folder):
     assert not is_open(opened[0])
 
 
-def test_threads_share_open_shards(folder, monkeypatch):
+@pytest.mark.parametrize("limit", [2, 256])
+def test_threads_share_open_shards(folder, alone, monkeypatch, limit):
     monkeypatch.setattr(_shard, "_DIGEST_BYTES", 100)
+    monkeypatch.setattr(_open_shards, "_limit", lambda: limit)
     section, keys, rows = fill(folder, verify="always")
     wrong = []
 
@@ -332,3 +348,271 @@ def test_threads_share_open_shards(folder, monkeypatch):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_no_shard_is_kept_for_a_moment_where_none_may_be(folder, monkeypatch):
+    """Another thread might take it in that moment, and seek in it at the same time."""
+
+    class Closed(dict):
+        def __setitem__(self, number, reader):
+            raise AssertionError("kept open")
+
+    section, keys, rows = fill(folder)
+    monkeypatch.setattr(_open_shards, "_limit", lambda: 0)
+    monkeypatch.setattr(section._folder.shards._open, "_readers", Closed())
+    assert assert_right(section, keys, rows).all()
+
+
+def test_a_shard_that_leaves_the_index_while_it_is_opened_is_not_kept(
+    folder, monkeypatch
+):
+    section, keys, _ = fill(folder)
+    (number,), _ = section._folder.shards.locate(keys[:1])
+    read_keys = _shard.ShardReader.keys
+
+    def vanish(shard):
+        monkeypatch.undo()
+        shard._path.unlink()
+        with pytest.warns(StoreWarning, match="1 shards of .* are gone"):
+            section._folder.shards.rescan()
+        return read_keys(shard)
+
+    monkeypatch.setattr(_shard.ShardReader, "keys", vanish)
+    assert section._folder.shards.reader(int(number)) is not None
+    assert number not in held(section)
+
+
+# Too many open files
+
+
+@contextlib.contextmanager
+def descriptors_left(n):
+    """Let this process open so many more files at a time."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(n + 1)]
+    for descriptor in free:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_few_descriptors_are_enough(folder, alone, n):
+    keys, rows = make_rows(60)
+    section = open_section(folder)
+    for i in range(60):
+        section.write(keys[i : i + 1], rows[i : i + 1])
+    with descriptors_left(n):
+        for _ in range(2):
+            assert assert_right(section, keys, rows).all()
+
+
+def test_what_is_kept_open_gives_way_to_what_must_be_opened(folder, alone):
+    section, keys, rows = fill(folder)
+    assert assert_right(section, keys, rows).all()
+    assert len(held(section)) == N_SHARDS
+    with descriptors_left(0):
+        assert not section.find(make_rows(1, seed=3)[0]).any()
+    assert not held(section)
+
+
+@pytest.mark.parametrize("when", ["reading", "looking at the folder"])
+def test_without_a_descriptor_the_call_fails_and_no_shard_is_blamed(
+    folder, monkeypatch, when
+):
+    section, keys, rows = fill(folder)
+
+    def fail(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    more, more_rows = make_rows(5, seed=1)
+    if when == "looking at the folder":
+        open_section(folder).write(more, more_rows)
+        keys, rows = np.concatenate([keys, more]), np.concatenate([rows, more_rows])
+    with monkeypatch.context() as patch:
+        patch.setattr(_shard, "open_regular", fail)
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            read(section, keys)
+    assert assert_right(section, keys, rows).all()
+
+
+# What happens between a check and a read, or in the middle of either
+
+
+def test_a_shard_that_changes_after_its_digest_was_compared_is_noticed(
+    folder, monkeypatch
+):
+    section, keys, rows = fill(folder)
+    monkeypatch.setattr(_pieces, "_SPARSE_BYTES", 0)
+    verify, seen = _shard.ShardReader.verify, []
+
+    def change_the_first(shard):
+        seen.append(shard._path)
+        if len(seen) == 3:
+            flip(seen[0], seen[0].stat().st_size - 1)
+        verify(shard)
+
+    monkeypatch.setattr(_shard.ShardReader, "verify", change_the_first)
+    with pytest.warns(StoreWarning, match="do not give its digest") as record:
+        found = assert_right(section, keys, rows)
+    assert len(record) == 1
+    assert found.sum() == len(keys) - N_ROWS
+
+
+def test_one_shard_alone_that_changes_while_it_is_read_is_noticed(folder, monkeypatch):
+    section, keys, rows = fill(folder)
+    read_rows, flips = _shard.ShardReader.rows, iter([True])
+
+    def change(shard, wanted):
+        if next(flips, False):
+            flip(shard._path, shard._path.stat().st_size - 1)
+        return read_rows(shard, wanted)
+
+    monkeypatch.setattr(_shard.ShardReader, "rows", change)
+    with pytest.warns(StoreWarning, match="do not give its digest"):
+        found = assert_right(section, keys[:N_ROWS], rows[:N_ROWS])
+    assert not found.any()
+
+
+def test_a_descriptor_that_turns_stale_in_a_read_is_opened_anew(folder, monkeypatch):
+    section, keys, rows = fill(folder)
+    assert assert_right(section, keys, rows).all()
+    stale = {reader._descriptor for reader in held(section).values()}
+    pread = _shard._pread
+
+    def fail(descriptor, size, offset):
+        if descriptor in stale:
+            stale.discard(descriptor)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(_shard, "_pread", fail)
+    for start in range(0, len(keys), N_ROWS):
+        part = slice(start, start + N_ROWS)
+        assert assert_right(section, keys[part], rows[part]).all()
+    assert not stale
+
+
+@pytest.mark.parametrize("where", ["before", "in", "after"])
+def test_a_shard_is_usable_after_an_interruption(folder, monkeypatch, where):
+    section, keys, rows = fill(folder)
+    more, more_rows = make_rows(5, seed=1)
+    index = section._folder.shards._index
+    add = index.add
+
+    def interrupt(*args):
+        if where == "after":
+            add(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where == "before":
+            patch.setattr("sk_calex.store._usable._digest", interrupt)
+        else:
+            patch.setattr(index, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            section.write(more, more_rows)
+    every = np.concatenate([keys, more]), np.concatenate([rows, more_rows])
+    assert assert_right(section, *every).all()
+    last, last_rows = make_rows(7, seed=2)
+    assert section.write(last, last_rows) == 7
+    assert assert_right(section, last, last_rows).all()
+    for path in shards(folder):
+        path.unlink()
+    with pytest.warns(StoreWarning, match="are gone"):
+        assert not assert_right(section, *every).any()
+    assert section.write(*every) == len(keys) + 5
+    assert assert_right(section, *every).all()
+
+
+def test_a_late_failure_does_not_cost_a_shard_that_was_written_again(folder):
+    section, keys, rows = fill(folder)
+    (number,), _ = section._folder.shards.locate(keys[:1])
+    path = section._folder.shards.path(int(number))
+    content = path.read_bytes()
+    flip(path, 1300)
+    with pytest.warns(StoreWarning, match=path.name):
+        assert_right(section, keys, rows)
+    assert section.write(keys, rows) == N_ROWS
+    assert path.read_bytes() == content
+    section._folder.shards.give_up(int(number), _files.DamagedFile("is damaged"))
+    assert assert_right(section, keys, rows).all()
+
+
+@pytest.mark.parametrize("verify", ["first", "always", "never"])
+def test_a_shard_repaired_since_it_was_indexed(folder, verify):
+    section, keys, rows = fill(folder)
+    path = section._folder.shards.path(0)
+    content = path.read_bytes()
+    flip(path, _shard._HEADER_BYTES + 3)  # a key
+    section = None
+    section = open_section(folder, verify=verify)
+    (folder / "repaired").write_bytes(content)
+    os.replace(folder / "repaired", path)
+    if verify == "never":  # then a digest tells nothing
+        with pytest.warns(StoreWarning, match="is not the file that was indexed"):
+            assert assert_right(section, keys, rows).sum() == len(keys) - N_ROWS
+    else:  # the row of the damaged key was looked for before
+        assert assert_right(section, keys, rows).sum() == len(keys) - 1
+        assert assert_right(section, keys, rows).all()
+    assert section.write(keys, rows) == (N_ROWS if verify == "never" else 0)
+
+
+def test_rows_behind_the_fourth_gibibyte(tmp_path):
+    layout = _shard.Layout("0123abcd", 2**20, "float32")
+    n, path = 1100, tmp_path / "large"
+    with open(path, "wb") as file:
+        file.write(layout.header(n))
+        file.truncate(layout.shard_bytes(n))  # a hole: it takes no space
+        file.seek(-layout.row_bytes, os.SEEK_END)
+        file.write(np.full(2**20, 7, dtype=np.float32).data)
+    shard = _shard.ShardReader(path, layout)
+    wanted = np.array([3, n - 1], dtype=np.int32)
+    rows = _shard.read_each([shard, shard], [1, 1], wanted, layout)
+    assert (rows[0] == 0).all()
+    assert (rows[1] == 7).all()
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_does_not_wait_for_a_thread_of_its_parent():
+    holds = threading.Event()
+
+    def hold():
+        with OpenShards._lock:
+            holds.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holds.wait()
+    child = os.fork()
+    if not child:
+        os._exit(not OpenShards._lock.acquire(timeout=10))
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    with OpenShards._lock:  # and the parent has it back
+        pass
+
+
+def test_a_damaged_file_is_closed_before_it_is_removed(folder, monkeypatch):
+    """Windows removes no file that is open."""
+    fill(folder)
+    flip(shards(folder)[0], 1300)
+    alive, begin, unlink = weakref.WeakSet(), _shard.ShardReader.__init__, Path.unlink
+
+    def start(shard, *args):
+        alive.add(shard)
+        begin(shard, *args)
+
+    def remove(path, **settings):
+        assert not alive
+        unlink(path, **settings)
+
+    monkeypatch.setattr(_shard.ShardReader, "__init__", start)
+    monkeypatch.setattr(Path, "unlink", remove)
+    assert len(FeatureStore(folder).repair()) == 1

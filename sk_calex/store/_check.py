@@ -99,16 +99,24 @@ def _take_away(place: Path) -> str | None:
     aside = _files.temporary_path(place.parent)
     try:
         os.rename(place, aside)
-        _check(aside, place)
-        os.replace(aside, place)
+        if _is_sound(aside, place):
+            os.replace(aside, place)
+            return None
     except FileNotFoundError:
         return None
+    if aside.is_dir() and not aside.is_symlink():
+        return f"; it is a folder, set aside as {aside.name}"
+    aside.unlink(missing_ok=True)
+    return ""
+
+
+def _is_sound(path: Path, place: Path) -> bool:
+    # A function of its own: when it returns the file is closed, and Windows lets go.
+    try:
+        _check(path, place)
     except DamagedFile:
-        if aside.is_dir() and not aside.is_symlink():
-            return f"; it is a folder, set aside as {aside.name}"
-        aside.unlink(missing_ok=True)
-        return ""
-    return None
+        return False
+    return True
 
 
 def _outcome(place: Path) -> tuple[int, int] | str | None:

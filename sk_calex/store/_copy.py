@@ -13,7 +13,7 @@ from ._pieces import are_far, most_rows
 from ._shard import Layout, ShardReader, read_each
 from ._usable import UsableShards
 
-_TOGETHER = 64  # shards read from together: as many are open for it at the least
+_TOGETHER = 32  # shards read from together, which have to be open all at once
 
 
 class _Part(NamedTuple):
@@ -54,25 +54,18 @@ def copy_rows(
     """
     copied = np.zeros(len(shard), dtype=bool)
     for parts in _runs(shard, row, layout.row_bytes):
-        readers = [shards.reader(part.number) for part in parts]
         rows = slice(parts[0].start, parts[-1].stop)
-        if _copy_together(readers, layout, parts, row[rows], out, to[rows]):
+        if _copy_together(shards, layout, parts, row[rows], out, to[rows]):
             copied[rows] = True
             continue
-        for part, reader in zip(parts, readers, strict=True):
+        for part in parts:
             rows = slice(part.start, part.stop)
-            if reader is not None:
-                try:
-                    for block, values in reader.rows(row[rows]):
-                        out[to[rows][block]] = values
-                    copied[rows] = True
-                except (DamagedFile, OSError) as error:
-                    shards.give_up(part.number, error)
+            copied[rows] = _copy_alone(shards, part, row[rows], out, to[rows])
     return copied
 
 
 def _copy_together(
-    readers: list[ShardReader | None],
+    shards: UsableShards,
     layout: Layout,
     parts: list[_Part],
     row: NDArray[np.int32],
@@ -80,16 +73,44 @@ def _copy_together(
     to: NDArray[np.intp],
 ) -> bool:
     """Copy the rows of several shards at once, unless there is trouble with one."""
-    sound = [reader for reader in readers if reader is not None]
-    if not 1 < len(parts) == len(sound):
+    if len(parts) == 1:
         return False
+    readers: list[ShardReader] = []
     try:
+        for part in parts:
+            reader = shards.reader(part.number)
+            if reader is None:
+                return False
+            readers.append(reader)
         counts = [part.stop - part.start for part in parts]
-        values = read_each(sound, counts, row, layout)
+        values = read_each(readers, counts, row, layout)
     except (DamagedFile, OSError):
         return False  # which one it is shows when each is read alone
+    # What was compared with its digest is what was read.
+    if not all(reader.is_as_opened() for reader in readers):
+        return False
     out[to] = values
     return True
+
+
+def _copy_alone(
+    shards: UsableShards,
+    part: _Part,
+    row: NDArray[np.int32],
+    out: NDArray[Any],
+    to: NDArray[np.intp],
+) -> bool:
+    """Copy the rows of one shard, and say so if it could be done."""
+    reader = shards.reader(part.number)
+    if reader is None:
+        return False
+    try:
+        for block, values in reader.rows(row):
+            out[to[block]] = values
+    except (DamagedFile, OSError) as error:
+        shards.give_up(part.number, error)
+        return False
+    return reader.is_as_opened()
 
 
 def _runs(

@@ -47,9 +47,12 @@ def open_regular(path: Path) -> int:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise DamagedFile("is not a regular file") from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DamagedFile("is not a regular file")
+    except BaseException:
         os.close(descriptor)
-        raise DamagedFile("is not a regular file")
+        raise
     return descriptor
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import threading
 from typing import Any, ClassVar
 from weakref import WeakSet
 
+from ._locks import fork_safe_lock
 from ._shard import CAN_SHARE_READERS, ShardReader
 
 resource: Any
@@ -29,7 +29,7 @@ class OpenShards:
 
     _all: ClassVar[WeakSet[OpenShards]] = WeakSet()
     _lots: ClassVar[random.Random] = random.Random(0)
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _lock: ClassVar[Any] = fork_safe_lock()
 
     def __init__(self) -> None:
         self._readers: dict[int, ShardReader] = {}
@@ -43,6 +43,8 @@ class OpenShards:
     def put(self, number: int, reader: ShardReader) -> None:
         """Keep a shard open, if there may be any."""
         most = _limit()
+        if not most:
+            return  # not for a moment: another thread might take it meanwhile
         with self._lock:
             self._readers[number] = reader
             # Lists, as other threads may take readers out meanwhile.
@@ -54,6 +56,13 @@ class OpenShards:
             while len(every) > most:
                 shards, number = every.pop(self._lots.randrange(len(every)))
                 shards.drop(number)
+
+    @classmethod
+    def drop_all(cls) -> None:
+        """Keep no shard open, of no section: the process may open no more files."""
+        with cls._lock:
+            for shards in cls._all:
+                shards._readers.clear()
 
     def drop(self, *numbers: int) -> None:
         """Keep some shards open no longer."""

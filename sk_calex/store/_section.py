@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +17,16 @@ from ._copy import copy_rows
 from ._files import make_folder, new_temporary
 from ._folder import SectionFolder
 from ._keys import as_strings, check_keys
-from ._locks import Lock
+from ._locks import Lock, fork_safe_lock
 from ._news import Signature
 from ._shard import MAX_SHARD_ROWS, Layout
-from ._usable import Verify
+from ._usable import MAX_ATTEMPTS, Verify
 
-# Damaged copies of a row after which it counts as missing. Any bound would do: it is
-# for a file that is damaged anew each time it is looked at.
-_MAX_COPIES = 10
 _ROW_OVERHEAD = 64  # bytes of memory that reading a row takes, apart from the row
 
 # Rows read and rows missed in this process, by the section's folder: see traffic.
 _traffic: dict[Path, tuple[int, int]] = {}
-_traffic_lock = threading.Lock()
+_traffic_lock = fork_safe_lock()
 
 
 class Section:
@@ -234,7 +230,7 @@ class Section:
         shards = self._folder.shards
         found = np.zeros(len(keys), dtype=bool)
         pending = np.arange(len(keys))
-        for _ in range(_MAX_COPIES):
+        for _ in range(MAX_ATTEMPTS):
             self._folder.use()
             shard, row = shards.locate(keys[pending])
             order = np.argsort(shard.astype(np.int64) << 32 | row)
@@ -242,7 +238,7 @@ class Section:
             shard, row, pending = shard[order], row[order], pending[order]
             copied = copy_rows(shards, self._layout, shard, row, out, pending)
             found[pending[copied]] = True
-            # A failure took its shard out of the index; there may be other copies.
+            # A damaged shard has left the index; there may be other copies.
             pending = pending[~copied]
             if len(pending) == 0:
                 break

@@ -297,7 +297,8 @@ def read_each(
     size = layout.row_bytes
     descriptors = np.repeat([shard._descriptor for shard in shards], n_of_each)
     origins = np.repeat([shard._origin for shard in shards], n_of_each)
-    places = zip(descriptors.tolist(), (origins + rows * size).tolist(), strict=True)
+    offsets = origins + rows.astype(np.int64) * size
+    places = zip(descriptors.tolist(), offsets.tolist(), strict=True)
     raw = b"".join([_pread(descriptor, size, at) for descriptor, at in places])
     if len(raw) < len(rows) * size:
         raise DamagedFile("ends too early")

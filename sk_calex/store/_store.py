@@ -85,8 +85,9 @@ class FeatureStore:
     folder, in files that go with the process, or in memory where those have no room.
 
     A section is open as long as a :class:`Section` or a memory map of its rows lives.
-    Up to 256 of its shards are kept open between reads, but no more than a quarter of
-    the files that the process may have open.
+    Up to 256 shards of all sections together are kept open between reads, but no more
+    than a quarter of the files that the process may have open; on Windows none. A file
+    that is removed meanwhile keeps its space until the section is next read.
 
     Stores are equal if their settings are; copies and pickles carry only these.
 

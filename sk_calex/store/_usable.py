@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,20 @@ from ._open_shards import OpenShards
 from ._shard import SHARD_NAME, Layout, OutdatedFile, ShardReader
 
 Verify = Literal["first", "always", "never"]
+_T = TypeVar("_T")
+
+# How often a row is looked for. It may be in several shards, and a shard may change
+# under the eyes of those who read it, which is found and tried again: any bound would
+# do, for a file that is damaged anew each time it is looked at.
+MAX_ATTEMPTS = 10
 
 # Shards whose digest this process has seen to be right, as the files were then.
 _verified: dict[Path, Signature] = {}
+
+
+class _Shard(NamedTuple):
+    path: Path
+    key_digest: bytes
 
 
 class UsableShards:
@@ -44,9 +56,9 @@ class UsableShards:
         self._verify = verify
         self._lock = threading.RLock()
         self._index = KeyIndex()
-        self._numbers: dict[str, int] = {}  # of the shards in the index, by name
-        self._paths: list[Path] = []  # by number; a number is never used again
-        self._key_digests: list[bytes] = []  # by number
+        self._numbers: dict[str, int] = {}  # of the shards in use, by name
+        self._shards: list[_Shard] = []  # by number; a number is never used again
+        self._indexed: set[int] = set()  # numbers that the index may lead to
         self._open = OpenShards()
         self._ignored = dict(ignored)
         for name, state in ignored.items():
@@ -78,66 +90,96 @@ class UsableShards:
     def missing(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Say which keys no sound shard has; those that have them are verified."""
         self.rescan()
-        while True:
+        for _ in range(MAX_ATTEMPTS):
             with self._lock:
                 shard, _ = self._index.find(keys)
-            if all(self.reader(int(number)) for number in np.unique(shard[shard >= 0])):
-                return shard < 0
-            # One that is not sound has left the index; there may be other copies.
+            numbers = np.unique(shard[shard >= 0])
+            unsound = [n for n in numbers.tolist() if self.reader(n) is None]
+            if not unsound:
+                break
+            # They have left the index; there may be other copies.
+        return (shard < 0) | np.isin(shard, unsound)
+
+    def path(self, number: int) -> Path:
+        """Return the path of a shard."""
+        return self._shards[number].path
 
     def reader(self, number: int) -> ShardReader | None:
-        """Return a sound shard; or None, and it is no longer in the index."""
-        path = self._paths[number]
+        """Return a sound shard, or None: then the rows are to be looked for again.
+
+        Raises
+        ------
+        OSError
+            If the process may not open another file.
+        """
+        if number not in self._indexed:
+            return None
+        path = self.path(number)
         try:
             shard = self._open.get(number)
-            is_new = shard is None or not shard.is_as_opened()
-            if is_new:
-                shard = ShardReader(path, self._layout)
-            assert shard is not None
-            if self._verify == "always" or (
-                self._verify == "first" and _verified.get(path) != shard.signature
-            ):
-                shard.verify()
-                _verified[path] = shard.signature
-            if is_new:
-                # The index may be older than the file.
-                if _digest(shard.keys()) != self._key_digests[number]:
+            if shard is not None and shard.is_as_opened():
+                self._check_digest(path, shard)
+                return shard
+            shard = self._opened(path)
+            self._check_digest(path, shard)
+            keys = shard.keys()
+            if _digest(keys) != self._shards[number].key_digest:
+                # The index is older than the file.
+                if self._verify == "never":
                     raise DamagedFile("is not the file that was indexed")
-                self._open.put(number, shard)
+                self._index_anew(number, keys)
+                return None
+            with self._lock:
+                if number in self._indexed:  # else it would be kept open for nobody
+                    self._open.put(number, shard)
             return shard
         except (DamagedFile, OSError) as error:
+            if _is_ours(error):
+                raise
             self.give_up(number, error)
         return None
 
     def give_up(self, number: int, error: Exception) -> None:
-        """Take a shard that could not be read out of the index."""
-        if isinstance(error, FileNotFoundError):
-            self.rescan()
-        else:
-            self._ignore(self._paths[number].name, error)
+        """Take a shard that could not be read out of the index, if it is still there.
+
+        Whoever is the first to do so tells the user.
+        """
+        name = self.path(number).name
+        with self._lock:
+            self._open.drop(number)
+            if isinstance(error, OSError) and error.errno == errno.ESTALE:
+                return  # the descriptor is of the past: open the file again
+            if isinstance(error, FileNotFoundError):
+                self.rescan()
+                if self._numbers.get(name) == number:
+                    return  # it is back
+            is_current = self._numbers.get(name) == number
+            self._discard(number)
+            if is_current:
+                del self._numbers[name]
+        if is_current:
+            self._ignore(name, error)
 
     def add(self, name: str, keys: NDArray[np.uint8]) -> None:
         """Take a shard with these keys into the index, unless it is there."""
         with self._lock:
             if name in self._numbers:
                 return
-            number = len(self._paths)
-            self._paths.append(self._path / name)  # before what may be interrupted
-            self._key_digests.append(_digest(keys))
-            self._numbers[name] = number
+            # In an order in which an interruption leaves nothing half known.
+            self._shards.append(_Shard(self._path / name, _digest(keys)))
+            number = len(self._shards) - 1
+            self._indexed.add(number)
             self._index.add(keys, number)
+            self._numbers[name] = number
             self._ignored.pop(name, None)
 
     def rescan(self, *, tell_gone: bool = True) -> None:
         """Bring the index up to date with the names in the folder."""
         n_outdated = 0
         with self._lock:
-            files = _files.regular_files(self._path, SHARD_NAME)
+            files = _with_room(lambda: _files.regular_files(self._path, SHARD_NAME))
             gone = [name for name in self._numbers if name not in files]
-            if gone:
-                numbers = [self._numbers[name] for name in gone]
-                self._index.discard(*numbers)
-                self._open.drop(*numbers)
+            self._discard(*(self._numbers[name] for name in gone))
             for name in gone:  # afterwards: interrupted, they are still known as gone
                 del self._numbers[name]
             for name in sorted(files.keys() - self._numbers.keys()):
@@ -145,12 +187,14 @@ class UsableShards:
                 if name in self._ignored and self._ignored[name] == signature_of(path):
                     continue
                 try:
-                    self.add(name, ShardReader(path, self._layout).keys())
+                    self.add(name, self._opened(path).keys())
                 except FileNotFoundError:
                     continue  # removed since it was listed
                 except OutdatedFile:
-                    n_outdated += self._drop(name)
+                    n_outdated += self._is_news(name)
                 except (DamagedFile, OSError) as error:
+                    if _is_ours(error):
+                        raise
                     self._ignore(name, error)
         if gone and tell_gone:
             warn(
@@ -164,8 +208,36 @@ class UsableShards:
                 f"written again. FeatureStore.repair removes them."
             )
 
+    def _opened(self, path: Path) -> ShardReader:
+        return _with_room(lambda: ShardReader(path, self._layout))
+
+    def _check_digest(self, path: Path, shard: ShardReader) -> None:
+        if self._verify == "always" or (
+            self._verify == "first" and _verified.get(path) != shard.signature
+        ):
+            shard.verify()
+            _verified[path] = shard.signature
+
+    def _index_anew(self, number: int, keys: NDArray[np.uint8]) -> None:
+        """Take a sound shard into the index that was damaged when it was indexed."""
+        name = self.path(number).name
+        with self._lock:
+            if self._numbers.get(name) == number:
+                self._discard(number)
+                del self._numbers[name]
+                self.add(name, keys)
+
+    def _discard(self, *numbers: int) -> None:
+        """Take shards out of the index."""
+        self._open.drop(*numbers)
+        there = self._indexed.intersection(numbers)
+        if there:  # for this passes over the whole index
+            self._index.discard(*there)
+            self._indexed -= there
+
     def _ignore(self, name: str, error: Exception) -> None:
-        if self._drop(name):
+        """Take no notice of a file until it changes; tell why, once."""
+        if self._is_news(name):
             reason = (
                 error if isinstance(error, DamagedFile) else f"is unusable: {error}"
             )
@@ -174,16 +246,27 @@ class UsableShards:
                 f"missing and can be written again. FeatureStore.repair removes it."
             )
 
-    def _drop(self, name: str) -> bool:
-        """Take a shard out of use until its file changes; say whether that is news."""
+    def _is_news(self, name: str) -> bool:
         with self._lock:
-            if name in self._numbers:
-                self._index.discard(self._numbers[name])
-                self._open.drop(self._numbers[name])
-                del self._numbers[name]
             self._ignored[name] = signature_of(self._path / name)
             return is_news(self._path / name, self._ignored[name])
 
 
 def _digest(keys: NDArray[np.uint8]) -> bytes:
     return sha256(keys.data).digest()
+
+
+def _with_room(action: Callable[[], _T]) -> _T:
+    """Do what opens a file; if there are too many, those kept to save time go first."""
+    try:
+        return action()
+    except OSError as error:
+        if not _is_ours(error):
+            raise
+    OpenShards.drop_all()
+    return action()
+
+
+def _is_ours(error: Exception) -> bool:
+    """Say whether the fault is the process's, which has too many files open."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
