@@ -133,7 +133,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_a_miss(folder, monkeypatch):
         return keys
 
     monkeypatch.setattr(_shard.ShardReader, "keys", shrink)
-    with pytest.warns(StoreWarning, match="ends too early"):
+    with pytest.warns(StoreWarning, match="has a size"):
         assert not assert_right(section, keys, rows).any()
 
 

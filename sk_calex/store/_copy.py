@@ -86,8 +86,10 @@ def _copy_together(
         values = read_each(readers, counts, row, layout)
     except (DamagedFile, OSError):
         return False  # which one it is shows when each is read alone
-    # What was compared with its digest is what was read.
-    if not all(reader.is_as_opened() for reader in readers):
+    if not all(
+        shards.is_unchanged(part.number, reader)
+        for part, reader in zip(parts, readers, strict=True)
+    ):
         return False
     out[to] = values
     return True
@@ -108,9 +110,10 @@ def _copy_alone(
         for block, values in reader.rows(row):
             out[to[block]] = values
     except (DamagedFile, OSError) as error:
-        shards.give_up(part.number, error)
+        if shards.is_unchanged(part.number, reader):
+            shards.give_up(part.number, error)
         return False
-    return reader.is_as_opened()
+    return shards.is_unchanged(part.number, reader)
 
 
 def _runs(

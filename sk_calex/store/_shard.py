@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -298,8 +299,7 @@ def read_each(
     descriptors = np.repeat([shard._descriptor for shard in shards], n_of_each)
     origins = np.repeat([shard._origin for shard in shards], n_of_each)
     offsets = origins + rows.astype(np.int64) * size
-    places = zip(descriptors.tolist(), offsets.tolist(), strict=True)
-    raw = b"".join([_pread(descriptor, size, at) for descriptor, at in places])
+    raw = b"".join(map(_pread, descriptors.tolist(), repeat(size), offsets.tolist()))
     if len(raw) < len(rows) * size:
         raise DamagedFile("ends too early")
     return np.frombuffer(raw, layout.dtype).reshape(-1, layout.width)

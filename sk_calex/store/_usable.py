@@ -94,7 +94,7 @@ class UsableShards:
             with self._lock:
                 shard, _ = self._index.find(keys)
             numbers = np.unique(shard[shard >= 0])
-            unsound = [n for n in numbers.tolist() if self.reader(n) is None]
+            unsound = [n for n in numbers.tolist() if not self._is_sound(n)]
             if not unsound:
                 break
             # They have left the index; there may be other copies.
@@ -104,8 +104,14 @@ class UsableShards:
         """Return the path of a shard."""
         return self._shards[number].path
 
+    def _is_sound(self, number: int) -> bool:
+        shard = self.reader(number)
+        return shard is not None and self.is_unchanged(number, shard)
+
     def reader(self, number: int) -> ShardReader | None:
-        """Return a sound shard, or None: then the rows are to be looked for again.
+        """Return a shard that was sound, or None: then look for its rows again.
+
+        What was read from it counts if `is_unchanged` says so afterwards.
 
         Raises
         ------
@@ -114,10 +120,9 @@ class UsableShards:
         """
         if number not in self._indexed:
             return None
-        path = self.path(number)
+        path, shard = self.path(number), self._open.get(number)
         try:
-            shard = self._open.get(number)
-            if shard is not None and shard.is_as_opened():
+            if shard is not None:
                 self._check_digest(path, shard)
                 return shard
             shard = self._opened(path)
@@ -136,8 +141,16 @@ class UsableShards:
         except (DamagedFile, OSError) as error:
             if _is_ours(error):
                 raise
-            self.give_up(number, error)
+            if shard is None or self.is_unchanged(number, shard):
+                self.give_up(number, error)
         return None
+
+    def is_unchanged(self, number: int, shard: ShardReader) -> bool:
+        """Say whether the shard is still the one that was found to be sound."""
+        if shard.is_as_opened():  # size, times and place, and it still has a name
+            return True
+        self._open.drop(number)  # so that the file is opened and judged anew
+        return False
 
     def give_up(self, number: int, error: Exception) -> None:
         """Take a shard that could not be read out of the index, if it is still there.
@@ -146,8 +159,8 @@ class UsableShards:
         """
         name = self.path(number).name
         with self._lock:
-            self._open.drop(number)
             if isinstance(error, OSError) and error.errno == errno.ESTALE:
+                self._open.drop(number)
                 return  # the descriptor is of the past: open the file again
             if isinstance(error, FileNotFoundError):
                 self.rescan()
