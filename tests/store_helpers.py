@@ -18,6 +18,7 @@ from sk_calex.store import FeatureStore, row_keys
 
 FINGERPRINT = "0123456789abcdef"
 WIDTH = 6
+N_SHARDS, N_ROWS = 8, 10  # of `fill`, and rows of each
 
 # How much is tried. docs/reliability.md says the same: a test compares the two.
 N_FLIPS = 200  # random places in which a byte of a shard is changed
@@ -43,6 +44,23 @@ def read(section, keys, dtype=np.float32):
 
 def open_section(folder, *, name=FINGERPRINT, **settings):
     return FeatureStore(folder, **settings).section(name, WIDTH, "float32")
+
+
+def fill(folder, **settings):
+    """Make a section of several shards, opened anew, and its keys and rows."""
+    keys, rows = make_rows(N_SHARDS * N_ROWS)
+    section = open_section(folder, **settings)
+    for start in range(0, len(keys), N_ROWS):
+        section.write(keys[start : start + N_ROWS], rows[start : start + N_ROWS])
+    for path in shards(folder):
+        os.utime(path, ns=(1, 1))  # later changes show, however coarse the clock
+    section = None
+    return open_section(folder, **settings), keys, rows
+
+
+def held(section):
+    """The shards that a section keeps open, by number."""
+    return section._folder.shards._open._readers
 
 
 def shards(folder, name=FINGERPRINT):

@@ -208,8 +208,11 @@ def test_a_shard_that_is_damaged_anew_at_each_look_is_a_miss(folder, monkeypatch
     section.write(keys, rows)
     flip(shards(folder)[0], 2000, 1)
     monkeypatch.setattr("sk_calex.store._usable.signature_of", lambda path: object())
-    with pytest.warns(StoreWarning, match="do not give its digest"):
+    with pytest.warns(StoreWarning) as record:
         assert not assert_right(section, keys, rows).any()
+    *each, last = [str(warning.message) for warning in record]
+    assert all("do not give its digest" in message for message in each)
+    assert "change while they are read" in last
 
 
 def test_a_shard_that_goes_between_listing_and_opening(folder, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._files import DamagedFile
+from ._open_shards import most_at_once
 from ._pieces import are_far, most_rows
 from ._shard import Layout, ShardReader, read_each
 from ._usable import UsableShards
@@ -111,7 +112,7 @@ def _copy_alone(
             out[to[block]] = values
     except (DamagedFile, OSError) as error:
         if shards.is_unchanged(part.number, reader):
-            shards.give_up(part.number, error)
+            shards.give_up(part.number, error, reader.signature)
         return False
     return shards.is_unchanged(part.number, reader)
 
@@ -127,6 +128,7 @@ def _runs(
     (borders,) = np.nonzero(np.diff(shard, prepend=-1, append=-1))
     first, last, counts = row[borders[:-1]], row[borders[1:] - 1], np.diff(borders)
     most = most_rows(row_bytes)
+    most_shards = min(_TOGETHER, most_at_once())
     few = are_far(first, last, counts, row_bytes) & (counts < most)
     run: list[_Part] = []
     n_rows = 0
@@ -136,7 +138,7 @@ def _runs(
         numbers, stops, stops[1:], few.tolist(), strict=False
     ):
         part = _Part(number, start, stop)
-        fits = is_few and len(run) < _TOGETHER and n_rows + stop - start <= most
+        fits = is_few and len(run) < most_shards and n_rows + stop - start <= most
         if run and not fits:
             yield run
             run, n_rows = [], 0

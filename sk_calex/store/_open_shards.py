@@ -70,6 +70,11 @@ class OpenShards:
             self._readers.pop(number, None)
 
 
+def most_at_once() -> int:
+    """How many shards one call may have open, those that stay open not counted."""
+    return _limit() // 8
+
+
 def _limit() -> int:
     """How many shards may be open between reads."""
     if resource is None or not CAN_SHARE_READERS:

@@ -242,6 +242,8 @@ class Section:
             pending = pending[~copied]
             if len(pending) == 0:
                 break
+        else:
+            shards.tell_unsettled()
         return found
 
     @contextmanager

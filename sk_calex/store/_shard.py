@@ -213,6 +213,7 @@ class ShardReader:
         self._descriptor = open_regular(path)
         status = os.fstat(self._descriptor)
         self.signature = signature(status)
+        self._n_names = status.st_nlink
         self.n_bytes = status.st_size
         self.n_rows = layout.n_rows(self.n_bytes)
         self._origin = _HEADER_BYTES + self.n_rows * KEY_BYTES
@@ -228,12 +229,13 @@ class ShardReader:
             os.close(self._descriptor)
 
     def is_as_opened(self) -> bool:
-        """Say whether the file still has its name and is as it was when opened."""
+        """Say whether the file is as it was when opened, and not removed since."""
         try:
             status = os.fstat(self._descriptor)
         except OSError:  # as of a network file system where another host removed it
             return False
-        return status.st_nlink > 0 and signature(status) == self.signature
+        is_same = signature(status) == self.signature
+        return is_same and status.st_nlink == self._n_names
 
     def verify(self, name: str | None = None) -> None:
         """Compare the digest of the whole file with its name, or the one given."""

@@ -98,6 +98,8 @@ class UsableShards:
             if not unsound:
                 break
             # They have left the index; there may be other copies.
+        else:
+            self.tell_unsettled()
         return (shard < 0) | np.isin(shard, unsound)
 
     def path(self, number: int) -> Path:
@@ -121,6 +123,7 @@ class UsableShards:
         if number not in self._indexed:
             return None
         path, shard = self.path(number), self._open.get(number)
+        state = signature_of(path) if shard is None else shard.signature
         try:
             if shard is not None:
                 self._check_digest(path, shard)
@@ -132,6 +135,7 @@ class UsableShards:
                 # The index is older than the file.
                 if self._verify == "never":
                     raise DamagedFile("is not the file that was indexed")
+                shard.verify()
                 self._index_anew(number, keys)
                 return None
             with self._lock:
@@ -142,7 +146,7 @@ class UsableShards:
             if _is_ours(error):
                 raise
             if shard is None or self.is_unchanged(number, shard):
-                self.give_up(number, error)
+                self.give_up(number, error, state)
         return None
 
     def is_unchanged(self, number: int, shard: ShardReader) -> bool:
@@ -152,8 +156,8 @@ class UsableShards:
         self._open.drop(number)  # so that the file is opened and judged anew
         return False
 
-    def give_up(self, number: int, error: Exception) -> None:
-        """Take a shard that could not be read out of the index, if it is still there.
+    def give_up(self, number: int, error: Exception, state: Signature | None) -> None:
+        """Take a shard that could not be read, in a state, out of the index.
 
         Whoever is the first to do so tells the user.
         """
@@ -167,24 +171,37 @@ class UsableShards:
                 if self._numbers.get(name) == number:
                     return  # it is back
             is_current = self._numbers.get(name) == number
-            self._discard(number)
             if is_current:
                 del self._numbers[name]
+                self._ignored[name] = state
+            self._discard(number)
         if is_current:
-            self._ignore(name, error)
+            self._tell_ignored(name, error, state)
+
+    def tell_unsettled(self) -> None:
+        """Warn, once, of shards that change each time they are read."""
+        if is_news(self._path, None):
+            warn(
+                f"Shards of {self._path} change while they are read, {MAX_ATTEMPTS} "
+                f"times in a row, or the file system says so. Their rows count as "
+                f"missing. Keep the store on a file system with steady times."
+            )
 
     def add(self, name: str, keys: NDArray[np.uint8]) -> None:
         """Take a shard with these keys into the index, unless it is there."""
         with self._lock:
-            if name in self._numbers:
+            digest, known = _digest(keys), self._numbers.get(name)
+            if known in self._indexed and self._shards[known].key_digest == digest:
                 return
             # In an order in which an interruption leaves nothing half known.
-            self._shards.append(_Shard(self._path / name, _digest(keys)))
+            self._shards.append(_Shard(self._path / name, digest))
             number = len(self._shards) - 1
             self._indexed.add(number)
             self._index.add(keys, number)
             self._numbers[name] = number
             self._ignored.pop(name, None)
+            if known is not None:  # indexed when it was damaged
+                self._discard(known)
 
     def rescan(self, *, tell_gone: bool = True) -> None:
         """Bring the index up to date with the names in the folder."""
@@ -197,18 +214,21 @@ class UsableShards:
                 del self._numbers[name]
             for name in sorted(files.keys() - self._numbers.keys()):
                 path = self._path / name
-                if name in self._ignored and self._ignored[name] == signature_of(path):
+                state = signature_of(path)
+                if name in self._ignored and self._ignored[name] == state:
                     continue
                 try:
                     self.add(name, self._opened(path).keys())
                 except FileNotFoundError:
                     continue  # removed since it was listed
                 except OutdatedFile:
-                    n_outdated += self._is_news(name)
+                    self._ignored[name] = state
+                    n_outdated += is_news(path, state)
                 except (DamagedFile, OSError) as error:
                     if _is_ours(error):
                         raise
-                    self._ignore(name, error)
+                    self._ignored[name] = state
+                    self._tell_ignored(name, error, state)
         if gone and tell_gone:
             warn(
                 f"{len(gone)} shards of {self._path} are gone. Their rows count as "
@@ -236,8 +256,6 @@ class UsableShards:
         name = self.path(number).name
         with self._lock:
             if self._numbers.get(name) == number:
-                self._discard(number)
-                del self._numbers[name]
                 self.add(name, keys)
 
     def _discard(self, *numbers: int) -> None:
@@ -248,9 +266,10 @@ class UsableShards:
             self._index.discard(*there)
             self._indexed -= there
 
-    def _ignore(self, name: str, error: Exception) -> None:
-        """Take no notice of a file until it changes; tell why, once."""
-        if self._is_news(name):
+    def _tell_ignored(
+        self, name: str, error: Exception, state: Signature | None
+    ) -> None:
+        if is_news(self._path / name, state):
             reason = (
                 error if isinstance(error, DamagedFile) else f"is unusable: {error}"
             )
@@ -258,11 +277,6 @@ class UsableShards:
                 f"Shard {self._path / name} {reason}. It is ignored: its rows count as "
                 f"missing and can be written again. FeatureStore.repair removes it."
             )
-
-    def _is_news(self, name: str) -> bool:
-        with self._lock:
-            self._ignored[name] = signature_of(self._path / name)
-            return is_news(self._path / name, self._ignored[name])
 
 
 def _digest(keys: NDArray[np.uint8]) -> bytes:
