@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,11 @@ import torch
 from torch import nn
 
 __all__ = ["frozen"]
+
+# How many blocks hold a module, by id, of those that were in training mode. They are
+# referred to by the blocks, so that no id is another module's meanwhile.
+_holders: dict[int, int] = {}
+_lock = threading.RLock()
 
 
 @contextmanager
@@ -28,9 +34,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
     Notes
     -----
     The cost is one walk over the submodules: enter it once per call of a public
-    method, not once per batch. Flags belong to the module, so two threads that
-    freeze the same module *in training mode* disturb each other; a module that
-    is already in eval mode may be shared.
+    method, not once per batch. Threads may freeze the same module, or parts of it,
+    at a time: a flag comes back when the last of them is done.
 
     Examples
     --------
@@ -43,12 +48,22 @@ def frozen(module: nn.Module) -> Iterator[None]:
     >>> module.training
     True
     """
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
+    ours: list[nn.Module] = []
     try:
+        with _lock:
+            for m in module.modules():
+                n_holders = _holders.get(id(m), 0)
+                if n_holders or m.training:
+                    ours.append(m)
+                    _holders[id(m)] = n_holders + 1
+                    m.training = False
         with torch.inference_mode():
             yield
     finally:
-        for m in training:
-            m.training = True
+        with _lock:
+            for m in ours:
+                n_holders = _holders.pop(id(m), 1) - 1
+                if n_holders:
+                    _holders[id(m)] = n_holders
+                else:
+                    m.training = True

@@ -6,6 +6,7 @@ units; elementwise, pooling and normalisation layers are not counted by torch.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,9 @@ from sk_calex._frozen import frozen
 from sk_calex._packed import flop_formulas
 
 __all__ = ["count_macs", "depth_costs", "flops_reduction"]
+
+# What kernels torch takes for attention is a setting of the whole process.
+_counting = threading.RLock()
 
 
 def count_macs(module: nn.Module | Callable[..., object], *inputs: Tensor) -> int:
@@ -58,6 +62,7 @@ def count_macs(module: nn.Module | Callable[..., object], *inputs: Tensor) -> in
     24
     """
     with (
+        _counting,
         frozen(module) if isinstance(module, nn.Module) else torch.inference_mode(),
         _unfused_attention(),
         FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter,

@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +161,35 @@ def test_depth_errors(depth, message):
 def test_reduction_of_nothing():
     with pytest.raises(ValueError, match="stage_macs sums to 0"):
         flops_reduction([0], [0, 0], [1])
+
+
+def test_threads_that_count_leave_the_attention_kernels_as_they_were():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.zeros(1, 4, 8)
+
+    def settings():
+        cuda = torch.backends.cuda
+        return (
+            torch.backends.mha.get_fastpath_enabled(),
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.math_sdp_enabled(),
+        )
+
+    def slowly(x):
+        attention(x, x, x)
+        time.sleep(0.01)  # others come in meanwhile, and leave later
+
+    before, counts = settings(), []
+
+    def work():
+        counts.extend(count_macs(slowly, x) for _ in range(5))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(counts)) == 1
+    assert len(counts) == 20
+    assert settings() == before

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -57,3 +59,39 @@ def test_does_not_call_an_overridden_train():
     with frozen(module):
         assert not module[0].training
     assert module[0].training
+
+
+def test_a_flag_comes_back_when_the_last_thread_is_done():
+    module = _module()
+    before = _flags(module)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with frozen(module):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(10)
+    with frozen(module[1]):  # a part of it, and done before the whole
+        pass
+    assert _flags(module) == [False] * 5
+    leave.set()
+    thread.join()
+    assert _flags(module) == before
+    with frozen(module):
+        assert _flags(module) == [False] * 5
+    assert _flags(module) == before
+
+
+def test_an_interruption_gives_the_flags_back():
+    class Interrupted(nn.Module):
+        def modules(self):
+            yield self
+            raise KeyboardInterrupt
+
+    module = Interrupted().train()
+    with pytest.raises(KeyboardInterrupt), frozen(module):
+        raise AssertionError("not to be run")
+    assert module.training
