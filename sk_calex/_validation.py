@@ -134,11 +134,21 @@ def check_sample_weight(
     return weight
 
 
+def note_features(estimator: Any, source: Any) -> None:
+    """Set, of an estimator, what its X looked like to another one."""
+    for name in ("n_features_in_", "feature_names_in_"):
+        estimator.__dict__.pop(name, None)  # of an earlier fit
+        if hasattr(source, name):
+            setattr(estimator, name, getattr(source, name))
+
+
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:
     """View `array` as a tensor without a copy, read-only memory maps included."""
     array = np.asarray(array)
     if min(array.strides, default=0) < 0:
         array = np.ascontiguousarray(array)  # torch has no negative strides
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         # Nothing here writes to the tensor; copying a memory map would defeat it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")

@@ -215,3 +215,17 @@ def test_softmax_is_taken_in_float64_whatever_the_logits_are(dtype):
 def test_softmax_of_logits_under_autograd():
     logits = torch.zeros(1, 2, requires_grad=True)
     assert softmax64(logits).tolist() == [[0.5, 0.5]]
+
+
+def test_only_arrays_that_may_not_be_written_need_a_warning_silenced(monkeypatch):
+    """To enter it makes Python forget which warnings it has shown."""
+    array = np.arange(3.0)
+    locked = array.copy()
+    locked.flags.writeable = False
+    assert as_tensor(locked).tolist() == [0, 1, 2]
+
+    def fail(*args, **kwargs):
+        raise AssertionError("entered")
+
+    monkeypatch.setattr("sk_calex._validation.warnings.catch_warnings", fail)
+    assert as_tensor(array).tolist() == [0, 1, 2]

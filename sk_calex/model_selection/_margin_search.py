@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import get_config
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import check_cv
+from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch, _safe_indexing, assert_all_finite, get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import (
@@ -27,7 +28,7 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
-from sk_calex._validation import check_sample_weight
+from sk_calex._validation import check_sample_weight, note_features
 from sk_calex.base import BaseCascade
 from sk_calex.cascade import CascadeClassifier
 from sk_calex.policies import PrecisionThresholds
@@ -277,11 +278,17 @@ class MarginSearchCV(FoundCascade):
             )
             # A pipeline is known by its first step.
             source = self.best_estimator_ if source is None else source
-        self._note_features(source)
+        note_features(self, source)
         return self
 
     def _check_estimator(self) -> None:
         cascade = cascade_in(self.estimator)
+        if isinstance(self.estimator, Pipeline) and _ends_frozen(self.estimator):
+            raise TypeError(
+                "estimator is a pipeline whose cascade is in a FrozenEstimator: its "
+                "other steps would be trained, and the fitted cascade moved. Freeze "
+                "the whole fitted pipeline, FrozenEstimator(pipeline), or nothing."
+            )
         if cascade.policy is None and knob_of(cascade) == "margin":
             cascade._check_movable()
         if self.per_branch:
@@ -331,8 +338,13 @@ class MarginSearchCV(FoundCascade):
         sample_weight: NDArray[np.float64] | None,
         routed: Bunch,
     ) -> list[Outcomes]:
-        cv = check_cv(self.cv, y, classifier=True)
-        splits = cv.split(np.zeros((len(y), 1)), y, **routed.splitter.split)
+        # Rows of weight 0 are absent. A splitter that was given speaks of all rows.
+        rows = np.arange(len(y))
+        if sample_weight is not None and not hasattr(self.cv, "split"):
+            rows = np.flatnonzero(sample_weight > 0)
+        cv = check_cv(self.cv, y[rows], classifier=True)
+        args = {k: np.asarray(v)[rows] for k, v in routed.splitter.split.items()}
+        splits = cv.split(np.zeros((len(rows), 1)), y[rows], **args)
         folds: list[Outcomes] = Parallel(n_jobs=self.n_jobs)(
             delayed(_fold)(
                 prepared.at(),
@@ -340,8 +352,8 @@ class MarginSearchCV(FoundCascade):
                 y,
                 sample_weight,
                 routed.estimator.fit,
-                train,
-                held,
+                rows[train],
+                rows[held],
             )
             for train, held in splits
         )
@@ -376,13 +388,6 @@ class MarginSearchCV(FoundCascade):
                 f"FLOPs saved; {len(points)} operating points, {self.search_}"
             )
 
-    def _note_features(self, source: Any) -> None:
-        """What X looked like to what was trained on it."""
-        for name in ("n_features_in_", "feature_names_in_"):
-            self.__dict__.pop(name, None)  # of an earlier fit
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
-
     def get_metadata_routing(self) -> MetadataRouter:
         """Metadata routing of this object: itself, the estimator's fit, `cv`'s split.
 
@@ -408,6 +413,13 @@ class MarginSearchCV(FoundCascade):
         tags = super().__sklearn_tags__()
         tags.input_tags = copy.copy(get_tags(self.estimator).input_tags)
         return tags
+
+
+def _ends_frozen(estimator: Any) -> bool:
+    """Say whether a pipeline ends in a frozen step, that of a pipeline inside too."""
+    while isinstance(estimator, Pipeline):
+        estimator = estimator.steps[-1][1]
+    return isinstance(estimator, FrozenEstimator)
 
 
 def _outcomes(

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
+from sk_calex._validation import note_features
 from sk_calex.backbone import FrozenBackbone
 from sk_calex.base import BaseCascade
 from sk_calex.layout import FeatureArray, TapLayout
@@ -60,7 +62,7 @@ class Prepared:
         if self.backbone is not None:
             fitted.set_params(input="samples", backbone=clone(self.estimator.backbone))
             fitted.backbone_ = self.backbone
-            fitted.n_features_in_ = self.backbone.n_features_in_
+            note_features(fitted, self.backbone)
         return fitted
 
     def of_taps(self, taps: Sequence[int], layout: TapLayout, X: Any) -> Prepared:
@@ -72,6 +74,8 @@ class Prepared:
         new = clone(self.estimator)
         if isinstance(new.branch, list):
             new.set_params(branch=[new.branch[k] for k in taps])
+        if np.ndim(new.margin) == 1:
+            new.set_params(margin=[new.margin[k] for k in taps])
         if self.backbone is None:
             return Prepared(new, taps_of(self.X, layout, names), None)
         whole = self.estimator._given_backbone()
@@ -101,7 +105,15 @@ def moved(estimator: Any, value: Any) -> Any:
         pipeline = copy.copy(estimator)
         pipeline.steps = steps
         return pipeline
-    cascade = copy.copy(cascade_in(estimator))
+    if isinstance(estimator, FrozenEstimator):
+        return moved(estimator.estimator, value)
+    if hasattr(estimator, "best_estimator_"):
+        if not hasattr(estimator, "_input_of_best"):
+            return moved(estimator.best_estimator_, value)
+        search = copy.copy(estimator)  # it may cut columns before it asks its best one
+        search.best_estimator_ = moved(estimator.best_estimator_, value)
+        return search
+    cascade = copy.copy(estimator)
     if cascade.policy is None:
         return cascade.set_operating_point(value)
     policy = clone(cascade.policy)
