@@ -161,7 +161,7 @@ class _Description:
             if name == "random_state" and not (seeded and part is None):
                 described.append((name, self.seed(part)))
             elif name not in HOUSEKEEPING:
-                described.append((name, self.of(part, depth=depth + 1)))
+                described.append((name, self.of(part, seeded=seeded, depth=depth + 1)))
         return type(value), tuple(described)
 
     def _backbone(self, backbone: FrozenBackbone, depth: int) -> Any:

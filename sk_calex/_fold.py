@@ -41,10 +41,9 @@ def foldable(
     for node in nodes:
         if node.op != "call_module" or type(module_of(node)) not in _NORMS:
             continue
-        layer = node.args[0]
+        (layer,) = node.all_input_nodes
         if (
-            isinstance(layer, fx.Node)
-            and layer in inside
+            layer in inside
             and layer not in kept
             and layer.op == "call_module"
             and len(layer.users) == 1

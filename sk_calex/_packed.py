@@ -40,12 +40,12 @@ class PackedConv2d(nn.Module):
         self._weight = layer.weight.detach()
         self._bias = None if layer.bias is None else layer.bias.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` of shape (n, C, H, W)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``input``, as torch names it, of shape (n, C, H, W)."""
         weight = self._weight
         if not weight.is_mkldnn:
-            weight = self._weight = self._packed_for(weight, x.shape)
-        x = x.contiguous(memory_format=torch.channels_last)
+            weight = self._weight = self._packed_for(weight, input.shape)
+        x = input.contiguous(memory_format=torch.channels_last)
         return _convolve(x, weight, self._bias, *self._geometry, "none", [], "")
 
     def _packed_for(self, weight: Tensor, shape: torch.Size) -> Tensor:

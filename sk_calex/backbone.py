@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import TransformerMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_feature_names, check_is_fitted
 from torch import nn
 
 from sk_calex._callbacks import CallbackSupportMixin, Task, with_callbacks
@@ -95,6 +95,8 @@ class FrozenBackbone(
         may differ in size.
     n_features_in_ : int
         Size of the samples' first axis, the channels of an image.
+    feature_names_in_ : ndarray of str, shape (n_features_in_,)
+        Names of the columns, where X was a data frame.
 
     See Also
     --------
@@ -189,6 +191,7 @@ class FrozenBackbone(
 
     def _learn_layout(self, X: Any) -> None:
         samples = Samples(X)
+        _check_feature_names(self, X, reset=True)
         sample_shape = samples.shape_before(self.preprocess)
         if sample_shape == ():
             raise ValueError("X has numbers for samples; expected images or vectors.")
@@ -387,6 +390,7 @@ class FrozenBackbone(
 
     def _check_samples(self, X: Any) -> Samples:
         samples = Samples(X, prepared_shape=self._example_shape)
+        _check_feature_names(self, X, reset=False)
         shape = samples.shape_before(self.preprocess)
         if shape != self.sample_shape_:
             either = shape + self.sample_shape_

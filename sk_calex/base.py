@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_calex._html import SummaryMixin
 from sk_calex._summary import cascade_summary
+from sk_calex._validation import note_features
 from sk_calex.backbone import FrozenBackbone
 from sk_calex.flops import depth_costs, flops_reduction
 from sk_calex.layout import TapLayout
@@ -39,6 +40,9 @@ from sk_calex.runtime import (
 from sk_calex.signals import StageTable
 
 __all__ = ["BaseCascade"]
+
+# The first is what other types become: not every integer is a float32.
+_DTYPES = [np.float64, np.float32, np.float16]
 
 
 class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
@@ -122,11 +126,10 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         if self._staged():
             backbone = self._fitted_backbone(X)
             self.backbone_ = backbone
-            self.n_features_in_ = backbone.n_features_in_
-            self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
+            note_features(self, backbone)
             return np.asarray(backbone.transform(X)), backbone.layout_
         layout = self._given_layout(X) if self.input == "features" else None
-        features = validate_data(self, X, dtype=[np.float32, np.float64, np.float16])
+        features = validate_data(self, X, dtype=_DTYPES)
         if self.input == "samples":
             return features, TapLayout.identity(features.shape[1])
         fitted = getattr(given, "layout_", None)
@@ -138,8 +141,10 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
                 "Give the output of FrozenBackbone.transform as it is (slices of rows "
                 "keep its layout, data frames its column names), or a fitted backbone."
             )
-        if layout.stage_macs is None and fitted is not None:
-            layout = fitted
+        if fitted is not None:
+            _check_alike(layout, fitted, "the backbone makes")
+            if layout.stage_macs is None:
+                layout = fitted
         if layout.width != features.shape[1]:
             raise ValueError(
                 f"X has {features.shape[1]} columns but the layout of the taps has "
@@ -160,9 +165,10 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         if self.backbone_ is not None:
             samples = self.backbone_._check_samples(X)
             return staged_sources(self.backbone_, samples), len(samples)
-        X = validate_data(
-            self, X, dtype=[np.float32, np.float64, np.float16], reset=False
-        )
+        given = self._given_layout(X) if self.input == "features" else None
+        X = validate_data(self, X, dtype=_DTYPES, reset=False)
+        if given is not None:
+            _check_alike(given, self.layout_, "the cascade was fitted on")
         return cached_sources(X, self.layout_), len(X)
 
     def _feature_sources(self, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
@@ -387,6 +393,18 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             tags.input_tags.two_d_array = False
             tags.input_tags.three_d_array = True
         return tags
+
+
+def _check_alike(given: TapLayout, known: TapLayout, whose: str) -> None:
+    """Refuse features of other taps, which may well be as many numbers."""
+    for what in ("names", "shapes", "n_outputs"):
+        if getattr(given, what) != getattr(known, what):
+            raise ValueError(
+                f"X has features of taps {list(given.names)}, of shapes {given.shapes} "
+                f"with {given.n_outputs} outputs; what {whose} are those of "
+                f"{list(known.names)}, of shapes {known.shapes} with {known.n_outputs} "
+                "outputs. Give features that the same backbone made."
+            )
 
 
 def _estimator_macs(estimator: Any, role: str) -> int:

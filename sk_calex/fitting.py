@@ -100,10 +100,19 @@ def branch_templates(
     for template in given:
         own = clone(template)
         seed = int(seeds.randint(2**31 - 1))
-        if own.get_params(deep=False).get("random_state", 0) is None:
-            own.set_params(random_state=seed)
+        _seed(own, seed)
         templates.append(own)
     return templates
+
+
+def _seed(estimator: Any, seed: int) -> None:
+    """Give the estimator, and those inside of it, a seed where they have none."""
+    if estimator.get_params(deep=False).get("random_state", 0) is None:
+        estimator.set_params(random_state=seed)
+    inner = np.random.RandomState(seed)
+    for name, value in sorted(estimator.get_params(deep=True).items()):
+        if name.endswith("__random_state") and value is None:
+            estimator.set_params(**{name: int(inner.randint(2**31 - 1))})
 
 
 def n_trainings(
@@ -270,10 +279,17 @@ class _Fitter:
         """Training weights on some rows; rows outside get 0: absent, without a copy."""
         weight = np.zeros_like(self.weight)
         weight[rows] = self.weight[rows]
-        if len(np.unique(self.problem.targets[weight > 0])) < 2:
+        if self._n_classes(weight > 0) < 2:
             # Survivors of one class teach nothing: then all rows count alike.
             weight[rows] = self.problem.weight[rows]
         return weight
+
+    def _n_classes(self, rows: NDArray[np.bool_]) -> int:
+        """How many classes some rows teach."""
+        if self.problem.soft is None or isinstance(self.template, BaseBranch):
+            return len(np.unique(self.problem.targets[rows]))
+        share = _shares(self.template, self.problem.soft[rows])
+        return int((share > 0).any(axis=0).sum())
 
     def __call__(self, rows: NDArray[np.intp]) -> Any:
         return self.fit(
@@ -352,9 +368,7 @@ def _fitted(
     labels, weight = targets[rows], weight[rows]
     if soft is not None:
         # A soft target is the row repeated, once a class, weighted by its share.
-        share = soften(soft[rows], getattr(branch, "temperature", 1.0))
-        share = np.where(share >= _LEAST_SHARE, share, 0.0)
-        share /= share.sum(axis=1, keepdims=True)
+        share = _shares(branch, soft[rows])
         repeat, labels = np.nonzero(share)
         weight = weight[repeat] * share[repeat, labels]
         rows = rows[repeat]
@@ -371,6 +385,13 @@ def _fitted(
         )
         shown.update()
     return fitted
+
+
+def _shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each class weighs in a row that is repeated once a class."""
+    share: NDArray[np.float64] = soften(soft, getattr(branch, "temperature", 1.0))
+    share = np.where(share >= _LEAST_SHARE, share, 0.0)
+    return share / share.sum(axis=1, keepdims=True)
 
 
 def fit_weighted(

@@ -41,6 +41,8 @@ def check_output_order(predicted: NDArray[np.intp], codes: NDArray[np.intp]) -> 
     Sorted labels and outputs that go by another order would make every answer wrong
     without a word: names in alphabetical order, outputs in that of a training script.
     """
+    if np.mean(predicted == codes) >= 0.5:
+        return  # no other order is twice as good; and this takes no matrix
     n_classes = int(max(predicted.max(), codes.max())) + 1
     counts = np.bincount(predicted * n_classes + codes, minlength=n_classes**2)
     confusion = counts.reshape(n_classes, n_classes)

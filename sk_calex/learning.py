@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone, is_classifier
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.metadata_routing import (
@@ -83,12 +84,17 @@ class LearningCascade(CallbackSupportMixin, SharingCascade):
     ) -> Lesson:
         """Check and split; sets `classes_`, `layout_` and `final_estimator_`."""
         routed = process_routing(self, "fit", **params) if params else None
-        with showing(self.verbose, "features"):
-            features, layout = self._features_of(X)
+        # Before the backbone runs, which may take long.
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
-        check_consistent_length(features, y)
         check_classification_targets(y)
+        if self.final_estimator is not None and not is_classifier(self.final_estimator):
+            raise TypeError(
+                f"final_estimator must be a classifier, got {self.final_estimator!r}."
+            )
+        with showing(self.verbose, "features"):
+            features, layout = self._features_of(X)
+        check_consistent_length(features, y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         n_classes = len(self.classes_)
         if n_classes < 2:
@@ -201,8 +207,15 @@ class LearningCascade(CallbackSupportMixin, SharingCascade):
             held = folds.calibration
             check_output_order(proba[held].argmax(axis=1), codes[held])
             return proba
-        if not is_classifier(template):
-            raise TypeError(f"final_estimator must be a classifier, got {template!r}.")
+        if isinstance(template, FrozenEstimator) and not np.array_equal(
+            self.classes_, np.arange(n_classes)
+        ):
+            raise ValueError(
+                "final_estimator is frozen, so it must know the labels as the cascade "
+                f"numbers them, but y holds {self.classes_.tolist()[:5]}... and not "
+                f"0 to {n_classes - 1}. Number the labels for both, or give a "
+                "classifier that may be trained."
+            )
 
         def fitted(rows: NDArray[np.intp]) -> Any:
             return fit_weighted(

@@ -146,7 +146,9 @@ def answer_of(estimator: Any, n_classes: int) -> Probabilities:
         return answer_of_head
 
     def answer(features: Tensor) -> NDArray[np.float64]:
-        proba = estimator.predict_proba(features.flatten(1).cpu().numpy())
+        rows = features.flatten(1).cpu().numpy()
+        check_finite(rows, f"the features for {type(estimator).__name__}", "Scale X.")
+        proba = estimator.predict_proba(rows)
         proba = np.asarray(proba, dtype=np.float64)
         check_finite(
             proba, f"the probabilities of {type(estimator).__name__}", "Scale X."

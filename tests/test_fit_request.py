@@ -190,10 +190,10 @@ def test_parameters_that_go_in_circles():
         ({}, True),
         ({"random_state": None}, False),
         ({"random_state": np.int64(3)}, True),
-        # The cascade seeds its branches, but not what is inside of them.
+        # The cascade seeds its branches and what is inside of them.
         ({"branch": LogisticRegression()}, True),
         ({"branch": [LogisticRegression()]}, True),
-        ({"branch": make_pipeline(LogisticRegression())}, False),
+        ({"branch": make_pipeline(LogisticRegression())}, True),
         ({"final_estimator": LogisticRegression()}, False),
         ({"final_estimator": LogisticRegression(random_state=0)}, True),
         ({"cv": StratifiedKFold(3)}, True),

@@ -99,3 +99,23 @@ def test_what_others_see_is_not_folded(hook):
     stages = Stages.split(module, ["relu"], x, fold_norms=True)
     with frozen(module):
         torch.testing.assert_close(run(stages, module, x)[-1], module(x))
+
+
+def test_a_normalisation_called_by_keyword_is_folded():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, x):
+            return self.last(self.norm(input=self.conv(input=x)))
+
+    torch.manual_seed(0)
+    module = Named().eval()
+    module.norm.running_mean.normal_()
+    x = torch.randn(2, 3, 8, 8)
+    stages = Stages.split(module, ["norm"], x, fold_norms=True)
+    assert norm_calls(module, stages, x) == 0
+    with torch.inference_mode():
+        torch.testing.assert_close(run(stages, module, x)[-1], module(x))
