@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-__all__ = ["frozen"]
+from sk_calex._fork import fork_safe_lock
+
+__all__ = ["frozen", "trainable"]
 
 # How many blocks hold a module, by id, of those that were in training mode. They are
 # referred to by the blocks, so that no id is another module's meanwhile.
 _holders: dict[int, int] = {}
-_lock = threading.RLock()
+_lock = fork_safe_lock()
 
 
 @contextmanager
@@ -67,3 +68,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
                     _holders[id(m)] = n_holders
                 else:
                     m.training = True
+
+
+@contextmanager
+def trainable() -> Iterator[None]:
+    """Let torch record gradients in a ``with`` block, whatever mode the caller is in.
+
+    What is to be trained must also be made inside of it.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

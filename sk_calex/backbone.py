@@ -191,7 +191,6 @@ class FrozenBackbone(
 
     def _learn_layout(self, X: Any) -> None:
         samples = Samples(X)
-        _check_feature_names(self, X, reset=True)
         sample_shape = samples.shape_before(self.preprocess)
         if sample_shape == ():
             raise ValueError("X has numbers for samples; expected images or vectors.")
@@ -212,6 +211,7 @@ class FrozenBackbone(
         )
         self._stages, self._grids = stages, grids
         self._example_shape = tuple(example.shape[1:])
+        _check_feature_names(self, X, reset=True)
         self.sample_shape_ = sample_shape
         self.n_features_in_ = cast(int, sample_shape[0])
         self.stage_macs_ = stages.macs

@@ -142,6 +142,8 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
                 "keep its layout, data frames its column names), or a fitted backbone."
             )
         if fitted is not None:
+            if set(layout.names) < set(fitted.names):  # some of its taps
+                fitted = fitted.select(layout.names)
             _check_alike(layout, fitted, "the backbone makes")
             if layout.stage_macs is None:
                 layout = fitted
@@ -397,14 +399,19 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
 
 def _check_alike(given: TapLayout, known: TapLayout, whose: str) -> None:
     """Refuse features of other taps, which may well be as many numbers."""
-    for what in ("names", "shapes", "n_outputs"):
-        if getattr(given, what) != getattr(known, what):
-            raise ValueError(
-                f"X has features of taps {list(given.names)}, of shapes {given.shapes} "
-                f"with {given.n_outputs} outputs; what {whose} are those of "
-                f"{list(known.names)}, of shapes {known.shapes} with {known.n_outputs} "
-                "outputs. Give features that the same backbone made."
-            )
+
+    def described(layout: TapLayout) -> tuple[Any, ...]:
+        # As tuples, though a layout made by hand may hold lists.
+        shapes = tuple(map(tuple, layout.shapes))
+        return tuple(layout.names), shapes, layout.n_outputs
+
+    if described(given) != described(known):
+        raise ValueError(
+            f"X has features of taps {list(given.names)}, of shapes {given.shapes} "
+            f"with {given.n_outputs} outputs; what {whose} are those of "
+            f"{list(known.names)}, of shapes {known.shapes} with {known.n_outputs} "
+            "outputs. Give features that the same backbone made."
+        )
 
 
 def _estimator_macs(estimator: Any, role: str) -> int:

@@ -23,6 +23,7 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex._callbacks import CallbackSupportMixin, Task, with_callbacks
+from sk_calex._frozen import trainable
 from sk_calex._validation import (
     as_tensor,
     check_finite,
@@ -42,7 +43,7 @@ _LBFGS_MAX_SIZE = 100_000
 # Few enough that rounding cannot grow into another answer: the loss is not convex.
 _LBFGS_ITERATIONS = 30
 _PREDICT_ROWS = 1024
-# Read as they are, so that a memory map is never converted as a whole.
+# Floats are read as they are: a memory map of them is never converted as a whole.
 _DTYPES = (np.float64, np.float32, np.float16)
 
 
@@ -171,10 +172,7 @@ class BaseBranch(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         epochs = self._epochs(len(batch)) if self.solver_ == "adam" else 0
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
-        # Whatever mode the caller is in: heads are made to be trained.
-        trainable = torch.inference_mode(False), torch.enable_grad()
-        task_of_fit = Task.root(self, epochs, X, y, sample_weight)
-        with trainable[0], trainable[1], task_of_fit as task:
+        with trainable(), Task.root(self, epochs, X, y, sample_weight) as task:
             head = self._start_head(batch, shape, n_classes, generator, device)
             history = self._train(head, batch, shape, generator, device, seeds, task)
             self.loss_curve_ = history.loss

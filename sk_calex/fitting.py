@@ -390,7 +390,9 @@ def _fitted(
 def _shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]:
     """What each class weighs in a row that is repeated once a class."""
     share: NDArray[np.float64] = soften(soft, getattr(branch, "temperature", 1.0))
-    share = np.where(share >= _LEAST_SHARE, share, 0.0)
+    # Where no class has that much, the largest shares count.
+    least = np.minimum(_LEAST_SHARE, share.max(axis=1, keepdims=True))
+    share = np.where(share >= least, share, 0.0)
     return share / share.sum(axis=1, keepdims=True)
 
 

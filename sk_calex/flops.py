@@ -6,7 +6,6 @@ units; elementwise, pooling and normalisation layers are not counted by torch.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sk_calex._fork import fork_safe_lock
 from sk_calex._frozen import frozen
 from sk_calex._packed import flop_formulas
 
 __all__ = ["count_macs", "depth_costs", "flops_reduction"]
 
 # What kernels torch takes for attention is a setting of the whole process.
-_counting = threading.RLock()
+_counting = fork_safe_lock()
 
 
 def count_macs(module: nn.Module | Callable[..., object], *inputs: Tensor) -> int:

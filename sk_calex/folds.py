@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedShuffleSplit, check_cv
+from sklearn.utils.validation import _check_method_params
 
 __all__ = ["Folds", "make_folds"]
 
@@ -58,7 +59,9 @@ def make_folds(
         splitter: Any = StratifiedShuffleSplit(1, test_size=cv, random_state=seed)
     else:
         splitter = check_cv(cv, codes[rows], classifier=True)
-    args = {name: np.asarray(value)[rows] for name, value in split_args.items()}
+    args = split_args
+    if len(rows) < len(codes):
+        args = _check_method_params(codes, split_args, indices=rows)
     split = splitter.split(np.zeros((len(rows), 1)), codes[rows], **args)
     pairs = tuple(
         (np.intersect1d(rows[train], present), np.intersect1d(rows[held], present))

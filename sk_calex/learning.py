@@ -218,6 +218,8 @@ class LearningCascade(CallbackSupportMixin, SharingCascade):
             )
 
         def fitted(rows: NDArray[np.intp]) -> Any:
+            if isinstance(template, FrozenEstimator):
+                return template
             return fit_weighted(
                 clone(template),
                 outputs[rows],

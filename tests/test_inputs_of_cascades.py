@@ -4,15 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import BaggingClassifier, HistGradientBoostingClassifier
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from sk_calex import BranchClassifier, CascadeClassifier, FrozenBackbone
+from sk_calex import BranchClassifier, CascadeClassifier, FrozenBackbone, TapLayout
 from sk_calex import labels as labels_module
 from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
 from tests._quick_cascade import X, Y, cascade
@@ -115,7 +118,32 @@ def test_features_of_other_taps_are_refused_though_as_wide(features):
     known = cascade(backbone=FrozenEstimator(tiny_backbone().fit(X)))
     with pytest.raises(ValueError, match="the backbone makes"):
         known.fit(given, Y)
-    np.testing.assert_array_equal(fitted.predict(np.asarray(given)).shape, Y.shape)
+    assert fitted.predict(np.asarray(given)).shape == Y.shape  # which cannot be told
+
+
+def test_features_of_some_of_the_taps_of_a_fitted_backbone(features):
+    layout, name = features.layout, features.layout.names[1]
+    cut = type(features).wrap(
+        np.asarray(features)[:, layout.select_columns([name])], layout.select([name])
+    )
+    known = FrozenEstimator(tiny_backbone().fit(X))
+    fitted = cascade(backbone=known).fit(cut, Y)
+    assert fitted.layout_.names == (name,)
+    assert fitted.layout_.stage_macs == layout.select([name]).stage_macs
+    by_hand = TapLayout(
+        list(layout.names), [list(shape) for shape in layout.shapes], layout.n_outputs
+    )
+    same = cascade().fit(type(features).wrap(np.asarray(features), by_hand), Y)
+    assert same.predict(features).shape == Y.shape
+
+
+def test_a_backbone_that_could_not_be_fitted_is_not_fitted():
+    frame = pd.DataFrame(np.zeros((4, 4), dtype=np.float32), columns=list("abcd"))
+    backbone = FrozenBackbone(Table(), ["nope"], device="cpu")
+    with pytest.raises(ValueError, match="nope"):
+        backbone.fit(frame)
+    with pytest.raises(NotFittedError):
+        backbone.transform(frame)
 
 
 # Branches of scikit-learn
@@ -135,6 +163,16 @@ def test_survivors_of_which_the_backbone_is_sure_teach_a_branch_nothing(features
             alignment="hard", targets=targets, margin=0.0, alignment_margin=0.0
         ).fit(given, Y)
         assert (fitted.predict(given) == Y).mean() > 0.95
+
+
+def test_soft_targets_that_are_the_same_for_very_many_classes():
+    rng = np.random.default_rng(0)
+    n_classes = 120
+    y = np.repeat(np.arange(n_classes), 5)
+    rows = rng.standard_normal((len(y), 3)).astype(np.float32)
+    last = DummyClassifier(strategy="uniform")
+    fitted = plain(branch=GaussianNB(), final_estimator=last, cv=0.4).fit(rows, y)
+    assert np.isfinite(fitted.stage_probabilities(rows)).all()
 
 
 def test_every_random_part_of_a_branch_gets_a_seed(features):
@@ -183,8 +221,10 @@ def test_a_frozen_last_stage_has_to_number_the_labels_as_the_cascade_does(featur
     with pytest.raises(ValueError, match="final_estimator is frozen"):
         cascade(final_estimator=last).fit(features, names)
     last = FrozenEstimator(LogisticRegression().fit(outputs, Y))
-    fitted = cascade(final_estimator=last).fit(features, Y)
+    weight = 1.0 + (np.arange(len(Y)) % 2)  # which a frozen one has no use for
+    fitted = cascade(final_estimator=last).fit(features, Y, sample_weight=weight)
     assert fitted.score(features, Y) > 0.5
+    assert fitted.final_estimator_ is last
 
 
 def test_outputs_that_are_mostly_right_are_not_compared_with_every_order(monkeypatch):

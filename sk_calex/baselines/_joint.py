@@ -18,6 +18,7 @@ from torch import nn
 
 from sk_calex._callbacks import Task, handing, with_callbacks
 from sk_calex._content import digest_for
+from sk_calex._frozen import trainable
 from sk_calex._loops import History
 from sk_calex._progress import bar, showing
 from sk_calex._validation import resolve_device
@@ -187,7 +188,6 @@ class JointCascade(LearningCascade):
     ) -> ExitNet:
         rows = rows[lesson.weight[rows] > 0]
         generator = torch.Generator().manual_seed(seed)
-        net = self._net(lesson, generator)
         data = ExitRows(
             lesson.features,
             lesson.layout,
@@ -205,7 +205,8 @@ class JointCascade(LearningCascade):
             "weight_decay": self.weight_decay,
             "device": device,
         }
-        with showing(self.verbose, label):
+        with trainable(), showing(self.verbose, label):
+            net = self._net(lesson, generator)
             trained, history = memory.cache(_train, ignore=["net", "rows"])(
                 net,
                 [_content(net), content, lesson.layout, rows],

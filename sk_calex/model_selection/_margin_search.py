@@ -338,12 +338,14 @@ class MarginSearchCV(FoundCascade):
         sample_weight: NDArray[np.float64] | None,
         routed: Bunch,
     ) -> list[Outcomes]:
-        # Rows of weight 0 are absent. A splitter that was given speaks of all rows.
-        rows = np.arange(len(y))
-        if sample_weight is not None and not hasattr(self.cv, "split"):
-            rows = np.flatnonzero(sample_weight > 0)
+        # Rows of weight 0 are absent. Splits that were given speak of all rows.
+        rows, args = np.arange(len(y)), routed.splitter.split
+        weight = np.ones(len(y)) if sample_weight is None else sample_weight
+        if self.cv is None or isinstance(self.cv, Integral):
+            rows = np.flatnonzero(weight > 0)
+        if len(rows) < len(y):
+            args = _check_method_params(y, args, indices=rows)
         cv = check_cv(self.cv, y[rows], classifier=True)
-        args = {k: np.asarray(v)[rows] for k, v in routed.splitter.split.items()}
         splits = cv.split(np.zeros((len(rows), 1)), y[rows], **args)
         folds: list[Outcomes] = Parallel(n_jobs=self.n_jobs)(
             delayed(_fold)(
@@ -356,6 +358,7 @@ class MarginSearchCV(FoundCascade):
                 rows[held],
             )
             for train, held in splits
+            if weight[rows[held]].any()
         )
         return folds
 

@@ -1,10 +1,9 @@
-"""Locks between processes, which save work and eviction, and one between threads."""
+"""Locks between processes. They save work and eviction; no row depends on them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -72,21 +71,6 @@ def lock(
             time.sleep(0.005)
         except OSError:  # a file system without locks
             return None
-
-
-def fork_safe_lock() -> threading.RLock:
-    """Make a lock between threads that lives as long as the process.
-
-    No other thread holds it while the process forks: a child would wait for ever.
-    """
-    made = threading.RLock()
-    if hasattr(os, "register_at_fork"):  # pragma: no branch
-        os.register_at_fork(
-            before=made.acquire,
-            after_in_parent=made.release,
-            after_in_child=made.release,
-        )
-    return made
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ import random
 from typing import Any, ClassVar
 from weakref import WeakSet
 
-from ._locks import fork_safe_lock
+from sk_calex._fork import fork_safe_lock
+
 from ._shard import CAN_SHARE_READERS, ShardReader
 
 resource: Any

@@ -22,6 +22,7 @@ from sk_calex.baselines import (
     BranchyNetClassifier,
     PABEEClassifier,
     SDNClassifier,
+    ZTWClassifier,
     _joint,
 )
 from sk_calex.policies import EntropyThreshold, PrecisionThresholds
@@ -422,3 +423,17 @@ def test_use_before_fit(method):
     for call in ("predict", "stage_probabilities", "cost", "set_operating_point"):
         with pytest.raises(NotFittedError, match=method.__name__):
             getattr(make(method), call)(images(3)[0])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("method", [SDNClassifier, BoostNetClassifier, ZTWClassifier])
+def test_heads_are_trained_whatever_mode_the_caller_is_in(mode, solver, method):
+    settings = {"solver": solver, "max_iter": 2, "cv": FIXED, "random_state": 0}
+    given, _ = features()
+    expected = method(input="features", **settings).fit(given, Y)
+    with mode():
+        inside = method(input="features", **settings).fit(given, Y)
+    np.testing.assert_array_equal(
+        inside.stage_probabilities(given), expected.stage_probabilities(given)
+    )

@@ -497,3 +497,30 @@ def test_the_cascade_that_is_kept_knows_samples_and_not_features():
     assert not hasattr(found.best_estimator_, "feature_names_in_")
     assert found.best_estimator_.n_features_in_ == 3
     assert found.predict(X[:4]).shape == (4,)
+
+
+def test_splits_that_are_given_speak_of_all_rows(features):
+    weight = np.where(np.arange(len(Y)) < 20, 0.0, 1.0)
+    halves = [(np.arange(20, 90), np.arange(90, 160)), (np.arange(90), np.arange(20))]
+    found = search(cv=halves).fit(features, Y, sample_weight=weight)
+    first = search(cv=halves[:1]).fit(features, Y)  # the second holds no weight
+    np.testing.assert_allclose(
+        found.cv_results_["mean_accuracy"], first.cv_results_["mean_accuracy"]
+    )
+
+
+@pytest.mark.parametrize("length", [100, 320])
+def test_groups_of_another_length_are_refused(features, length):
+    weight = np.where(np.arange(len(Y)) < 20, 0.0, 1.0)
+    groups = np.arange(length) // 10
+    for weights in (None, weight):
+        with pytest.raises(ValueError, match="inconsistent"):
+            search(cv=GroupKFold(2)).fit(
+                features, Y, sample_weight=weights, groups=groups
+            )
+
+
+def test_taps_are_selected_on_the_features_of_a_fitted_backbone(features):
+    known = FrozenEstimator(tiny_backbone().fit(X))
+    found = search(cascade(backbone=known), taps="select").fit(features, Y)
+    assert found.predict(features).shape == Y.shape
