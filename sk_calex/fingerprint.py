@@ -6,6 +6,7 @@ import copyreg
 import dis
 import functools
 import hashlib
+import sys
 import types
 import weakref
 from typing import Any
@@ -21,6 +22,26 @@ _PLAIN = _NUMBERS | str | bytes | None
 # What a module carries that does not change what it computes here: training flags and
 # hooks. Parameters, buffers and children are taken on their own.
 _BOOKKEEPING = frozenset(vars(nn.Module()))
+# Their code is known by their names and versions.
+_INSTALLED = frozenset({"builtins", "torch", "numpy"}) | sys.stdlib_module_names
+# What a class carries that does not change what an object of it does once it is there.
+_CLASS_BOOKKEEPING = frozenset(
+    f"__{name}__"
+    for name in (
+        *("abstractmethods", "annotate", "annotate_func", "annotations"),
+        *("annotations_cache", "copy", "deepcopy", "dict", "doc", "firstlineno"),
+        *("getstate", "init", "module", "new", "orig_bases", "parameters", "qualname"),
+        *("reduce", "reduce_ex", "repr", "setstate", "static_attributes", "str"),
+        "weakref",
+    )
+) | {"_abc_impl"}
+_WRAPPED = {
+    staticmethod: "__func__",
+    classmethod: "__func__",
+    property: "fget",
+    functools.cached_property: "func",
+    functools._lru_cache_wrapper: "__wrapped__",
+}
 
 
 def module_fingerprint(module: nn.Module, **settings: Any) -> str:
@@ -29,7 +50,7 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
     Parameters
     ----------
     module : torch.nn.Module
-        Counts by its class, the code of its class's methods, its parameters and
+        Counts by its class, that class's methods and attributes, its parameters and
         buffers to the last bit, its other attributes, and its children.
     **settings : object
         What else decides: taps, pooling, preprocessing, dtype, schema version. Data
@@ -48,10 +69,12 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
 
     Notes
     -----
-    Code is followed into plain values, lists, arrays and tensors among the globals that
-    it reads, and into functions and classes of the same file. Other globals count by
-    name, and the code of torch itself does not count. Training flags and hooks are left
-    out. Code is compared as bytecode, which differs between Python versions.
+    Code is followed into the data and objects among the globals that it reads, and into
+    functions and classes of the same file. Those of other files count by name, and so
+    do globals and class attributes that cannot be read, such as locks. The
+    code of torch, NumPy and the standard library does not count. Training flags, hooks
+    and tensors that a run has left on a module are left out. Code is compared as
+    bytecode, which differs between Python versions.
 
     Examples
     --------
@@ -123,7 +146,8 @@ class _Digest:
             self.add(item)
 
     def _add_tensor(self, tensor: Tensor) -> None:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        flat = plain.cpu().contiguous().reshape(-1)
         kind = f"tensor {tensor.dtype} {tuple(tensor.shape)}"
         # As bytes: numpy has no bfloat16.
         self._write(kind, flat.view(torch.uint8).numpy() if len(flat) else b"")
@@ -143,6 +167,9 @@ class _Digest:
             self._add_items("partial", (value.func, value.args, value.keywords))
         elif isinstance(value, types.ModuleType):
             self._write("module", value.__name__.encode())
+        elif type(value) in _WRAPPED:
+            self._write(type(value).__name__)
+            self.add(getattr(value, _WRAPPED[type(value)]))
         elif isinstance(value, weakref.ref):
             self._write("weakref")  # such as the LSTM's to its own weights
         else:
@@ -151,7 +178,11 @@ class _Digest:
     def _add_module(self, module: nn.Module) -> None:
         self._write("nn.Module")
         self.add(type(module))
-        own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
+        own = {
+            name: value
+            for name, value in vars(module).items()
+            if name not in _BOOKKEEPING and not _left_by_a_run(module, name, value)
+        }
         if isinstance(module, torch.fx.GraphModule):
             own = {"code": module.code}
         self.add([own, dict(module._parameters), dict(module._buffers)])
@@ -160,22 +191,38 @@ class _Digest:
 
     def _add_class(self, cls: type) -> None:
         self._write("class", f"{cls.__module__}.{cls.__qualname__}".encode())
-        if cls.__module__.partition(".")[0] in ("builtins", "torch", "numpy"):
+        if cls.__module__.partition(".")[0] in _INSTALLED:
             return
         for name, member in sorted(vars(cls).items()):
-            if name.startswith("__") and name != "__call__":
-                continue
-            member = getattr(member, "__func__", getattr(member, "fget", member))
-            if isinstance(member, _PLAIN | tuple | types.FunctionType):
+            if name not in _CLASS_BOOKKEEPING:
                 self.add(name)
-                self.add(member)
+                self._add_if_readable(member)
         self._add_items("bases", cls.__bases__)
+
+    def _add_if_readable(self, value: Any) -> None:
+        """Add what code reads; of what cannot be read its name has to do."""
+        if isinstance(value, (types.FunctionType, type, *_WRAPPED)):
+            self.add(value)
+            return
+        before, n_seen = self._hash.copy(), len(self._seen)
+        try:
+            self.add(value)
+        except Exception:
+            self._hash = before
+            while len(self._seen) > n_seen:
+                self._seen.popitem()
+            self._write("unreadable", type(value).__qualname__.encode())
 
     def _add_function(self, function: types.FunctionType) -> None:
         self._write(
             "function", f"{function.__module__}.{function.__qualname__}".encode()
         )
+        if function.__module__.partition(".")[0] in sys.stdlib_module_names:
+            return
         self.add([function.__defaults__, function.__kwdefaults__])
+        for name, value in sorted(vars(function).items()):
+            self.add(name)
+            self._add_if_readable(value)
         for cell in function.__closure__ or ():
             try:
                 self.add(cell.cell_contents)
@@ -190,11 +237,8 @@ class _Digest:
                 self._write(
                     "global", f"{value.__module__}.{value.__qualname__}".encode()
                 )
-            elif isinstance(
-                value,
-                _PLAIN | tuple | list | np.ndarray | Tensor | types.FunctionType | type,
-            ):
-                self.add(value)
+            else:
+                self._add_if_readable(value)
 
     def _add_code(self, code: types.CodeType) -> None:
         self._write("code", code.co_code)
@@ -217,6 +261,24 @@ class _Digest:
             return
         maker, args, state, items, pairs = (*reduced, None, None, None)[:5]
         self.add([maker, args, state, list(items or ()), list(pairs or ())])
+
+
+def _left_by_a_run(module: nn.Module, name: str, value: Any) -> bool:
+    """Say whether a tensor is an activation that some method has kept."""
+    if not isinstance(value, Tensor) or (value.is_leaf and not value.is_inference()):
+        return False
+    methods = (
+        method
+        for cls in type(module).__mro__
+        for key, method in vars(cls).items()
+        if key != "__init__" and isinstance(method, types.FunctionType)
+    )
+    return any(name in _stored_names(method.__code__) for method in methods)
+
+
+def _stored_names(code: types.CodeType) -> set[str]:
+    """Names of the attributes that code sets."""
+    return {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
 
 
 def _global_names(code: types.CodeType) -> set[str]:

@@ -358,3 +358,118 @@ def test_loading_gives_the_same(tmp_path):
     net = TinyNet()
     joblib.dump(net, tmp_path / "net")
     assert module_fingerprint(joblib.load(tmp_path / "net")) == module_fingerprint(net)
+
+
+# What code reads besides itself
+
+DATA = """
+import functools
+import threading
+
+from torchvision.transforms import v2
+
+NORM = {thing}
+
+@functools.lru_cache
+def table(n):
+    return n * {number}
+
+class Pre:
+    mean = {data}
+    {dunder} = lambda self, i: {number}
+
+    @functools.cached_property
+    def later(self):
+        return {number}
+
+    @staticmethod
+    def alone(x):
+        return x + {number}
+
+    def __call__(self, x):
+        return NORM(x) - self.mean[0] + table(2)
+
+def pre(x):
+    return NORM(x) + table(3)
+
+def told(x):
+    return x
+told.scale = {data}
+"""
+
+
+def made(thing="None", number=1, data="[0.5]", dunder="__getitem__"):
+    return class_from(DATA.format(**locals()))
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"data": "[0.1]"}, ["Pre", "told"]),
+        ({"data": "{'a': 1}"}, ["Pre", "told"]),
+        ({"data": "torch.tensor([0.5])"}, ["Pre", "told"]),
+        ({"number": 2}, ["Pre", "pre"]),
+        ({"dunder": "__getattr__"}, ["Pre"]),
+        ({"thing": "nn.LayerNorm(2, eps=0.1)"}, ["Pre", "pre"]),
+        ({"thing": "functools.partial(torch.mul, 2)"}, ["Pre", "pre"]),
+        ({"thing": "torch.float16"}, ["Pre", "pre"]),
+        ({"thing": "{'mean': 0.5}"}, ["Pre", "pre"]),
+    ],
+    ids=str,
+)
+def test_data_beside_the_code_count(change, parts):
+    before, same, after = made(), made(), made(**change)
+    for part in parts:
+        values = [
+            value() if isinstance(value := getattr(module, part), type) else value
+            for module in (before, same, after)
+        ]
+        assert digest(values[0]) == digest(values[1])
+        assert differ(values[0], values[2])
+
+
+def test_parameters_of_a_global_module_count():
+    one, two = (made(f"v2.Normalize([{mean}], [1.0])") for mean in (0.1, 0.2))
+    assert differ(one.pre, two.pre)
+
+
+def test_a_lock_among_the_attributes_of_a_class_counts_by_name():
+    one, two = (made(data="[threading.Lock()]").Pre() for _ in range(2))
+    assert digest(one) == digest(two)
+
+
+class Keeps(nn.Module):
+    """Keeps what it has computed, as models do that show their attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.scale = torch.tensor(2.0)
+
+    def forward(self, x):
+        self.kept = self.layer(x) * self.scale
+        return self.kept
+
+
+def test_what_a_run_has_left_on_a_module_does_not_count():
+    torch.manual_seed(0)
+    module = Keeps()
+    expected = module_fingerprint(module)
+    module(torch.ones(1, 3))
+    assert module_fingerprint(module) == expected
+    with torch.inference_mode():
+        module(torch.ones(2, 3))
+    assert module_fingerprint(module) == expected
+    module.scale = torch.tensor(3.0)
+    assert module_fingerprint(module) != expected
+    with torch.inference_mode():  # no method sets it: it is no activation
+        module.scale = torch.tensor(2.0)
+    assert module_fingerprint(module) == expected
+    module.scale = module.layer.weight.sum()
+    assert module_fingerprint(module) != expected
+
+
+def test_a_tensor_that_is_conjugated_lazily_counts_by_value():
+    values = torch.tensor([1 + 2j])
+    assert digest(values.conj()) == digest(torch.tensor([1 - 2j]))
+    assert differ(values, values.conj())
