@@ -6,7 +6,8 @@ import re
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, count, pairwise
 from typing import Any
 
@@ -26,6 +27,8 @@ Step = Callable[..., tuple[Any, State]]
 
 # While fx traces it patches `torch.nn.Module` for the whole process: one at a time.
 _TRACING = threading.Lock()
+
+_BOOKKEEPING = frozenset(vars(nn.Module()))
 
 _COMPUTED = ("call_module", "call_function", "call_method", "get_attr")
 
@@ -53,7 +56,7 @@ class TracedModule:
         # Traced from one level above, the module's optional arguments take their
         # defaults, its hooks run, and constants that fx stores stay off it.
         self._root = _Root(module)
-        with _TRACING:
+        with _TRACING, _attributes_kept(module):
             self._nodes = list(self._tracer.trace(self._root).nodes)
         self._order = {node: i for i, node in enumerate(self._nodes)}
         # What does not depend on the input needs no place in the state: the
@@ -175,6 +178,35 @@ class TracedModule:
         graph.output((copies[end], tuple(copies[node] for node in outputs)))
         # Its bound forward: nothing of nn.Module.__call__ is needed here.
         return fx.GraphModule(attributes, graph).forward
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Give a module back the attributes that it had.
+
+    A forward that keeps what it has computed keeps fx's proxies while it is traced.
+    """
+    parts = list(module.modules())
+    before = [_attributes(part) for part in parts]
+    lists = [v for own in before for v in own.values() if type(v) is list]
+    contents = [list(values) for values in lists]
+    try:
+        yield
+    finally:
+        for part, own in zip(parts, before, strict=True):
+            now = _attributes(part)
+            for name in now.keys() - own.keys():
+                del vars(part)[name]
+            for name, value in own.items():
+                if now.get(name) is not value:
+                    vars(part)[name] = value
+        for values, content in zip(lists, contents, strict=True):
+            values[:] = content
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Those that are the module's own; flags, hooks and the like are torch's."""
+    return {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
 
 
 class _Root(nn.Module):

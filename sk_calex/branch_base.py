@@ -283,7 +283,8 @@ class BaseBranch(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         if self.max_iter is not None:
             return self.max_iter
         if self.early_stopping:
-            n -= math.ceil(self.validation_fraction * n)  # as train_test_split does
+            # As train_test_split does, which refuses to leave none.
+            n = max(1, n - math.ceil(self.validation_fraction * n))
         # Twelve epochs suffice at tens of thousands of rows; few rows need about as
         # many updates as a few hundred, else the schedule ends before it has begun.
         return max(12, math.ceil(400 / max(1, n // min(self.batch_size, n))))

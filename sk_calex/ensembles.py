@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sk_calex._frozen import trainable
 from sk_calex._loops import lbfgs_loop
 from sk_calex._validation import softmax64
 from sk_calex.runtime import Answer
@@ -81,6 +82,7 @@ class Ensembles:
     exponents: NDArray[np.float64]
 
     @classmethod
+    @trainable()
     def fit(
         cls,
         proba: NDArray[np.float64],
@@ -110,9 +112,9 @@ class Ensembles:
         truth = torch.from_numpy(labels[there].astype(np.int64))
         counts = torch.from_numpy(weight[there])
         exponents = np.zeros((n_stages, n_stages))
+        decay = 1 / float(counts.sum())
         for k in range(n_stages):
             mean = LogMean(k + 1, n_classes, shift=False)
-            decay = 1 / float(counts.sum())
             fit_log_mean(mean, logs[:, : k + 1], truth, counts, weight_decay=decay)
             exponents[k, : k + 1] = mean.exponents.detach().numpy()
         return cls(exponents)

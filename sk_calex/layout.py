@@ -342,6 +342,77 @@ class FeatureArray(np.ndarray):
             part._layout = None
         return part
 
+    def take(
+        self,
+        indices: Any,
+        axis: Any = None,
+        out: Any = None,
+        mode: Any = "raise",
+    ) -> Any:
+        """Take elements along an axis, as `numpy.ndarray.take` does.
+
+        Parameters
+        ----------
+        indices : array-like of int, of any shape
+            Which.
+        axis : int, default=None
+            0 takes rows, 1 columns; None counts through the flattened array.
+        out : ndarray of the result's shape, default=None
+            Gets the result.
+        mode : {"raise", "wrap", "clip"}, default="raise"
+            What becomes of indices out of bounds.
+
+        Returns
+        -------
+        taken : ndarray of shape (n, width), (n_samples, n) or that of `indices`
+            Rows keep the layout, columns that are picked do not.
+        """
+        return self._moved(super().take(indices, axis, out, mode), axis)
+
+    def compress(self, condition: Any, axis: Any = None, out: Any = None) -> Any:
+        """Take what a mask says along an axis, as `numpy.ndarray.compress` does.
+
+        Parameters
+        ----------
+        condition : array-like of bool, shape (n,)
+            Which.
+        axis : int, default=None
+            0 takes rows, 1 columns; None counts through the flattened array.
+        out : ndarray of the result's shape, default=None
+            Gets the result.
+
+        Returns
+        -------
+        taken : ndarray of shape (n, width), (n_samples, n) or (n,)
+            Rows keep the layout, columns that are picked do not.
+        """
+        return self._moved(super().compress(condition, axis, out), axis)
+
+    def transpose(self, *axes: Any) -> Any:
+        """Transpose, as `numpy.ndarray.transpose` does.
+
+        Parameters
+        ----------
+        *axes : int
+            The axes in their new order; reversed by default.
+
+        Returns
+        -------
+        transposed : ndarray of shape (width, n_samples)
+            Without a layout, though it be as wide.
+        """
+        return self._moved(super().transpose(*axes), 1)
+
+    @property
+    def T(self) -> Any:
+        """The transpose, without a layout."""
+        return self.transpose()
+
+    def _moved(self, part: Any, axis: int | None) -> Any:
+        if isinstance(part, FeatureArray) and (axis is None or axis % self.ndim != 0):
+            part._layout = None
+        return part
+
     def __array_wrap__(
         self, array: Any, context: Any = None, return_scalar: bool = False
     ) -> Any:

@@ -446,3 +446,12 @@ def test_warm_start_needs_the_same_problem(change):
         y = y + 1
     with pytest.raises(ValueError, match="warm_start=True"):
         model.fit(X, y)
+
+
+def test_early_stopping_that_leaves_no_row_says_so():
+    X, y = np.eye(6)[:5], [0, 1, 0, 1, 0]
+    branch = BranchClassifier(
+        "gap", solver="adam", early_stopping=True, validation_fraction=0.9
+    )
+    with pytest.raises(ValueError, match="train set will be empty"):
+        branch.fit(X, y)

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit
@@ -150,3 +151,12 @@ def test_out_of_fold_answers_make_the_weights():
 def test_no_branch_can_be_left_out(fitted):
     with pytest.raises(TypeError, match=r"ensemble=True .* ensemble=False"):
         select_taps(fitted, TEST, TEST_Y, flops_budget=0.1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_weights_are_fitted_whatever_mode_the_caller_is_in(mode):
+    proba, y, weight = draw()
+    expected = Ensembles.fit(proba, y, weight)
+    with mode():
+        inside = Ensembles.fit(proba, y, weight)
+    np.testing.assert_array_equal(inside.together(proba), expected.together(proba))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
@@ -341,3 +342,13 @@ def test_no_rule_is_right_more_often_than_the_oracle(seed):
     for rule in [*WITH_STATISTICS, SharedThreshold(0.7)]:
         depth = rule.fit(proba, y, costs=COSTS).depth(proba)
         assert right[depth, every].mean() <= best
+
+
+def test_a_learned_gate_needs_no_routing_of_its_weights():
+    proba, y = dirichlet()
+    weight = 1.0 + np.arange(len(y)) % 3
+    expected = LearnedGate(0.8).fit(proba, y, sample_weight=weight)
+    with config_context(enable_metadata_routing=True):
+        routed = LearnedGate(0.8).fit(proba, y, sample_weight=weight)
+    for a, b in zip(routed.gates_, expected.gates_, strict=True):
+        np.testing.assert_array_equal(a[-1].coef_, b[-1].coef_)

@@ -231,3 +231,28 @@ def test_estimators_see_the_layout_in_cross_validation():
 
     cross_validate(Spy(1), make(), [0, 1, 0, 1, 0, 1], cv=3)
     assert seen == [LAYOUT] * 6
+
+
+def test_columns_that_are_moved_have_no_layout():
+    layout = TapLayout(("tap",), ((3,),), 2)
+    X = FeatureArray.wrap(np.arange(25.0).reshape(5, 5), layout)
+    order = [4, 3, 2, 1, 0]
+    everything = np.ones(5, bool)
+    for rows in (
+        np.take(X, order, axis=0),
+        X.take(order, -2),
+        np.compress(everything, X, axis=0),
+    ):
+        assert rows.layout is layout
+    for columns in (
+        np.take(X, order, axis=1),
+        X.take(order, -1),
+        np.compress(everything, X, axis=1),
+        X.T,
+        X.transpose(),
+        np.transpose(X),
+        X[:1].T.T,
+    ):
+        assert getattr(columns, "layout", None) is None
+    np.testing.assert_array_equal(X.T, np.asarray(X).T)
+    assert np.take(X, [0, 1]).shape == (2,)

@@ -1,3 +1,4 @@
+import pickle
 from collections import OrderedDict
 from functools import cache
 
@@ -306,3 +307,34 @@ def test_any_number_of_example_rows(n):
     stages = Stages.split(module, ["first"], torch.randn(n, 6))
     assert stages.output_shapes == ((6,), (3,))
     assert stages.macs == (36, 54)
+
+
+class Keeps(nn.Module):
+    """Keeps its activations, as models do that show their attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.every, self.known = [], None
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        self.kept, self.known = x, x
+        self.every.append(x)
+        return self.last(x.relu())
+
+
+def test_tracing_leaves_no_trace_on_the_module():
+    module = Keeps().eval()
+    x = torch.randn(3, 4)
+    stages = Stages.split(module, ["first"], x)
+    for kept in (module.kept, module.known, *module.every):
+        assert isinstance(kept, torch.Tensor)
+    pickle.dumps(module)
+    every = len(module.every)
+    with frozen(module):
+        state = stages.start(x)
+        for k in range(2):
+            output, state = stages.advance(k, state)
+        torch.testing.assert_close(output, module(x))
+    assert len(module.every) == every + 1  # of the module itself

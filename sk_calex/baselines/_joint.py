@@ -207,7 +207,8 @@ class JointCascade(LearningCascade):
         }
         with trainable(), showing(self.verbose, label):
             net = self._net(lesson, generator)
-            trained, history = memory.cache(_train, ignore=["net", "rows"])(
+            known = {"ignore": ["net", "rows"]} if isinstance(memory, Memory) else {}
+            trained, history = memory.cache(_train, **known)(
                 net,
                 [_content(net), content, lesson.layout, rows],
                 data,

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
+from sk_calex.base import BaseCascade
+
+from ._knobs import knob_of
 from ._outcomes import Outcomes
 
 if TYPE_CHECKING:
-    from sk_calex.base import BaseCascade
     from sk_calex.cascade import CascadeClassifier
 
 __all__ = ["margin_curve", "operating_curve"]
@@ -63,7 +65,10 @@ def margin_curve(
     Raises
     ------
     ValueError
-        If a margin is not finite or not below 1, or the MACs are unknown.
+        If a margin is not finite or not below 1, the MACs are unknown, or the cascade
+        has no margin that can be moved.
+    TypeError
+        If it is no cascade.
 
     Examples
     --------
@@ -75,11 +80,19 @@ def margin_curve(
     >>> curve.depth_share.sum(axis=1)
     array([1., 1.])
     """
-    if cascade.policy is not None:
-        raise ValueError(
-            f"cascade has policy={cascade.policy!r}, which has no margin. Use "
-            f"operating_curve, over values of {cascade.policy.knob!r}."
+    if not isinstance(cascade, BaseCascade):
+        raise TypeError(
+            f"cascade must be a fitted cascade, got {type(cascade).__name__}. Of a "
+            "pipeline give the last step, and X as that gets it."
         )
+    knob = knob_of(cascade)
+    if knob != "margin":
+        rule = "" if cascade.policy is None else f" of policy={cascade.policy!r}"
+        raise ValueError(
+            f"this {type(cascade).__name__} moves by {knob!r}{rule}, not by a margin. "
+            f"Use operating_curve, over values of {knob.split('__')[-1]!r}."
+        )
+    cascade._check_movable()
     margins = [float(margin) for margin in margins]
     curve = operating_curve(cascade, X, y, margins, sample_weight=sample_weight)
     return Bunch(margins=curve.pop("knob_values"), **curve)

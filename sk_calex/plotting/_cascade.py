@@ -23,7 +23,7 @@ from sk_calex.policies import Oracle, first_exits
 
 from ._marks import mark_backbone, mark_operating_point, mark_oracle
 from ._points import knob_values, points_of_cv_results, points_of_predictions
-from ._style import line_style, new_axes, place_legend
+from ._style import legend_label, line_style, new_axes, place_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -438,7 +438,8 @@ class CascadeDisplay:
             ax.set(xlabel="FLOPs reduction (%)", ylabel="Accuracy (%)")
             ax.grid(visible=True, alpha=0.3)
         name = self.name if name is None else name
-        style = line_style(drawn) | {"label": name, "gid": _CURVE, "markersize": 5}
+        label = None if name is None else legend_label(name)
+        style = line_style(drawn) | {"label": label, "gid": _CURVE, "markersize": 5}
         style |= cbook.normalize_kwargs(kwargs, Line2D)
         front = pareto_front(x, y) if pareto else np.ones(len(x), dtype=bool)
         if pareto is True:

@@ -17,7 +17,7 @@ from sk_calex._html import si
 from sk_calex.inspection import depth_names as names_of
 from sk_calex.model_selection._knobs import cascade_in, input_of
 
-from ._style import new_axes, short
+from ._style import legend_label, new_axes, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,14 +134,17 @@ class ExitDepthDisplay:
         """
         cascade = cascade_in(estimator)
         check_is_fitted(cascade)
-        known = cascade.layout_.stage_macs is not None
+        try:
+            costs = cascade.depth_costs_
+        except ValueError:  # of a stage or a head they are not known
+            costs = None
         names = names_of(cascade)
         return cls.from_predictions(
             cascade.exit_depth(input_of(estimator, X)),
             y,
             n_depths=len(names),
             depth_names=names,
-            depth_costs=cascade.depth_costs_ if known else None,
+            depth_costs=costs,
             ax=ax,
             **kwargs,
         )
@@ -315,7 +318,9 @@ class ExitDepthDisplay:
         self.bars_ = []
         for k, style in enumerate(_depth_styles(rows.shape[1])):
             width = 100 * rows[:, k]
-            style = style | {"label": names[k].replace("\n", ", ")} | kwargs
+            style = (
+                style | {"label": legend_label(names[k].replace("\n", ", "))} | kwargs
+            )
             bar = ax.barh(at, width, 0.8, left=left, **style)
             written = [f"{w:.0f}" if w >= 100 * _LEAST_WRITTEN else "" for w in width]
             plate = {"boxstyle": "round,pad=0.15", "facecolor": "white", "lw": 0}

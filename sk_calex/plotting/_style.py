@@ -12,6 +12,7 @@ __all__ = [
     "DASHES",
     "MARKERS",
     "check_axes",
+    "legend_label",
     "line_style",
     "new_axes",
     "place_legend",
@@ -69,3 +70,8 @@ def short(label: Any, length: int = 18) -> str:
     """A label that fits beside an axis."""
     text = str(label)
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def legend_label(name: str) -> str:
+    """A label that is shown: matplotlib hides those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name

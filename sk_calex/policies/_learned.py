@@ -77,15 +77,14 @@ class LearnedGate(ExitPolicy):
             rows = np.flatnonzero(reaching)
             gate = None
             if len(np.unique(harmless[rows])) == 2:
-                gate = make_pipeline(
-                    StandardScaler(), LogisticRegression(max_iter=1000)
+                # One by one: under metadata routing a pipeline hands on no weights
+                # that its steps did not ask for.
+                design, own = _design(table.stage(k))[rows], weight[rows]
+                scaler = StandardScaler().fit(design, sample_weight=own)
+                logistic = LogisticRegression(max_iter=1000).fit(
+                    scaler.transform(design), harmless[rows], sample_weight=own
                 )
-                gate.fit(
-                    _design(table.stage(k))[rows],
-                    harmless[rows],
-                    standardscaler__sample_weight=weight[rows],
-                    logisticregression__sample_weight=weight[rows],
-                )
+                gate = make_pipeline(scaler, logistic)
             elif len(rows) and harmless[rows[0]]:
                 # Nobody loses by exiting here.
                 self.thresholds_[k] = -np.inf

@@ -437,3 +437,23 @@ def test_heads_are_trained_whatever_mode_the_caller_is_in(mode, solver, method):
     np.testing.assert_array_equal(
         inside.stage_probabilities(given), expected.stage_probabilities(given)
     )
+
+
+def test_a_memory_is_anything_that_caches():
+    class Calls:
+        def __init__(self):
+            self.functions = []
+
+        def cache(self, function):
+            self.functions.append(function)
+            return function
+
+    given, _ = features()
+    memory = Calls()
+    settings = {"max_iter": 1, "cv": FIXED, "random_state": 0, "input": "features"}
+    fitted = SDNClassifier(memory=memory, **settings).fit(given, Y)
+    assert memory.functions
+    plain = SDNClassifier(**settings).fit(given, Y)
+    np.testing.assert_array_equal(
+        fitted.stage_probabilities(given), plain.stage_probabilities(given)
+    )

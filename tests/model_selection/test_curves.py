@@ -6,6 +6,7 @@ from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from sk_calex import CascadeClassifier, margin_curve, operating_curve
 from sk_calex.baselines import SDNClassifier
@@ -241,3 +242,23 @@ def test_weight_is_repetition(on_features):
         np.testing.assert_allclose(weighted[field], repeated[field], rtol=1e-12)
     with pytest.raises(ValueError, match="sample_weight is zero"):
         operating_curve(cascade, X, y, [0.0], sample_weight=0 * weight)
+
+
+def test_what_has_no_margin_of_its_own_is_refused():
+    X, y = images(60)
+    features = tiny_backbone().fit(X).transform(X)
+    thresholds = SDNClassifier(
+        input="features", solver="adam", max_iter=1, cv=0.5, random_state=0
+    ).fit(features, y)
+    with pytest.raises(ValueError, match=r"moves by 'threshold', not by a margin"):
+        margin_curve(thresholds, features, y)
+    with pytest.raises(TypeError, match="got Pipeline"):
+        margin_curve(make_pipeline(thresholds), features, y)
+    bound = CascadeClassifier(
+        input="features",
+        branch=small_branch("gap"),
+        alignment_margin="same",
+        random_state=0,
+    ).fit(features, y)
+    with pytest.raises(ValueError, match="alignment_margin"):
+        margin_curve(bound, features, y)

@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
 
 from sk_calex import CascadeClassifier, ExitDepthDisplay, FeatureArray
-from tests._inspected import NAMES, calexnet, data, sdn
+from tests._inspected import NAMES, calexnet, data, fit, sdn
 
 
 def widths(display):
@@ -144,3 +145,23 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"ExitDepthDisplay .*sk-calex\[plot\]"):
         ExitDepthDisplay.from_predictions([0, 1])
+
+
+def test_heads_of_unknown_cost_are_drawn_without_it():
+    given, forest = data(), RandomForestClassifier(3, random_state=0)
+    fitted = fit(branch=forest)
+    with pytest.raises(ValueError, match="MACs"):
+        _ = fitted.depth_costs_
+    display = ExitDepthDisplay.from_estimator(fitted, given.test)
+    ticks = [label.get_text() for label in display.ax_.get_xticklabels()]
+    assert not any("MACs" in tick for tick in ticks)
+
+
+def test_names_that_begin_with_an_underscore_are_in_the_legend():
+    depth = np.array([0, 0, 1, 1])
+    display = ExitDepthDisplay.from_predictions(
+        depth, np.array([0, 1, 0, 1]), depth_names=["_blocks.2", "last stage"]
+    )
+    legend = display.ax_.get_legend() or display.figure_.legends[0]
+    texts = [text.get_text().strip() for text in legend.get_texts()]
+    assert texts == ["_blocks.2", "last stage"]
