@@ -15,42 +15,26 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GroupKFold,
     PredefinedSplit,
-    StratifiedKFold,
     cross_val_score,
 )
 from sklearn.pipeline import make_pipeline
 
-from sk_calex import CascadeClassifier, MarginSearchCV
+from sk_calex import MarginSearchCV
 from sk_calex.baselines import SDNClassifier
 from sk_calex.model_selection import _landscape
 from sk_calex.policies import PrecisionThresholds, Quota, SharedThreshold
-from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
+from tests._cascade_models import tiny_backbone, tiny_net
+from tests.model_selection._searches import (
+    FOLDS,
+    MARGINS,
+    X,
+    Y,
+    cascade,
+    features,
+    search,
+)
 
-X, Y = images(160)
-MARGINS = [-0.3, 0.0, 0.1, 0.3]
-FOLDS = StratifiedKFold(2)
-
-
-@pytest.fixture(scope="module")
-def features():
-    return tiny_backbone().fit(X).transform(X)
-
-
-def cascade(**params):
-    settings = {
-        "input": "features",
-        "branch": small_branch("gap"),
-        "min_support": 3,
-        "random_state": 0,
-    }
-    return CascadeClassifier(**(settings | params))
-
-
-def search(estimator=None, **params):
-    settings = {"margins": MARGINS, "cv": FOLDS}
-    if "flops_budget" not in params:
-        settings["max_accuracy_drop"] = 1.0
-    return MarginSearchCV(estimator or cascade(), **(settings | params))
+__all__ = ["features"]  # a fixture
 
 
 def slowly(estimator, data, values, name="margin"):

@@ -4,40 +4,17 @@ import numpy as np
 import pytest
 import sklearn
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sk_calex import CascadeClassifier, MarginSearchCV
+from sk_calex import CascadeClassifier
 from sk_calex.model_selection._knobs import cascade_in
 from sk_calex.policies import SharedThreshold
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import small_branch, tiny_backbone
+from tests.model_selection._searches import X, Y, cascade, features, search
 
-X, Y = images(160)
-
-
-@pytest.fixture(scope="module")
-def features():
-    return tiny_backbone().fit(X).transform(X)
-
-
-def cascade(**params):
-    settings = {
-        "input": "features",
-        "branch": small_branch("gap"),
-        "min_support": 3,
-        "random_state": 0,
-    }
-    return CascadeClassifier(**(settings | params))
-
-
-def search(estimator=None, **params):
-    settings = {
-        "margins": [-0.3, 0.0, 0.1, 0.3],
-        "cv": StratifiedKFold(2),
-        "max_accuracy_drop": 1.0,
-    }
-    return MarginSearchCV(estimator or cascade(), **(settings | params))
+__all__ = ["features"]  # a fixture
 
 
 def test_a_frozen_search_keeps_the_steps_before_its_cascade(features):

@@ -9,12 +9,13 @@ import pytest
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 
-from sk_calex import CascadeClassifier, MarginSearchCV, TapLayout, select_taps
+from sk_calex import MarginSearchCV, TapLayout, select_taps
 from sk_calex.baselines import NoAlignmentClassifier, SDNClassifier
 from sk_calex.flops import depth_costs
 from sk_calex.model_selection import _taps
 from sk_calex.policies import ClassThresholds, Patience, first_exits
 from tests._cascade_models import images, small_branch, tiny_backbone
+from tests.model_selection._searches import cascade
 
 TAPS = ["stem.0", "stem", "block1"]
 X, Y = images(200)
@@ -24,16 +25,6 @@ MARGINS = [-0.2, 0.05, 0.3]
 
 def backbone(**params):
     return tiny_backbone(**({"taps": TAPS} | params))
-
-
-def cascade(**params):
-    settings = {
-        "input": "features",
-        "branch": small_branch("gap"),
-        "min_support": 3,
-        "random_state": 0,
-    }
-    return CascadeClassifier(**(settings | params))
 
 
 @pytest.fixture(scope="module")
