@@ -30,7 +30,7 @@ class BranchyNetClassifier(JointCascade):
         The frozen classifier, as of `CascadeClassifier`.
     threshold : float, default=0.5
         The knob: exit where the entropy of the probabilities, in nats, is at most this.
-        From 0, where nobody exits, to ``log(n_classes)``, where everybody does.
+        From 0, where nobody exits, to just above ``log(n_classes)``, where all do.
     branch_weights : array-like of shape (n_branches,), default=None
         Weights of the branches' losses, positive. None: all 1.
     head : str, default="conv"
