@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copyreg
-import dis
 import functools
 import hashlib
+import os
+import random
 import sys
 import types
 import weakref
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from sk_calex._bytecode import changed_names, global_names, left_by_a_run
 
 __all__ = ["module_fingerprint"]
 
@@ -31,8 +34,8 @@ _CLASS_BOOKKEEPING = frozenset(
         *("abstractmethods", "annotate", "annotate_func", "annotations"),
         *("annotations_cache", "copy", "deepcopy", "dict", "doc", "firstlineno"),
         *("getstate", "init", "module", "new", "orig_bases", "parameters", "qualname"),
-        *("reduce", "reduce_ex", "repr", "setstate", "static_attributes", "str"),
-        "weakref",
+        *("reduce", "reduce_ex", "repr", "setstate", "slotnames"),
+        *("static_attributes", "str", "weakref"),
     )
 ) | {"_abc_impl"}
 _WRAPPED = {
@@ -40,8 +43,16 @@ _WRAPPED = {
     classmethod: "__func__",
     property: "fget",
     functools.cached_property: "func",
+    functools.singledispatchmethod: "func",
     functools._lru_cache_wrapper: "__wrapped__",
 }
+
+_FOLLOWED = (types.FunctionType, tuple, staticmethod, classmethod, property)
+# What changes by itself, from run to run.
+_BY_NAME = (
+    *(np.random.Generator, np.random.RandomState, random.Random, torch.Generator),
+    type(os.environ),
+)
 
 
 def module_fingerprint(module: nn.Module, **settings: Any) -> str:
@@ -110,6 +121,7 @@ class _Digest:
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=32)
         self._seen: dict[int, tuple[int, Any]] = {}
+        self._unreadable: dict[int, Any] = {}
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
@@ -130,9 +142,9 @@ class _Digest:
         elif isinstance(value, tuple | list):
             self._add_items(type(value).__qualname__, value)
         elif isinstance(value, set | frozenset):
-            self._add_items("set", sorted(value, key=repr))
+            self._add_items("set", sorted(value, key=_rank))
         elif isinstance(value, dict):
-            self._add_items("dict", sorted(value.items(), key=lambda kv: repr(kv[0])))
+            self._add_items("dict", sorted(value.items(), key=lambda kv: _rank(kv[0])))
         elif id(value) in self._seen:
             self._write("again", str(self._seen[id(value)][0]).encode())
         else:
@@ -181,7 +193,7 @@ class _Digest:
         own = {
             name: value
             for name, value in vars(module).items()
-            if name not in _BOOKKEEPING and not _left_by_a_run(module, name, value)
+            if name not in _BOOKKEEPING and not left_by_a_run(module, name, value)
         }
         if isinstance(module, torch.fx.GraphModule):
             own = {"code": module.code}
@@ -193,31 +205,43 @@ class _Digest:
         self._write("class", f"{cls.__module__}.{cls.__qualname__}".encode())
         if cls.__module__.partition(".")[0] in _INSTALLED:
             return
-        for name, member in sorted(vars(cls).items()):
-            if name not in _CLASS_BOOKKEEPING:
-                self.add(name)
+        members = sorted(
+            item for item in vars(cls).items() if item[0] not in _CLASS_BOOKKEEPING
+        )
+        changed = set[str]().union(
+            *(changed_names(code) for _, member in members for code in _codes(member))
+        )
+        for name, member in members:
+            self.add(name)
+            followed = name == "__call__" or not name.startswith("__")
+            if followed and isinstance(member, _FOLLOWED):
+                self.add(member)
+            elif name not in changed:
                 self._add_if_readable(member)
         self._add_items("bases", cls.__bases__)
 
     def _add_if_readable(self, value: Any) -> None:
         """Add what code reads; of what cannot be read its name has to do."""
-        if isinstance(value, (types.FunctionType, type, *_WRAPPED)):
-            self.add(value)
-            return
         before, n_seen = self._hash.copy(), len(self._seen)
-        try:
-            self.add(value)
-        except Exception:
-            self._hash = before
-            while len(self._seen) > n_seen:
-                self._seen.popitem()
-            self._write("unreadable", type(value).__qualname__.encode())
+        if not isinstance(value, _BY_NAME) and id(value) not in self._unreadable:
+            try:
+                self.add(value)
+                return
+            except RecursionError:
+                raise  # how deep one may go differs from call to call
+            except Exception:
+                self._hash = before
+                while len(self._seen) > n_seen:
+                    self._seen.popitem()
+                self._unreadable[id(value)] = value
+        self._write("unreadable", type(value).__qualname__.encode())
 
     def _add_function(self, function: types.FunctionType) -> None:
         self._write(
             "function", f"{function.__module__}.{function.__qualname__}".encode()
         )
-        if function.__module__.partition(".")[0] in sys.stdlib_module_names:
+        # A function that was made by exec may have no module.
+        if str(function.__module__).partition(".")[0] in sys.stdlib_module_names:
             return
         self.add([function.__defaults__, function.__kwdefaults__])
         for name, value in sorted(vars(function).items()):
@@ -229,7 +253,8 @@ class _Digest:
             except ValueError:
                 self._write("empty cell")
         self.add(function.__code__)
-        for name in sorted(_global_names(function.__code__)):
+        changed = changed_names(function.__code__)
+        for name in sorted(global_names(function.__code__)):
             value = function.__globals__.get(name)
             self.add(name)
             same_file = getattr(value, "__module__", None) == function.__module__
@@ -237,7 +262,9 @@ class _Digest:
                 self._write(
                     "global", f"{value.__module__}.{value.__qualname__}".encode()
                 )
-            else:
+            elif isinstance(value, types.FunctionType | type):
+                self.add(value)
+            elif name not in changed:
                 self._add_if_readable(value)
 
     def _add_code(self, code: types.CodeType) -> None:
@@ -263,28 +290,15 @@ class _Digest:
         self.add([maker, args, state, list(items or ()), list(pairs or ())])
 
 
-def _left_by_a_run(module: nn.Module, name: str, value: Any) -> bool:
-    """Say whether a tensor is an activation that some method has kept."""
-    if not isinstance(value, Tensor) or (value.is_leaf and not value.is_inference()):
-        return False
-    methods = (
-        method
-        for cls in type(module).__mro__
-        for key, method in vars(cls).items()
-        if key != "__init__" and isinstance(method, types.FunctionType)
-    )
-    return any(name in _stored_names(method.__code__) for method in methods)
+def _codes(member: Any) -> list[types.CodeType]:
+    member = getattr(member, _WRAPPED.get(type(member), ""), member)
+    return [member.__code__] if isinstance(member, types.FunctionType) else []
 
 
-def _stored_names(code: types.CodeType) -> set[str]:
-    """Names of the attributes that code sets."""
-    return {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    """Names of the globals that code reads, inner functions included."""
-    names = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return names
+def _rank(value: Any) -> str:
+    """What values are ordered by, in any process alike."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    digest = _Digest()
+    digest.add(value)
+    return digest.hexdigest()

@@ -409,7 +409,8 @@ class FeatureArray(np.ndarray):
         return self.transpose()
 
     def _moved(self, part: Any, axis: int | None) -> Any:
-        if isinstance(part, FeatureArray) and (axis is None or axis % self.ndim != 0):
+        keeps_columns = axis is not None and axis % max(1, self.ndim) == 0
+        if isinstance(part, FeatureArray) and not keeps_columns:
             part._layout = None
         return part
 
