@@ -31,6 +31,13 @@ MACHINE_STEPS = 30  # operations in each, at most
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of a store, not there yet, and quick to write to."""
+    spare_the_disk(monkeypatch)
+    return tmp_path / "store"
+
+
 def make_rows(n, seed=0, width=WIDTH):
     rng = np.random.default_rng(seed)
     keys = row_keys(np.arange(1000 * seed, 1000 * seed + n))

@@ -20,19 +20,15 @@ from .store_helpers import (
     assert_right,
     assert_works_again,
     flip,
+    folder,
     make_rows,
     open_section,
     overwrite,
     read,
     shards,
-    spare_the_disk,
 )
 
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    spare_the_disk(monkeypatch)
-    return tmp_path / "store"
+__all__ = ["folder"]  # a fixture
 
 
 def open_and_read(folder, keys, rows, verify="first", section=None):

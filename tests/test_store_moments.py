@@ -21,19 +21,15 @@ from .store_helpers import (
     assert_right,
     fill,
     flip,
+    folder,
     held,
     make_rows,
     open_section,
     overwrite,
     shards,
-    spare_the_disk,
 )
 
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    spare_the_disk(monkeypatch)
-    return tmp_path / "store"
+__all__ = ["folder"]  # a fixture
 
 
 def test_a_shard_that_changes_after_its_digest_was_compared_is_noticed(

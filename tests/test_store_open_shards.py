@@ -35,6 +35,7 @@ from .store_helpers import (
     assert_right,
     fill,
     flip,
+    folder,
     held,
     make_rows,
     needs_fork,
@@ -45,15 +46,11 @@ from .store_helpers import (
     spare_the_disk,
 )
 
+__all__ = ["folder"]  # a fixture
+
 pytestmark = pytest.mark.skipif(
     not _shard.CAN_SHARE_READERS, reason="no pread: no shard stays open"
 )
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    spare_the_disk(monkeypatch)
-    return tmp_path / "store"
 
 
 @pytest.fixture
