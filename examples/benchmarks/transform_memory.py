@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from sk_calex import FrozenBackbone
 
-SIZES = (1_000, 4_000, 16_000, 64_000)
+SIZES = (1_000, 4_000, 16_000, 64_000, 256_000)
 
 
 class Synthetic(Dataset):
