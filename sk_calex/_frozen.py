@@ -10,7 +10,10 @@ from torch import nn
 
 from sk_calex._fork import fork_safe_lock
 
-__all__ = ["frozen", "trainable"]
+__all__ = ["BOOKKEEPING", "frozen", "trainable"]
+
+BOOKKEEPING = frozenset(vars(nn.Module()))
+"""Attributes that torch gives every module: flags, hooks, parameters, children."""
 
 # How many blocks hold a module, by id, of those that were in training mode. They are
 # referred to by the blocks, so that no id is another module's meanwhile.

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from sk_calex._fold import fold, foldable, hooked
+from sk_calex._frozen import BOOKKEEPING
 from sk_calex._packed import PackedConv2d, pack
 from sk_calex._validation import near_names
 
@@ -27,8 +28,6 @@ Step = Callable[..., tuple[Any, State]]
 
 # While fx traces it patches `torch.nn.Module` for the whole process: one at a time.
 _TRACING = threading.Lock()
-
-_BOOKKEEPING = frozenset(vars(nn.Module()))
 
 _COMPUTED = ("call_module", "call_function", "call_method", "get_attr")
 
@@ -206,7 +205,7 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """Those that are the module's own; flags, hooks and the like are torch's."""
-    return {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
+    return {k: v for k, v in vars(module).items() if k not in BOOKKEEPING}
 
 
 class _Root(nn.Module):

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from sk_calex._bytecode import changed_names, global_names, left_by_a_run
+from sk_calex._frozen import BOOKKEEPING
 
 __all__ = ["module_fingerprint"]
 
 _NUMBERS = bool | int | float | complex | np.generic
 _PLAIN = _NUMBERS | str | bytes | None
-# What a module carries that does not change what it computes here: training flags and
-# hooks. Parameters, buffers and children are taken on their own.
-_BOOKKEEPING = frozenset(vars(nn.Module()))
 # Their code is known by their names and versions.
 _INSTALLED = frozenset({"builtins", "torch", "numpy"}) | sys.stdlib_module_names
 # What a class carries that does not change what an object of it does once it is there.
@@ -190,10 +188,11 @@ class _Digest:
     def _add_module(self, module: nn.Module) -> None:
         self._write("nn.Module")
         self.add(type(module))
+        # Parameters, buffers and children are taken on their own.
         own = {
             name: value
             for name, value in vars(module).items()
-            if name not in _BOOKKEEPING and not left_by_a_run(module, name, value)
+            if name not in BOOKKEEPING and not left_by_a_run(module, name, value)
         }
         if isinstance(module, torch.fx.GraphModule):
             own = {"code": module.code}

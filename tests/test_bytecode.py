@@ -12,24 +12,27 @@ from sk_calex.fingerprint import module_fingerprint
 
 from .test_fingerprint import class_from, differ, digest
 
+CHANGES = """
+def code(x, y):
+    plain[x] = y
+    nested[x, len(y)] = other[x]
+    log.append(x)
+    x.kept[0] = y
+    read[x].append(y)
+    y[x] = config["a"] + config.get("b")
+
+    def inner():
+        deep.update(x)
+
+    return inner
+"""
+
 
 def test_names_that_code_changes():
-    def code(x, y):
-        plain[x] = y  # noqa: F821
-        nested[x, len(y)] = other[x]  # noqa: F821
-        log.append(x)  # noqa: F821
-        x.kept[0] = y
-        read[x].append(y)  # noqa: F821
-        y[x] = config["a"] + config.get("b")  # noqa: F821
-
-        def inner():
-            deep.update(x)  # noqa: F821
-
-        return inner
-
+    code = class_from(CHANGES).code.__code__
     changed = {"plain", "nested", "log", "kept", "read", "deep"}
-    assert changed_names(code.__code__) == changed
-    assert global_names(code.__code__) >= {"plain", "other", "config", "deep", "len"}
+    assert changed_names(code) == changed
+    assert global_names(code) >= {"plain", "other", "config", "deep", "len"}
 
 
 DATA = """
