@@ -80,9 +80,10 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
     -----
     Code is followed into the data and objects among the globals that it reads, and into
     functions and classes of the same file. Those of other files count by name, and so
-    do globals and class attributes that cannot be read, such as locks. The
-    code of torch, NumPy and the standard library does not count. Training flags, hooks
-    and tensors that a run has left on a module are left out. Code is compared as
+    do globals and class attributes that cannot be read, such as locks, or that change
+    by themselves: generators, and what the code itself fills, such as a memo. The code
+    of torch, NumPy and the standard library does not count. Training flags, hooks and
+    tensors that `forward` keeps and does not read are left out. Code is compared as
     bytecode, which differs between Python versions.
 
     Examples
