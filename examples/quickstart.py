@@ -40,7 +40,7 @@ from sk_calex import (
 )
 from sk_calex.baselines import NoAlignmentClassifier
 from sk_calex.datasets import load_cifar100_coarse, load_digits_images
-from sk_calex.plotting import CascadeDisplay
+from sk_calex.inspection import CascadeDisplay
 
 TAPS = ["layer1", "layer2", "layer3"]
 # Of the two, since they are not the same: what an exit may cost at its threshold, and

@@ -1,20 +1,26 @@
 """Frozen torch classifiers made cheaper by calibrated early exits."""
 
-from sk_calex.alignment import (
-    effective_sample_size,
-    exit_probability,
-    survivor_weights,
-)
-from sk_calex.backbone import FrozenBackbone
-from sk_calex.branches import BranchClassifier, PrototypePoolingClassifier
-from sk_calex.calibration import (
+from sk_calex.backbone._frozen_backbone import FrozenBackbone
+from sk_calex.backbone._layout import FeatureArray, TapLayout
+from sk_calex.branches._branches import BranchClassifier, PrototypePoolingClassifier
+from sk_calex.calibration._calibrator import (
     SurvivorThresholdCalibrator,
     class_precision,
     precision_bars,
 )
-from sk_calex.cascade import CascadeClassifier
-from sk_calex.inspection import alignment_report, exit_report
-from sk_calex.layout import FeatureArray, TapLayout
+from sk_calex.cascade._alignment import (
+    effective_sample_size,
+    exit_probability,
+    survivor_weights,
+)
+from sk_calex.cascade._cascade import CascadeClassifier
+from sk_calex.inspection._plot import (
+    AlignmentDisplay,
+    CascadeDisplay,
+    ExitDepthDisplay,
+    ThresholdDisplay,
+)
+from sk_calex.inspection._reports import alignment_report, exit_report
 from sk_calex.model_selection import (
     MarginSearchCV,
     accuracy_at_flops_scorer,
@@ -25,12 +31,6 @@ from sk_calex.model_selection import (
     operating_curve,
     pareto_front,
     select_taps,
-)
-from sk_calex.plotting import (
-    AlignmentDisplay,
-    CascadeDisplay,
-    ExitDepthDisplay,
-    ThresholdDisplay,
 )
 from sk_calex.store import FeatureStore
 

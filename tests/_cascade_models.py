@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sk_calex import BranchClassifier, FrozenBackbone
-from tests.helpers import TinyNet
+from tests._models import TinyNet
 
 TAPS = ["stem", "block1"]
 #: Per sample, by hand: 3x3 convolutions on 16x16, 8x8 and 4x4, and the classifier.

@@ -15,7 +15,7 @@ from sk_calex import (
     PrototypePoolingClassifier,
     baselines,
 )
-from sk_calex.heads import HEADS
+from sk_calex.branches._heads import HEADS
 
 # Quick, and with folds that a dozen samples can fill: a search fits it several times.
 SMALL = CascadeClassifier(branch=LogisticRegression(), cv=2)

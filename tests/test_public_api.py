@@ -156,7 +156,7 @@ def raised_in(function: Callable[..., Any]) -> set[str]:
         used = function.__globals__.get(name)  # type: ignore[attr-defined]
         if isinstance(node, ast.Raise):
             found.add(name)
-        elif name[:6] == "check_" and used.__module__ == "sk_calex._validation":
+        elif name[:6] == "check_" and used.__module__ == "sk_calex.utils._validation":
             found.add("ValueError")
     return found - {"NotImplementedError"}
 

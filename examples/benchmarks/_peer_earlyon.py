@@ -20,7 +20,7 @@ from _common import TAPS, Normalize, cifar_resnet18
 from _peers import Clock, Data, Part, costs_of
 from torch import Tensor, nn
 
-from sk_calex.flops import count_macs
+from sk_calex.utils._flops import count_macs
 
 DROPS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12)
 BUDGETS = tuple(np.round(np.arange(0.3, 1.0, 0.05), 2).tolist())

@@ -11,7 +11,7 @@ from _common import TAPS, load_network
 from _peers import Clock, Data
 
 from sk_calex import CascadeClassifier, FrozenBackbone, operating_curve
-from sk_calex.flops import count_macs
+from sk_calex.utils._flops import count_macs
 
 STACKED_MARGINS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 

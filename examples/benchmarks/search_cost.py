@@ -41,8 +41,8 @@ from sk_calex import (
     cheapest_within,
     flops_reduction_scorer,
 )
+from sk_calex.branches._training import Batch
 from sk_calex.datasets import load_digits_images
-from sk_calex.training import Batch
 
 sys.path.append(str(Path(__file__).parents[1]))
 from quickstart import small_resnet, train

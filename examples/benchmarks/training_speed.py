@@ -26,8 +26,8 @@ from _common import (
 )
 from torch.nn import functional as F
 
-from sk_calex.heads import build_head
-from sk_calex.training import Batch, RowGatherer, branch_loss, soften
+from sk_calex.branches._heads import build_head
+from sk_calex.branches._training import Batch, RowGatherer, branch_loss, soften
 
 BATCH, TEMPERATURE, ALPHA = 256, 2.0, 0.5
 

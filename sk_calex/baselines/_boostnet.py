@@ -9,9 +9,9 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from sk_calex.exitnet import ExitNet
-from sk_calex.heads import HEADS
-from sk_calex.learning import Lesson
+from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.branches._heads import HEADS
+from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import ExitPolicy, Quota
 
 from ._joint import JointCascade
@@ -50,7 +50,7 @@ class BoostNetClassifier(JointCascade):
     shrinkage : float, default=0.5
         How much of the sum so far is handed on, in [0, 1]; 0 is branches on their own.
     head : str, default="conv"
-        Head of the branches, a name of `sk_calex.heads.HEADS`.
+        Head of the branches, a name of `sk_calex.branches._heads.HEADS`.
     head_params : dict, default=None
         Parameters of the head.
     final_estimator : classifier, default=None

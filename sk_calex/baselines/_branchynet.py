@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_calex.exitnet import ExitNet
-from sk_calex.heads import HEADS
-from sk_calex.layout import TapLayout
-from sk_calex.learning import Lesson
+from sk_calex.backbone._layout import TapLayout
+from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.branches._heads import HEADS
+from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import EntropyThreshold, ExitPolicy
 
 from ._joint import JointCascade
@@ -34,7 +34,7 @@ class BranchyNetClassifier(JointCascade):
     branch_weights : array-like of shape (n_branches,), default=None
         Weights of the branches' losses, positive. None: all 1.
     head : str, default="conv"
-        Head of the branches, a name of `sk_calex.heads.HEADS`.
+        Head of the branches, a name of `sk_calex.branches._heads.HEADS`.
     head_params : dict, default=None
         Parameters of the head.
     final_estimator : classifier, default=None

@@ -16,18 +16,18 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_memory
 from torch import nn
 
-from sk_calex._callbacks import Task, handing, with_callbacks
-from sk_calex._content import digest_for
-from sk_calex._frozen import trainable
-from sk_calex._loops import History
-from sk_calex._progress import bar, showing
-from sk_calex._validation import resolve_device
-from sk_calex.exitnet import ExitNet, ExitRows, fit_exit_net
-from sk_calex.heads import fuse_for_inference
-from sk_calex.learning import LearningCascade, Lesson
+from sk_calex.baselines._exit_net import ExitNet, ExitRows, fit_exit_net
+from sk_calex.branches._heads import fuse_for_inference
+from sk_calex.branches._solvers import History
+from sk_calex.calibration._answers import StageAnswer, StageTable
+from sk_calex.cascade._content import digest_for
+from sk_calex.cascade._learning import LearningCascade, Lesson
+from sk_calex.cascade._runtime import Answer, cached_sources, tabulate
 from sk_calex.policies import ExitPolicy, Policy
-from sk_calex.runtime import Answer, cached_sources, tabulate
-from sk_calex.signals import StageAnswer, StageTable
+from sk_calex.utils._callbacks import Task, handing, with_callbacks
+from sk_calex.utils._modes import trainable
+from sk_calex.utils._progress import bar, showing
+from sk_calex.utils._validation import resolve_device
 
 __all__ = ["JointCascade"]
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sk_calex.exitnet import ExitNet
-from sk_calex.heads import build_head
+from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.branches._heads import build_head
 
 __all__ = ["LabelNet"]
 
@@ -27,7 +27,7 @@ class LabelNet(ExitNet):
     n_classes : int
         Number of classes.
     head : str
-        Name of the head, of `sk_calex.heads.HEADS`.
+        Name of the head, of `sk_calex.branches._heads.HEADS`.
     head_params : dict or None
         Its parameters.
     generator : torch.Generator

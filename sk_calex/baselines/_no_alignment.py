@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sk_calex.cascade import CascadeClassifier
+from sk_calex.cascade._cascade import CascadeClassifier
 from sk_calex.policies import ExitPolicy
 
 __all__ = ["NoAlignmentClassifier"]

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from sklearn.utils._param_validation import StrOptions
 
-from sk_calex.exitnet import ExitNet
-from sk_calex.heads import HEADS
-from sk_calex.learning import Lesson
+from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.branches._heads import HEADS
+from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import ExitPolicy, Patience
 
 from ._joint import JointCascade
@@ -29,7 +29,7 @@ class PABEEClassifier(JointCascade):
         The knob: exit where the answer was confirmed by this many branches in a row. 0
         exits at the first branch; the number of branches, or more, never exits.
     head : str, default="gap"
-        Head of the branches, a name of `sk_calex.heads.HEADS`.
+        Head of the branches, a name of `sk_calex.branches._heads.HEADS`.
     head_params : dict, default=None
         Parameters of the head.
     final_estimator : classifier, default=None

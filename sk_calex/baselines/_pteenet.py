@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
-from sk_calex._head_base import BranchHead, integers
-from sk_calex._head_layers import linear, trunk
-from sk_calex._validation import softmax64
-from sk_calex.exitnet import ExitNet
-from sk_calex.flops import depth_costs
-from sk_calex.learning import Lesson
+from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.branches._head_base import BranchHead, integers
+from sk_calex.branches._layers import linear, trunk
+from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import ExitPolicy, OwnGate
+from sk_calex.utils._flops import depth_costs
+from sk_calex.utils._validation import softmax64
 
 from ._joint import JointCascade
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_calex.exitnet import ExitNet
-from sk_calex.heads import HEADS
-from sk_calex.learning import Lesson
+from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.branches._heads import HEADS
+from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import ExitPolicy, SharedThreshold
 
 from ._joint import JointCascade
@@ -29,7 +29,7 @@ class SDNClassifier(JointCascade):
     threshold : float, default=0.9
         The knob: exit where the largest probability reaches it.
     head : str, default="sdn"
-        Head of the branches, a name of `sk_calex.heads.HEADS`; the paper's by
+        Head of the branches, a name of `sk_calex.branches._heads.HEADS`; the paper's by
         default.
     head_params : dict, default=None
         Parameters of the head.

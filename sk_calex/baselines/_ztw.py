@@ -14,15 +14,15 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from sk_calex._head_base import BranchHead, integer
-from sk_calex._head_layers import Pointwise, linear, mixed_pool, pooled_grid
-from sk_calex._packed import pack
-from sk_calex._progress import labelled
-from sk_calex._validation import softmax64
-from sk_calex.ensembles import LogMean, fit_log_mean
-from sk_calex.exitnet import ExitNet, ExitRows
-from sk_calex.learning import Lesson
+from sk_calex.baselines._exit_net import ExitNet, ExitRows
+from sk_calex.branches._head_base import BranchHead, integer
+from sk_calex.branches._layers import Pointwise, linear, mixed_pool, pooled_grid
+from sk_calex.cascade._ensembles import LogMean, fit_log_mean
+from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import ExitPolicy, SharedThreshold
+from sk_calex.utils._packed_conv import pack
+from sk_calex.utils._progress import labelled
+from sk_calex.utils._validation import softmax64
 
 from ._joint import JointCascade
 

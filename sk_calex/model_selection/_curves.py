@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
-from sk_calex.base import BaseCascade
+from sk_calex.cascade._base import BaseCascade
 
-from ._knobs import knob_of
+from ._estimators import knob_of
 from ._outcomes import Outcomes
 
 if TYPE_CHECKING:
-    from sk_calex.cascade import CascadeClassifier
+    from sk_calex.cascade._cascade import CascadeClassifier
 
 __all__ = ["margin_curve", "operating_curve"]
 

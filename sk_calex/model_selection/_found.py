@@ -12,9 +12,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sk_calex.layout import TapLayout
+from sk_calex.backbone._layout import TapLayout
 
-from ._knobs import cascade_in, input_of
+from ._estimators import cascade_in, input_of
 from ._prepared import taps_of
 
 __all__ = ["FoundCascade"]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from sk_calex._validation import check_finite
+from sk_calex.utils._validation import check_finite
 
 __all__ = ["pareto_front"]
 

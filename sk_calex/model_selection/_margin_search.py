@@ -28,15 +28,15 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
-from sk_calex._validation import check_sample_weight, note_features
-from sk_calex.base import BaseCascade
-from sk_calex.cascade import CascadeClassifier
+from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._cascade import CascadeClassifier
 from sk_calex.policies import PrecisionThresholds
+from sk_calex.utils._validation import check_sample_weight, note_features
 
 from ._constraint import Constraint
+from ._estimators import cascade_in, input_of, knob_of
 from ._found import FoundCascade
-from ._knobs import cascade_in, input_of, knob_of
-from ._landscape import Landscape, best_joint, best_shared
+from ._operating_points import Landscape, best_joint, best_shared
 from ._outcomes import Outcomes
 from ._prepared import Prepared, moved
 from ._taps import best_taps, check_values

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from sk_calex._validation import check_sample_weight
+from sk_calex.calibration._answers import StageTable
 from sk_calex.policies import first_exits
-from sk_calex.signals import StageTable
+from sk_calex.utils._validation import check_sample_weight
 
 if TYPE_CHECKING:
-    from sk_calex.base import BaseCascade
+    from sk_calex.cascade._base import BaseCascade
 
 __all__ = ["Outcomes", "Point"]
 

@@ -12,12 +12,12 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from sk_calex._validation import note_features
-from sk_calex.backbone import FrozenBackbone
-from sk_calex.base import BaseCascade
-from sk_calex.layout import FeatureArray, TapLayout
+from sk_calex.backbone._frozen_backbone import FrozenBackbone
+from sk_calex.backbone._layout import FeatureArray, TapLayout
+from sk_calex.cascade._base import BaseCascade
+from sk_calex.utils._validation import note_features
 
-from ._knobs import cascade_in, knob_of
+from ._estimators import cascade_in, knob_of
 
 __all__ = ["Prepared", "moved", "taps_of"]
 

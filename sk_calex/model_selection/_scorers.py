@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
-from sk_calex._validation import check_sample_weight
+from sk_calex.utils._validation import check_sample_weight
 
 from ._constraint import Constraint
-from ._knobs import cascade_in, default_values, input_of
+from ._estimators import cascade_in, default_values, input_of
 from ._outcomes import Outcomes
 
 __all__ = [

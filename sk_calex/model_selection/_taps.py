@@ -12,12 +12,12 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from ._constraint import Constraint
-from ._knobs import default_values, knob_of
-from ._landscape import Landscape, Measured
+from ._estimators import default_values, knob_of
+from ._operating_points import Landscape, Measured
 from ._outcomes import Outcomes
 
 if TYPE_CHECKING:
-    from sk_calex.cascade import CascadeClassifier
+    from sk_calex.cascade._cascade import CascadeClassifier
 
 __all__ = ["best_taps", "check_values", "select_taps"]
 

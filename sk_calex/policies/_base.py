@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from sk_calex._thresholds import HAIR
-from sk_calex._validation import check_finite, check_sample_weight
-from sk_calex.signals import Signals, StageTable
+from sk_calex.calibration._answers import Signals, StageTable
+from sk_calex.calibration._thresholds import HAIR
+from sk_calex.utils._validation import check_finite, check_sample_weight
 
 __all__ = ["ClassThresholds", "ExitPolicy", "Policy", "first_exits"]
 
@@ -43,7 +43,7 @@ class ClassThresholds:
     --------
     >>> import numpy as np
     >>> from sk_calex.policies import ClassThresholds
-    >>> from sk_calex.signals import StageAnswer
+    >>> from sk_calex.calibration._answers import StageAnswer
     >>> policy = ClassThresholds(np.array([[0.8, 0.5]]))
     >>> policy.exits(0, StageAnswer(np.array([[0.7, 0.3], [0.4, 0.6]])))
     array([False,  True])
@@ -282,7 +282,7 @@ def first_exits(policy: Policy, table: StageTable) -> NDArray[np.intp]:
     --------
     >>> import numpy as np
     >>> from sk_calex.policies import ClassThresholds, first_exits
-    >>> from sk_calex.signals import StageTable
+    >>> from sk_calex.calibration._answers import StageTable
     >>> proba = [[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.2, 0.8]]]
     >>> table = StageTable.from_probabilities(proba)
     >>> first_exits(ClassThresholds(np.array([[0.8, 0.5]])), table)

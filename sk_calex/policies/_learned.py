@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 
-from sk_calex.signals import Signals
+from sk_calex.calibration._answers import Signals
 
 from ._base import Calibration, ExitPolicy, just_below, prefix_ends
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sk_calex.signals import StageTable
+from sk_calex.calibration._answers import StageTable
 
 from ._base import _as_table, _check_codes
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_calex.signals import Signals
+from sk_calex.calibration._answers import Signals
 
 from ._base import Calibration, ExitPolicy
 
@@ -148,7 +148,7 @@ class OwnGate(ExitPolicy):
     --------
     >>> import numpy as np
     >>> from sk_calex.policies import OwnGate
-    >>> from sk_calex.signals import StageAnswer, StageTable
+    >>> from sk_calex.calibration._answers import StageAnswer, StageTable
     >>> proba = np.array([[0.8, 0.2], [0.6, 0.4]])
     >>> table = StageTable.empty(n_stages=2, n_samples=2, n_classes=2)
     >>> table.put(0, slice(None), StageAnswer(proba, gate=np.array([0.4, 0.7])))

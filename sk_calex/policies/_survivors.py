@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_calex.calibration import class_precision
-from sk_calex.table import CalibrationRule, CalibrationTable
+from sk_calex.calibration._calibrator import class_precision
+from sk_calex.calibration._table import CalibrationRule, CalibrationTable
 
 from ._base import Calibration, ExitPolicy, just_below, prefix_ends
 

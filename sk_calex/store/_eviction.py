@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import _files
 from ._locks import lock, locked
-from ._shard import METADATA_NAME, SECTION_NAME, SHARD_NAME
+from ._shard_file import METADATA_NAME, SECTION_NAME, SHARD_NAME
 
 # Where locks do not tell, a section counts as in use for so many seconds.
 _IDLE_SECONDS = 3600.0

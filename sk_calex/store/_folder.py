@@ -18,9 +18,9 @@ from . import _files
 from ._eviction import make_room
 from ._files import DamagedFile
 from ._locks import Lock, lock, locked
-from ._news import Signature, is_news, signature_of, warn
-from ._shard import METADATA_NAME, Layout, OutdatedFile, read_metadata, write_shard
-from ._usable import UsableShards, Verify
+from ._shard_file import METADATA_NAME, Layout, OutdatedFile, read_metadata, write_shard
+from ._shards import UsableShards, Verify
+from ._warnings import Signature, is_news, signature_of, warn
 
 _TOUCH_SECONDS = 60.0  # how often the last use is noted
 _ATTEMPTS = 3  # to write into a folder that is removed meanwhile

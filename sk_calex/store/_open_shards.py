@@ -6,9 +6,9 @@ import random
 from typing import Any, ClassVar
 from weakref import WeakSet
 
-from sk_calex._fork import fork_safe_lock
+from sk_calex.utils._fork import fork_safe_lock
 
-from ._shard import CAN_SHARE_READERS, ShardReader
+from ._shard_file import CAN_SHARE_READERS, ShardReader
 
 resource: Any
 try:

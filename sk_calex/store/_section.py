@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sk_calex._fork import fork_safe_lock
+from sk_calex.utils._fork import fork_safe_lock
 
-from ._copy import copy_rows
 from ._files import make_folder, new_temporary
 from ._folder import SectionFolder
+from ._gather import copy_rows
 from ._keys import as_strings, check_keys
 from ._locks import Lock
-from ._news import Signature
-from ._shard import MAX_SHARD_ROWS, Layout
-from ._usable import MAX_ATTEMPTS, Verify
+from ._shard_file import MAX_SHARD_ROWS, Layout
+from ._shards import MAX_ATTEMPTS, Verify
+from ._warnings import Signature
 
 _ROW_OVERHEAD = 64  # bytes of memory that reading a row takes, apart from the row
 

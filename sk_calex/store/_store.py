@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 from weakref import WeakValueDictionary
 
-from . import _check, _files, _shard
-from ._check import StoreReport
+from . import _files
+from . import _repair as _check
+from . import _shard_file as _shard
 from ._eviction import last_use, section_folders
+from ._repair import StoreReport
 from ._section import Section, traffic
-from ._usable import Verify
+from ._shards import Verify
 
 
 class SectionInfo(TypedDict):

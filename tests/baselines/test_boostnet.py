@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from sk_calex._loops import lbfgs_loop
 from sk_calex.baselines import BoostNetClassifier
 from sk_calex.baselines._boostnet import BoostNet
-from sk_calex.heads import ConvHead
+from sk_calex.branches._heads import ConvHead
+from sk_calex.branches._solvers import lbfgs_loop
 from tests._cascade_models import STAGE_MACS
 from tests.baselines._every_cascade import CHECKS, FIXED, HELD, Y, features
 

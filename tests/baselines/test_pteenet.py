@@ -16,8 +16,8 @@ from sk_calex.baselines import PTEENetClassifier
 from sk_calex.baselines._pteenet import PTEENet, PTEENetHead
 from sk_calex.policies import OwnGate, SharedThreshold
 from tests._cascade_models import STAGE_MACS, images, tiny_backbone
+from tests._reference.heads import slow_trunk
 from tests.baselines._every_cascade import CHECKS, FIXED, TEST, X, Y, features
-from tests.slow_heads import slow_trunk
 
 
 def make(**params):

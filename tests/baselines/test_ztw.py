@@ -11,11 +11,11 @@ from scipy.optimize import minimize
 
 from sk_calex.baselines import ZTWClassifier
 from sk_calex.baselines._ztw import ZTW, ZTWHead
-from sk_calex.heads import fuse_for_inference
+from sk_calex.branches._heads import fuse_for_inference
 from sk_calex.policies import SharedThreshold
 from tests._cascade_models import STAGE_MACS, tiny_backbone
+from tests._reference.heads import slow_conv3x3, slow_pointwise, slow_sdn_pool
 from tests.baselines._every_cascade import CHECKS, FIXED, HELD, TEST, X, Y, features
-from tests.slow_heads import slow_conv3x3, slow_pointwise, slow_sdn_pool
 
 SHAPES = [(3, 5, 7), (4, 4, 4), (9, 3), (6,)]
 

@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 
 from sk_calex import MarginSearchCV
 from sk_calex.baselines import SDNClassifier
-from sk_calex.model_selection import _landscape
+from sk_calex.model_selection import _operating_points
 from sk_calex.policies import PrecisionThresholds, Quota, SharedThreshold
 from tests._cascade_models import tiny_backbone, tiny_net
 from tests.model_selection._searches import (
@@ -189,7 +189,7 @@ def test_greedily_where_pairs_are_many(features, monkeypatch, constraint):
     settings |= {constraint: 0.1}
     full = search(**settings).fit(features, Y)
     shared = search(**(settings | {"per_branch": False})).fit(features, Y)
-    monkeypatch.setattr(_landscape, "MAX_JOINT", 10)
+    monkeypatch.setattr(_operating_points, "MAX_JOINT", 10)
     greedy = search(**settings).fit(features, Y)
     assert greedy.search_ == "greedy"
     assert len(greedy.cv_results_["margin"]) < len(full.cv_results_["margin"])
@@ -207,7 +207,7 @@ def test_greedily_where_pairs_are_many(features, monkeypatch, constraint):
 
 
 def test_coordinate_descent_ends_where_no_branch_can_do_better(monkeypatch):
-    monkeypatch.setattr(_landscape, "MAX_JOINT", 1)
+    monkeypatch.setattr(_operating_points, "MAX_JOINT", 1)
     rng = np.random.default_rng(0)
     values = [0, 1, 2, 3]
     for _ in range(20):
@@ -220,7 +220,7 @@ def test_coordinate_descent_ends_where_no_branch_can_do_better(monkeypatch):
                 best = max(points, key=lambda point: heights[point])
                 return SimpleNamespace(value=best, key=heights[best])
 
-        best, how = _landscape.best_joint(Hills(), values)
+        best, how = _operating_points.best_joint(Hills(), values)
         assert how == "greedy"
         assert best.key >= max(heights[v, v, v] for v in values)
         a, b, c = best.value

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sk_calex import CascadeClassifier
-from sk_calex.model_selection._knobs import cascade_in
+from sk_calex.model_selection._estimators import cascade_in
 from sk_calex.policies import SharedThreshold
 from tests._cascade_models import small_branch, tiny_backbone
 from tests.model_selection._searches import X, Y, cascade, features, search

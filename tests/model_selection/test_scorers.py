@@ -19,7 +19,7 @@ from sk_calex import (
     operating_curve,
 )
 from sk_calex.baselines import BoostNetClassifier, SDNClassifier
-from sk_calex.model_selection._knobs import default_values
+from sk_calex.model_selection._estimators import default_values
 from sk_calex.policies import (
     EntropyThreshold,
     ExitPolicy,

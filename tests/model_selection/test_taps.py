@@ -11,9 +11,9 @@ from sklearn.frozen import FrozenEstimator
 
 from sk_calex import MarginSearchCV, TapLayout, select_taps
 from sk_calex.baselines import NoAlignmentClassifier, SDNClassifier
-from sk_calex.flops import depth_costs
 from sk_calex.model_selection import _taps
 from sk_calex.policies import ClassThresholds, Patience, first_exits
+from sk_calex.utils._flops import depth_costs
 from tests._cascade_models import images, small_branch, tiny_backbone
 from tests.model_selection._searches import cascade
 

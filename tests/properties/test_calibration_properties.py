@@ -6,9 +6,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sk_calex import SurvivorThresholdCalibrator, class_precision, precision_bars
-from sk_calex._thresholds import find_thresholds
-from sk_calex.table import exits_at
-from tests.slow_calibration import (
+from sk_calex.calibration._table import exits_at
+from sk_calex.calibration._thresholds import find_thresholds
+from tests._reference.calibration import (
     slow_bars,
     slow_class_precision,
     slow_exits,

@@ -5,6 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
+from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
@@ -17,7 +18,6 @@ from sk_calex.policies import (
     SharedThreshold,
     first_exits,
 )
-from sk_calex.signals import StageAnswer, StageTable
 
 numbers = st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0, -np.inf, np.inf])
 simple = st.one_of(

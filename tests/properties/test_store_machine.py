@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from sk_calex.store import FeatureStore, StoreWarning, _eviction, _files, row_keys
-from tests.store_helpers import MACHINE_RUNS, MACHINE_STEPS
+from tests.store._helpers import MACHINE_RUNS, MACHINE_STEPS
 
 N_KEYS = 8
 WIDTH = 40

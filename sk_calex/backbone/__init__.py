@@ -1,0 +1,8 @@
+"""The frozen network as a transformer: samples in, a matrix of tapped features out."""
+
+from __future__ import annotations
+
+from ._frozen_backbone import FrozenBackbone
+from ._layout import FeatureArray, TapLayout
+
+__all__ = ["FeatureArray", "FrozenBackbone", "TapLayout"]

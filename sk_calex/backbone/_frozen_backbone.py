@@ -1,0 +1,445 @@
+"""The frozen module as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import TransformerMixin, clone
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_feature_names, check_is_fitted
+from torch import nn
+
+from sk_calex.backbone._extraction import extract, extract_cached, rows_in_piece
+from sk_calex.backbone._fingerprint import module_fingerprint
+from sk_calex.backbone._layout import FeatureArray, TapLayout
+from sk_calex.backbone._pooling import DEFAULT_POOL, pool_grids
+from sk_calex.backbone._runner import StagedEstimator
+from sk_calex.backbone._samples import Samples
+from sk_calex.backbone._summary import backbone_summary
+from sk_calex.store import FeatureStore
+from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
+from sk_calex.utils._html import SummaryMixin, asked_by_printer, named
+from sk_calex.utils._progress import bar
+from sk_calex.utils._validation import check_finite, softmax64
+
+__all__ = ["FrozenBackbone"]
+
+# Part of the fingerprint: raised when the same module would give other features.
+_SCHEMA = 5
+
+_FILES = " (None stands for image files of any size)"
+
+
+class FrozenBackbone(
+    SummaryMixin, CallbackSupportMixin, TransformerMixin, StagedEstimator
+):
+    """A frozen torch classifier as a transformer: samples in, tap features out.
+
+    The module is cut at its taps into stages, so that a cascade can stop at one and go
+    on from it with fewer samples. It is run in eval and inference mode; its weights,
+    buffers and training flags are never changed, and clones share it. Fit again after
+    training it further or replacing its layers.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The classifier, logits out. Modules that `torch.fx` cannot trace are given as a
+        ``torch.nn.Sequential`` of stages.
+    taps : sequence of str
+        Names of the submodules whose outputs are tapped, in the order of execution,
+        such as ``["layer1", "layer2"]`` or ``["layer2.0"]``.
+    pool : int, tuple of int, dict or None, default=8
+        Grid to which feature maps (C, H, W) are averaged: at most ``pool`` by ``pool``,
+        or ``(height, width)``. A dict gives it for each tap by name; None keeps the
+        maps as they are. Token and vector features are never pooled.
+    preprocess : callable, default=None
+        Called with each raw batch as a tensor on the device; returns a floating point
+        tensor for the module. None: floats pass as they are, uint8 is divided by 255.
+    classes : array-like of shape (n_outputs,), default=None
+        Label of each output of the module. None: the sorted labels seen by the cascade.
+    batch_size : int, default=256
+        Samples run at once.
+    device : str, default="auto"
+        Torch device; "auto" is CUDA where there is one, else the CPU. On another device
+        than the module's, a copy is made there and the module itself stays.
+    dtype : {"float32", "float16"}, default="float32"
+        Type of the features, in memory and in the cache. The module runs in its own.
+    n_jobs : int, default=None
+        Processes that extract, by joblib; None means 1 unless in a
+        ``joblib.parallel_config`` context. With its Dask backend, whose workers all
+        take part, they may be on many machines.
+    cache : path-like or FeatureStore, default=None
+        A store, or its folder: rows seen before are read, not computed, and large
+        results are memory maps. Several processes may fill one store at once. Clones
+        share a store, like the module.
+    verbose : int, default=0
+        1 shows a progress bar, on stderr. A cascade with ``verbose=1`` shows it while
+        it is fitted, whatever is set here.
+
+    Attributes
+    ----------
+    layout_ : TapLayout
+        Which columns of the output are which tap, and the MACs of each stage.
+    stage_macs_ : tuple of int
+        Multiply-accumulates of each stage for one sample, counted by torch (1 MAC = 2
+        FLOPs): one entry a tap, one for the rest.
+    sample_shape_ : tuple of int
+        Shape of one sample; (3, None, None) for image files with a `preprocess`, which
+        may differ in size.
+    n_features_in_ : int
+        Size of the samples' first axis, the channels of an image.
+    feature_names_in_ : ndarray of str, shape (n_features_in_,)
+        Names of the columns, where X was a data frame.
+
+    See Also
+    --------
+    CascadeClassifier : Puts branches on the taps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from sk_calex import FrozenBackbone
+    >>> module = nn.Sequential(
+    ...     nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(),
+    ...     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+    ... )
+    >>> X = np.zeros((5, 3, 16, 16), dtype=np.uint8)
+    >>> backbone = FrozenBackbone(module, taps=["1"]).fit(X)
+    >>> backbone.transform(X).shape  # 4 channels on an 8 x 8 grid, and 2 logits
+    (5, 258)
+    >>> backbone.stage_macs_
+    (27648, 8)
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "module": [nn.Module],
+        "taps": [list, tuple],
+        "pool": [Interval(Integral, 1, None, closed="left"), tuple, list, dict, None],
+        "preprocess": [callable, None],
+        "classes": ["array-like", None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "dtype": [StrOptions({"float32", "float16"})],
+        "n_jobs": [Integral, None],
+        "cache": [str, os.PathLike, FeatureStore, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        module: nn.Module,
+        taps: Sequence[str],
+        *,
+        pool: int | tuple[int, int] | Mapping[str, Any] | None = DEFAULT_POOL,
+        preprocess: Any = None,
+        classes: ArrayLike | None = None,
+        batch_size: int = 256,
+        device: str | torch.device = "auto",
+        dtype: str = "float32",
+        n_jobs: int | None = None,
+        cache: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.module = module
+        self.taps = taps
+        self.pool = pool
+        self.preprocess = preprocess
+        self.classes = classes
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.n_jobs = n_jobs
+        self.cache = cache
+        self.verbose = verbose
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any = None) -> FrozenBackbone:
+        """Run one batch to learn the layout of the taps; nothing is trained.
+
+        Parameters
+        ----------
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples, as in `transform`; only the first two are run.
+        y : object, default=None
+            Ignored.
+
+        Returns
+        -------
+        self : FrozenBackbone
+            The fitted backbone.
+
+        Raises
+        ------
+        ValueError
+            If a tap is unknown, repeated or out of order, a setting does not fit the
+            module, or the module refuses the samples.
+        OSError
+            If one of the first two files cannot be read.
+        """
+        self._validate_params()
+        with Task.root(self, 0, X, y):
+            self._learn_layout(X)
+        return self
+
+    def _learn_layout(self, X: Any) -> None:
+        samples = Samples(X)
+        sample_shape = samples.shape_before(self.preprocess)
+        if sample_shape == ():
+            raise ValueError("X has numbers for samples; expected images or vectors.")
+        self._place()
+        example = self.prepare(samples.raw(slice(0, min(2, len(samples)))))
+        stages = self._split(self.taps, example)
+        *taps, outputs = stages.output_shapes
+        if len(outputs) != 1:
+            raise ValueError(
+                f"module gives outputs of shape {outputs} for one sample; a backbone "
+                "must give one vector (logits or features). Flatten its output."
+            )
+        self._check_classes(outputs[0])
+        grids = pool_grids(self.pool, stages.names, taps)
+        shapes = tuple(
+            shape if grid is None else (shape[0], *grid)
+            for shape, grid in zip(taps, grids, strict=True)
+        )
+        self._stages, self._grids = stages, grids
+        self._example_shape = tuple(example.shape[1:])
+        _check_feature_names(self, X, reset=True)
+        self.sample_shape_ = sample_shape
+        self.n_features_in_ = cast(int, sample_shape[0])
+        self.stage_macs_ = stages.macs
+        self.layout_ = TapLayout(stages.names, shapes, outputs[0], stages.macs)
+        self._note_cut()
+
+    def _check_classes(self, n_outputs: int) -> None:
+        if self.classes is None:
+            return
+        classes = np.asarray(self.classes)
+        if classes.shape != (n_outputs,) or len(np.unique(classes)) < n_outputs:
+            raise ValueError(
+                f"classes must be {n_outputs} different labels, one for each output of "
+                f"the module, got {len(np.unique(classes))} in shape {classes.shape}."
+            )
+
+    @property
+    def fingerprint_(self) -> str:
+        """Digest of the module as it is now and of all settings that shape features.
+
+        Rows are stored under it. It is the same for clones and in other processes, and
+        does not depend on the device; see `sk_calex.backbone._fingerprint`.
+        """
+        check_is_fitted(self)
+        self.stages()
+        return module_fingerprint(
+            self._run,
+            taps=self.layout_.names,
+            pool=self._grids,
+            preprocess=self.preprocess,
+            dtype=self.dtype,
+            sample_shape=self.sample_shape_,
+            schema=_SCHEMA,
+        )
+
+    def _fingerprint_of_stages(self) -> str:
+        """The fingerprint, and stages that give what it stands for."""
+        fingerprint = self.fingerprint_
+        if fingerprint != self._cut_as:
+            # A setting, or weights written where torch does not count it.
+            self._cut_again()
+            fingerprint = self.fingerprint_
+        return fingerprint
+
+    def transform(self, X: Any) -> NDArray[Any]:
+        """Features of the taps and the outputs of the module.
+
+        Parameters
+        ----------
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples of the shape seen in fit, uint8 or float, as one array or tensor, as
+            a list of such samples, or as a map-style torch Dataset whose items are
+            samples or tuples that begin with one. Or a list or 1-D array of paths to
+            image files (str or pathlib.Path), read as RGB, uint8: with `preprocess`,
+            which then gets each as a batch of one, they may differ in size.
+
+        Returns
+        -------
+        features : FeatureArray of shape (n_samples, layout_.width)
+            Columns as in `layout_`, of type `dtype`. With `cache`, a read-only memory
+            map where it is large.
+
+        Raises
+        ------
+        ValueError
+            If samples have another shape than in fit, they or the features are not
+            finite, or a file is no image.
+        OSError
+            If a file cannot be read, or rows that were stored cannot be read back, as
+            where workers on other machines do not share the store's folder.
+        """
+        check_is_fitted(self)
+        samples = self._check_samples(X)
+        width, itemsize = self.layout_.width, np.dtype(self.dtype).itemsize
+        piece = self.batch_size
+        if samples.sample_bytes is not None:
+            row_bytes = max(width * itemsize, samples.sample_bytes)
+            piece = rows_in_piece(self.batch_size, row_bytes)
+        rows = bar(unit="row", total=len(samples), verbose=self.verbose)
+        # Flags are set here and for long, so that worker threads do not reset them
+        # under each other; inference mode is not for the code that reads samples.
+        with rows, self.frozen(), torch.inference_mode(False):
+            if self.cache is None:
+                out = np.empty((len(samples), width), dtype=self.dtype)
+                extract(
+                    self,
+                    samples,
+                    out,
+                    piece=piece,
+                    n_jobs=self.n_jobs,
+                    bar=rows,
+                )
+            else:
+                dtype = cast(Literal["float32", "float16"], self.dtype)
+                is_store = isinstance(self.cache, FeatureStore)
+                store = self.cache if is_store else FeatureStore(self.cache)
+                section = store.section(self._fingerprint_of_stages(), width, dtype)
+                out = extract_cached(
+                    self,
+                    samples,
+                    section,
+                    piece=piece,
+                    n_jobs=self.n_jobs,
+                    bar=rows,
+                )
+        return FeatureArray.wrap(out, self.layout_)
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities of the plain backbone.
+
+        Parameters
+        ----------
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples, as in `transform`.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_samples, n_outputs)
+            Softmax of the module's outputs.
+
+        Raises
+        ------
+        ValueError
+            If samples have another shape than in fit, or they or the outputs are not
+            finite.
+        """
+        check_is_fitted(self)
+        samples = self._check_samples(X)
+        self.stages()
+        parts = []
+        # Samples are read outside of inference mode: a Dataset may keep its tensors.
+        for _, raw in samples.batches(self.batch_size):
+            with self.frozen():
+                logits = self.round_features(self._run(self.prepare(raw)))
+            check_finite(logits, "the logits of the module", "Check the weights.")
+            parts.append(softmax64(logits))
+        return np.concatenate(parts)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Answers of the plain backbone.
+
+        Parameters
+        ----------
+        X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
+            Samples, as in `transform`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Label of the largest output, by `classes`; its index where that is None.
+
+        Raises
+        ------
+        ValueError
+            If samples have another shape than in fit, or they or the outputs are not
+            finite.
+        """
+        winners = self.predict_proba(X).argmax(axis=1)
+        return winners if self.classes is None else np.asarray(self.classes)[winners]
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Names of the columns.
+
+        Parameters
+        ----------
+        input_features : object, default=None
+            Ignored: the names come from the taps.
+
+        Returns
+        -------
+        names : ndarray of object, shape (layout_.width,)
+            Such as ``layer1[0,3,7]`` and ``output[2]``.
+        """
+        check_is_fitted(self)
+        return self.layout_.feature_names()
+
+    def _check_samples(self, X: Any) -> Samples:
+        samples = Samples(X, prepared_shape=self._example_shape)
+        _check_feature_names(self, X, reset=False)
+        shape = samples.shape_before(self.preprocess)
+        if shape != self.sample_shape_:
+            either = shape + self.sample_shape_
+            raise ValueError(
+                f"X has samples of shape {shape}, but {type(self).__name__} was fitted "
+                f"with {self.sample_shape_}{_FILES * (None in either)}. Give samples "
+                "of that shape, or fit again."
+            )
+        return samples
+
+    def __sklearn_clone__(self) -> FrozenBackbone:
+        # The module is frozen: clones share it, and its preprocessing, as they are. A
+        # store is made for several users, who all profit from its index.
+        shared = {"module", "preprocess", "cache"}
+        params = {
+            name: value if name in shared else clone(value, safe=False)
+            for name, value in self.get_params(deep=False).items()
+        }
+        new = type(self)(**params)
+        for attribute in ("_metadata_request", "_sklearn_output_config"):
+            if hasattr(self, attribute):
+                setattr(new, attribute, copy.deepcopy(getattr(self, attribute)))
+        if hasattr(self, "_skl_callbacks"):
+            new._skl_callbacks = self._skl_callbacks  # shared, as by scikit-learn
+        return new
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of this backbone.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Also those of parameters that are estimators.
+
+        Returns
+        -------
+        params : dict
+            Values by name; the very module. Only where scikit-learn prints an estimator
+            is its name in its place, for torch would print every layer.
+        """
+        params = super().get_params(deep)
+        return named(params) if asked_by_printer() else params
+
+    def _summary(self) -> str:
+        return backbone_summary(self)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.requires_fit = True
+        return tags

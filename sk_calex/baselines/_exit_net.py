@@ -1,0 +1,354 @@
+"""Heads on all taps that are trained together, for methods whose branches interact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sk_calex.backbone._layout import TapLayout
+from sk_calex.branches._heads import WeightedBatchNorm
+from sk_calex.branches._solvers import History, adam_loop, lbfgs_loop
+from sk_calex.calibration._answers import StageAnswer
+from sk_calex.utils._callbacks import handed
+from sk_calex.utils._flops import count_macs
+from sk_calex.utils._modes import frozen
+from sk_calex.utils._validation import as_tensor, check_finite, softmax64
+
+__all__ = ["ExitNet", "ExitRows", "fit_exit_net"]
+
+# Below this many numbers in the taps a full-batch solver is both exact and quick.
+_LBFGS_MAX_SIZE = 100_000
+
+
+class ExitNet(nn.Module):
+    """Base of the networks of branches: one head a tap, and a loss over all of them.
+
+    A subclass fills `heads` and writes `loss`; where the outputs of a branch are more
+    than class logits, or build on an earlier branch, also `exit` and `read`; and where
+    something is fitted to the trained heads, `finish`.
+
+    Parameters
+    ----------
+    shapes : sequence of tuple of int
+        Shape of one sample's features at each tap.
+    n_classes : int
+        Number of classes.
+
+    Notes
+    -----
+    `memory` is what a branch hands to the next: a tensor with a row a sample, so that
+    samples can leave in between.
+
+    `separable` says that each branch has a loss of its own, whose gradient goes to its
+    head alone, and that `loss` is their sum, over the first few branches if given only
+    those. Full-batch training then takes one branch after the other: where a branch
+    builds on what it may not change, the gradient is not that of the whole sum, and a
+    line search along it would be misled.
+    """
+
+    separable: ClassVar[bool] = False
+    heads: nn.ModuleList
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], n_classes: int) -> None:
+        super().__init__()
+        self.shapes, self.n_classes = tuple(shapes), n_classes
+
+    def exit(
+        self, branch: int, tap: Tensor, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs of a branch, and what it hands to the next.
+
+        Parameters
+        ----------
+        branch : int
+            Index of the branch.
+        tap : Tensor of shape (n_samples, *shape)
+            Features of its tap.
+        memory : Tensor of shape (n_samples, ...) or None
+            From the branch before; None at the first.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n_samples, n_outputs)
+            Class logits, and whatever `loss` and `read` want beside them.
+        memory : Tensor of shape (n_samples, ...) or None
+            For the next branch.
+        """
+        return self.heads[branch](tap), None
+
+    def loss(
+        self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Mean loss of some rows.
+
+        Parameters
+        ----------
+        outputs : list of Tensor of shape (n_samples, n_outputs)
+            Of all branches.
+        labels : Tensor of int64, shape (n_samples,)
+            True class codes.
+        final : Tensor of shape (n_samples, n_classes)
+            Probabilities of the last stage.
+        weight : Tensor of shape (n_samples,)
+            Sample weights of mean 1 over the training rows.
+
+        Returns
+        -------
+        loss : Tensor of shape ()
+            The mean over the rows.
+        """
+        raise NotImplementedError
+
+    def read(
+        self, branch: int, outputs: Tensor
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Probabilities (n_samples, n_classes) and the method's own gate, or None."""
+        return softmax64(outputs), None
+
+    def finish(self, rows: ExitRows) -> None:
+        """Fit what builds on the trained heads, on the rows that trained them.
+
+        Parameters
+        ----------
+        rows : ExitRows
+            The training rows, weights of mean 1.
+        """
+
+    def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of all branches."""
+        memory, outputs = None, []
+        for k, tap in enumerate(taps):
+            output, memory = self.exit(k, tap, memory)
+            outputs.append(output)
+        return outputs
+
+    def answer(
+        self, branch: int, features: Tensor, before: StageAnswer | None
+    ) -> StageAnswer:
+        """What a branch of a net in eval mode says of the samples that reach it.
+
+        Parameters
+        ----------
+        branch : int
+            Index of the branch.
+        features : Tensor of shape (n_samples, ...)
+            Features of its tap, flat or not, of any device and dtype.
+        before : StageAnswer or None
+            What the branch before said of the same samples; None at the first.
+
+        Returns
+        -------
+        said : StageAnswer
+            What this branch says.
+
+        Raises
+        ------
+        ValueError
+            If an output is not finite.
+        """
+        parameter = next(self.parameters())
+        tap = features.reshape(-1, *self.shapes[branch])
+        with torch.inference_mode():
+            outputs, memory = self.exit(
+                branch,
+                tap.to(parameter.device, parameter.dtype),
+                None if before is None else before.memory,
+            )
+        check_finite(outputs, f"the outputs of branch {branch}", "Scale the features.")
+        proba, gate = self.read(branch, outputs)
+        return StageAnswer(proba, before, gate=gate, memory=memory)
+
+    def macs(self) -> list[int]:
+        """Multiply-accumulates of each branch for one sample, counted by torch."""
+        parameter = next(self.parameters())
+        counts, memory = [], None
+        with frozen(self):
+            for k, shape in enumerate(self.shapes):
+                tap = torch.zeros(1, *shape).to(parameter.device, parameter.dtype)
+                counts.append(count_macs(partial(self.exit, k, memory=memory), tap))
+                _, memory = self.exit(k, tap, memory)
+        return counts
+
+    def _norms(self) -> list[WeightedBatchNorm]:
+        return [m for m in self.modules() if isinstance(m, WeightedBatchNorm)]
+
+
+@dataclass(frozen=True)
+class ExitRows:
+    """Training rows: which of a feature matrix, labels, last stage, weights."""
+
+    features: NDArray[Any]
+    layout: TapLayout
+    rows: NDArray[np.intp]
+    labels: NDArray[np.intp]
+    final: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    def tensors(
+        self, index: Tensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Taps, labels, last stage and weights of some of the rows."""
+        where = torch.from_numpy(self.rows)[index]
+        block = as_tensor(self.features).index_select(0, where)
+        taps = [
+            block[:, self.layout.columns(k)].reshape(-1, *shape).to(device, dtype)
+            for k, shape in enumerate(self.layout.shapes)
+        ]
+        labels = torch.from_numpy(self.labels.astype(np.int64, copy=False))[index]
+        final, weight = (torch.from_numpy(a) for a in (self.final, self.weight))
+        return (
+            taps,
+            labels.to(device),
+            final[index].to(device, dtype),
+            weight[index].to(device, dtype),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def fit_exit_net(
+    net: ExitNet,
+    rows: ExitRows,
+    *,
+    solver: str,
+    max_iter: int | None,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    generator: torch.Generator,
+    device: torch.device,
+    verbose: bool = False,
+) -> History:
+    """Train a network of branches in place.
+
+    Parameters
+    ----------
+    net : ExitNet
+        The network; on the CPU, in float32.
+    rows : ExitRows
+        What trains it, weights positive.
+    solver : {"auto", "adam", "lbfgs"}
+        "lbfgs" is full-batch, in float64 and without randomness; integer weights are
+        repetition. "auto" is "lbfgs" up to 100,000 numbers in the taps.
+    max_iter : int or None
+        Epochs (adam) or iterations (lbfgs). None: 12 epochs and at least 400 updates,
+        or 30 iterations.
+    batch_size, learning_rate, weight_decay
+        Of the mini-batches and AdamW under a one-cycle schedule; the decay is an L2
+        penalty with "lbfgs".
+    generator : torch.Generator
+        Order of the mini-batches.
+    device : torch.device
+        Where to train.
+    verbose : bool, default=False
+        Whether to show a bar over the epochs or evaluations of the loss.
+
+    Returns
+    -------
+    history : History
+        The course of the loss.
+    """
+    n = len(rows)
+    width = rows.layout.columns(rows.layout.n_taps - 1).stop
+    if solver == "auto":
+        solver = "lbfgs" if n * width <= _LBFGS_MAX_SIZE else "adam"
+    repeat = rows.weight
+    rows = replace(rows, weight=repeat / repeat.mean())
+    dtype = torch.float64 if solver == "lbfgs" else torch.float32
+    net.to(device, dtype)
+    if solver == "lbfgs":
+        with handed().part("training"):
+            history = _train_lbfgs(
+                net, rows, repeat, max_iter or 30, weight_decay, device, verbose
+            )
+    else:
+
+        def loss_of(index: Tensor) -> Tensor:
+            taps, labels, final, share = rows.tensors(index, device, dtype)
+            return net.loss(net(taps), labels, final, share)
+
+        updates = max(1, n // min(batch_size, n))
+        epochs = max_iter or max(12, -(-400 // updates))
+        with handed().part("training", epochs) as task:
+            history = adam_loop(
+                net,
+                loss_of,
+                n,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                generator=generator,
+                verbose=verbose,
+                epoch=partial(task.part, "epoch"),
+            )
+    net.finish(rows)
+    return history
+
+
+def _train_lbfgs(
+    net: ExitNet,
+    rows: ExitRows,
+    repeat: NDArray[np.float64],
+    max_iter: int,
+    weight_decay: float,
+    device: torch.device,
+    verbose: bool,
+) -> History:
+    taps, labels, final, share = rows.tensors(
+        torch.arange(len(rows)), device, torch.float64
+    )
+    repeats = torch.from_numpy(repeat).to(device)
+    for norm in net._norms():
+        # The running statistics become those of the last step, all rows' as given.
+        norm.row_weights, norm.momentum = repeats, 1.0
+
+    def loss(outputs: list[Tensor]) -> Tensor:
+        return net.loss(outputs, labels, final, share)
+
+    train = partial(
+        lbfgs_loop, max_iter=max_iter, weight_decay=weight_decay, verbose=verbose
+    )
+    if net.separable:
+        history = _branch_by_branch(net, taps, loss, train)
+    else:
+        history = train(net, lambda: loss(net(taps)))
+    for norm in net._norms():
+        norm.row_weights = None
+    return history
+
+
+def _branch_by_branch(
+    net: ExitNet,
+    taps: list[Tensor],
+    loss: Callable[[list[Tensor]], Tensor],
+    train: Callable[[nn.Module, Callable[[], Tensor]], History],
+) -> History:
+    history, memory = History(), None
+    before: list[Tensor] = []
+    for k, tap in enumerate(taps):
+        answer = partial(net.exit, k, tap, memory)
+        run = train(net.heads[k], partial(_loss_so_far, loss, before, answer))
+        history.loss += run.loss
+        history.n_iter = max(history.n_iter, run.n_iter)
+        with torch.no_grad():
+            outputs, memory = answer()
+        before.append(outputs)
+    net.eval()
+    return history
+
+
+def _loss_so_far(
+    loss: Callable[[list[Tensor]], Tensor],
+    before: list[Tensor],
+    answer: Callable[[], tuple[Tensor, Tensor | None]],
+) -> Tensor:
+    return loss([*before, answer()[0]])

@@ -1,0 +1,7 @@
+"""Classifiers on taps: torch heads behind `fit` and `predict_proba`."""
+
+from __future__ import annotations
+
+from ._branches import BranchClassifier, PrototypePoolingClassifier
+
+__all__ = ["BranchClassifier", "PrototypePoolingClassifier"]

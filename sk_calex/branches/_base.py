@@ -1,0 +1,440 @@
+"""What all torch branches share: validation, training, probabilities, MACs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from functools import partial
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    check_is_fitted,
+    validate_data,
+)
+
+from sk_calex.branches._heads import BranchHead, fuse_for_inference
+from sk_calex.branches._training import Batch, History, soften, train_adam, train_lbfgs
+from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
+from sk_calex.utils._flops import count_macs
+from sk_calex.utils._modes import trainable
+from sk_calex.utils._validation import (
+    as_tensor,
+    check_finite,
+    check_probabilities,
+    check_sample_weight,
+    resolve_device,
+    softmax64,
+)
+
+__all__ = ["BaseBranch"]
+
+# Below this many numbers in X a full-batch solver is both exact and quick.
+_LBFGS_MAX_SIZE = 100_000
+# Few enough that rounding cannot grow into another answer: the loss is not convex.
+_LBFGS_ITERATIONS = 30
+_PREDICT_ROWS = 1024
+# Floats are read as they are: a memory map of them is never converted as a whole.
+_DTYPES = (np.float64, np.float32, np.float16)
+
+
+class BaseBranch(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+    """A classifier around a torch head; a subclass says which head."""
+
+    feature_shape: tuple[int, ...] | None
+    temperature: float
+    alpha: float
+    solver: str
+    max_iter: int | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    tol: float
+    warm_start: bool
+    device: str
+    random_state: Any
+    verbose: int
+    classes_: NDArray[Any]
+    feature_shape_: tuple[int, ...]
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "feature_shape": [tuple, list, None],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "alpha": [Interval(Real, 0, 1, closed="both")],
+        "solver": [StrOptions({"adam", "lbfgs", "auto"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def _new_head(
+        self, shape: tuple[int, ...], n_classes: int, generator: torch.Generator
+    ) -> BranchHead:
+        raise NotImplementedError
+
+    @with_callbacks
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        soft_targets: ArrayLike | None = None,
+    ) -> BaseBranch:
+        """Train the head.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Flattened features of one tap. A memory map is read batch by batch.
+        y : array-like of shape (n_samples,)
+            Labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Importance weights, scaled to mean 1. With ``solver="lbfgs"`` integer
+            weights are repetition and zero is absence.
+        soft_targets : array-like of shape (n_samples, n_classes), default=None
+            Class probabilities to imitate, such as the backbone's, columns in the
+            order of the sorted labels. They are softened by `temperature` here.
+
+        Returns
+        -------
+        self : BaseBranch
+            The fitted branch.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit each other or `feature_shape`, if there are fewer
+            than two classes, or if a value is not finite.
+        """
+        self._validate_params()
+        checked: Any = validate_data(self, X, y, dtype=_DTYPES, ensure_all_finite=False)
+        features, y = checked
+        for i in range(0, len(features), _PREDICT_ROWS):
+            _check_rows(features[i : i + _PREDICT_ROWS])
+        check_classification_targets(y)
+        weight = check_sample_weight(sample_weight, features)
+        classes, codes = np.unique(y, return_inverse=True)
+        n_classes = len(classes)
+        if n_classes < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes, y holds one class: "
+                f"{classes[0]!r}."
+            )
+        shape = _check_shape(self.feature_shape, features.shape[1])
+        goes_on = self.warm_start and hasattr(self, "head_")
+        if goes_on and not (
+            shape == self.feature_shape_ and np.array_equal(classes, self.classes_)
+        ):
+            raise ValueError(
+                "warm_start=True goes on from the last fit, which saw features of "
+                f"shape {self.feature_shape_} and the labels {self.classes_}; now they "
+                f"are {shape} and {classes}. Set warm_start=False."
+            )
+        self.classes_ = classes
+        device = resolve_device(self.device)
+        soft = None
+        if soft_targets is not None:
+            soft = check_probabilities(soft_targets, "soft_targets")
+            if soft.shape != (len(features), n_classes):
+                raise ValueError(
+                    f"soft_targets has shape {soft.shape}, expected "
+                    f"{(len(features), n_classes)}: one row a sample and one column "
+                    "for each of the sorted labels of y."
+                )
+            soft = soften(soft, self.temperature)
+        everyone = Batch(
+            features, np.arange(len(features)), codes.astype(np.int64), weight, soft
+        )
+        batch = everyone.take(np.flatnonzero(weight > 0))
+
+        self.solver_ = self._chosen_solver(batch)
+        epochs = self._epochs(len(batch)) if self.solver_ == "adam" else 0
+        seeds = check_random_state(self.random_state)
+        generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
+        with trainable(), Task.root(self, epochs, X, y, sample_weight) as task:
+            head = self._start_head(batch, shape, n_classes, generator, device)
+            history = self._train(head, batch, shape, generator, device, seeds, task)
+            self.loss_curve_ = history.loss
+            self.validation_loss_curve_ = history.validation_loss
+            self.n_iter_ = history.n_iter
+            self.feature_shape_ = shape
+            self._set_head(head)
+        return self
+
+    def _start_head(
+        self,
+        batch: Batch,
+        shape: tuple[int, ...],
+        n_classes: int,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> BranchHead:
+        if self.warm_start and hasattr(self, "head_"):
+            head = self.head_.float()
+            head.set_momentum(0.1)  # a full-batch fit left it at 1
+            return head
+        head = self._new_head(shape, n_classes, generator)
+        # A sample is enough to place prototypes, and bounds the memory it takes.
+        rows = np.arange(len(batch))
+        if len(rows) > 4096:
+            picked = torch.randperm(len(rows), generator=generator)[:4096]
+            rows = np.sort(picked.numpy())
+        start = batch.take(rows)
+        X = np.empty((len(start), batch.features.shape[1]))
+        for i in range(0, len(start), _PREDICT_ROWS):
+            part = start.rows[i : i + _PREDICT_ROWS]
+            X[i : i + _PREDICT_ROWS] = batch.features[part]
+        head.double()
+        head.init_from_data(
+            torch.from_numpy(X).view(-1, *shape),
+            torch.from_numpy(start.labels),
+            sample_weight=torch.from_numpy(start.weight),
+            generator=generator,
+        )
+        return head.float().to(device)
+
+    def _train(
+        self,
+        head: BranchHead,
+        batch: Batch,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        device: torch.device,
+        seeds: np.random.RandomState,
+        task: Task,
+    ) -> History:
+        if self.solver_ == "lbfgs":
+            return train_lbfgs(
+                head,
+                batch,
+                shape,
+                temperature=self.temperature,
+                alpha=self.alpha,
+                max_iter=self.max_iter or _LBFGS_ITERATIONS,
+                weight_decay=self.weight_decay,
+                device=device,
+                verbose=bool(self.verbose),
+            )
+        epochs = self._epochs(len(batch))
+        batch = replace(batch, weight=batch.weight / batch.weight.mean())
+        validation = None
+        if self.early_stopping:
+            kept, held = train_test_split(
+                np.arange(len(batch)),
+                test_size=self.validation_fraction,
+                stratify=batch.labels,
+                random_state=seeds,
+            )
+            batch, validation = batch.take(np.sort(kept)), batch.take(np.sort(held))
+        return train_adam(
+            head,
+            batch,
+            shape,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            generator=generator,
+            device=device,
+            validation=validation,
+            patience=self.n_iter_no_change,
+            tol=self.tol,
+            verbose=bool(self.verbose),
+            epoch=partial(task.part, "epoch", fitted=partial(_so_far, head, shape)),
+        )
+
+    def _chosen_solver(self, batch: Batch) -> str:
+        solver = self.solver
+        if solver == "auto":
+            small = len(batch) * batch.features.shape[1] <= _LBFGS_MAX_SIZE
+            solver = "lbfgs" if small and not self.early_stopping else "adam"
+        if solver == "lbfgs" and self.early_stopping:
+            raise ValueError(
+                "early_stopping=True needs mini-batches: use solver='adam', or "
+                "early_stopping=False with solver='lbfgs'."
+            )
+        return solver
+
+    def _epochs(self, n: int) -> int:
+        """Most epochs on n rows, of which early stopping holds some out."""
+        if self.max_iter is not None:
+            return self.max_iter
+        if self.early_stopping:
+            # As train_test_split does, which refuses to leave none.
+            n = max(1, n - math.ceil(self.validation_fraction * n))
+        # Twelve epochs suffice at tens of thousands of rows; few rows need about as
+        # many updates as a few hundred, else the schedule ends before it has begun.
+        return max(12, math.ceil(400 / max(1, n // min(self.batch_size, n))))
+
+    def _set_head(self, head: BranchHead) -> None:
+        self.head_ = head
+        self._fused = fuse_for_inference(head)
+        example = torch.zeros(
+            1, *self.feature_shape_, dtype=head.dtype, device=head.device
+        )
+        self.macs_ = count_macs(self._fused, example)
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Logits of the samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Flattened features of the tap.
+
+        Returns
+        -------
+        logits : ndarray of float64, shape (n_samples, n_classes) or (n_samples,)
+            One column a class; with two classes the difference of the two, positive
+            for ``classes_[1]``.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the width seen in fit or is not finite.
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Flattened features of the tap.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_samples, n_classes)
+            Softmax of the logits at temperature 1.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the width seen in fit or is not finite.
+        """
+        return softmax64(self._logits(X))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Most probable class of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Flattened features of the tap.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Labels as in `classes_`.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the width seen in fit or is not finite.
+        """
+        logits = self._logits(X)
+        return self.classes_[logits.argmax(axis=1)]
+
+    def _logits(self, X: ArrayLike) -> NDArray[np.float64]:
+        check_is_fitted(self)
+        checked: Any = validate_data(
+            self, X, dtype=_DTYPES, reset=False, ensure_all_finite=False
+        )
+        parts = []
+        for i in range(0, len(checked), _PREDICT_ROWS):
+            rows = checked[i : i + _PREDICT_ROWS]
+            _check_rows(rows)
+            batch = as_tensor(rows).view(-1, *self.feature_shape_)
+            parts.append(self.answer_logits(batch))
+        return torch.cat(parts).double().cpu().numpy()
+
+    def answer_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits of a tap's tensor, unchecked: what a running cascade calls.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n_samples, *feature_shape_)
+            Tap features.
+
+        Returns
+        -------
+        logits : Tensor of shape (n_samples, n_classes)
+            Logits, on the head's device.
+
+        Raises
+        ------
+        ValueError
+            If a logit is not finite.
+        """
+        with torch.inference_mode():
+            logits = self._fused(features.to(self.head_.device, self.head_.dtype))
+        check_finite(
+            logits, f"the logits of {type(self).__name__}", "Scale the features."
+        )
+        return logits
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__().copy()
+        state.pop("_fused", None)  # rebuilt from the head
+        if "head_" in state:
+            state["head_"] = copy.deepcopy(state["head_"]).cpu()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "head_" in state:
+            # "auto" is resolved again: the machine that loads may have no GPU.
+            if str(self.device) == "auto":
+                self.head_.to(resolve_device("auto"))
+            self._fused = fuse_for_inference(self.head_)
+
+
+def _so_far(head: BranchHead, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Attributes of a branch whose training had ended just now."""
+    head = copy.deepcopy(head).eval()
+    return {"head_": head, "feature_shape_": shape, "_fused": fuse_for_inference(head)}
+
+
+def _check_rows(rows: NDArray[Any]) -> None:
+    check_finite(rows, "X", "Remove or replace the samples concerned.")
+
+
+def _check_shape(
+    feature_shape: tuple[int, ...] | None, n_features: int
+) -> tuple[int, ...]:
+    if feature_shape is None:
+        return (n_features,)
+    shape = tuple(int(size) for size in feature_shape)
+    usable = len(shape) in (1, 2, 3) and min(shape) >= 1
+    if not usable or math.prod(shape) != n_features:
+        raise ValueError(
+            f"feature_shape={feature_shape!r} does not fit X with {n_features} "
+            "features: give (C, H, W), (L, D) or (D,) whose product is the number of "
+            "columns, or None for flat vectors."
+        )
+    return shape

@@ -1,0 +1,208 @@
+"""Layers of the branch heads: normalisation with row weights, blocks.
+
+Each has a ``fold_`` where it can be made cheaper once training is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import skip_init
+
+from sk_calex.utils._packed_conv import pack
+
+__all__ = ["WeightedBatchNorm"]
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+class WeightedBatchNorm(nn.Module):
+    """Batch normalisation in which an integer row weight means repetition.
+
+    Without row weights it is :func:`torch.nn.functional.batch_norm`. With them, the
+    training statistics are those of a batch that holds row ``i`` ``w[i]`` times.
+
+    Parameters
+    ----------
+    n_channels : int
+        Size of axis 1 of the input.
+    eps : float, default=1e-5
+        Added to the variance.
+    momentum : float, default=0.1
+        Share of the newest batch in the running statistics; 1 keeps the last batch's.
+
+    Attributes
+    ----------
+    row_weights : Tensor of shape (n,) or None
+        Weights >= 0 of the rows of the coming batch. Ignored in eval mode.
+
+    Notes
+    -----
+    With ``W = sum(w) * positions`` values a channel, ``mean = sum(w x) / W``,
+    ``var = sum(w (x - mean)^2) / W``; the running variance takes ``var * W / (W - 1)``,
+    as torch's does (our definition; the factor is capped at 2, its value at ``W = 2``,
+    because fractional weights reach below). A batch with ``W <= 1`` carries no variance
+    and leaves the running statistics alone, where torch raises.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_calex.branches._heads import WeightedBatchNorm
+    >>> norm = WeightedBatchNorm(1, momentum=1.0)
+    >>> norm.row_weights = torch.tensor([3.0, 1.0])
+    >>> out = norm(torch.tensor([[0.0], [4.0]]))
+    >>> norm.running_mean, norm.running_var  # as of the rows 0, 0, 0, 4
+    (tensor([1.]), tensor([4.]))
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, n_channels: int, *, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.row_weights: Tensor | None = None
+        self.weight = nn.Parameter(torch.ones(n_channels))
+        self.bias = nn.Parameter(torch.zeros(n_channels))
+        self.register_buffer("running_mean", torch.zeros(n_channels))
+        self.register_buffer("running_var", torch.ones(n_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` of shape (n, C, ...)."""
+        weights = self.row_weights
+        if self.training:
+            if weights is not None:
+                return self._weighted(x, weights.to(x))
+            if x.numel() == x.shape[1]:  # one value a channel: torch would raise
+                return self._weighted(x, x.new_ones(1))
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+
+    def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
+        if weights.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"row_weights hold {weights.shape[0]} rows but the batch holds "
+                f"{x.shape[0]}; call set_row_weights with this batch's weights."
+            )
+        flat = x.reshape(x.shape[0], x.shape[1], -1)
+        total = weights.sum() * flat.shape[2]
+        share = weights / total.clamp_min(torch.finfo(x.dtype).tiny)
+        mean = share @ flat.sum(2)
+        centred = flat - mean[:, None]
+        var = share @ centred.square().sum(2)
+        with torch.no_grad():
+            factor = total / torch.maximum(total - 1, total / 2)
+            step = self.momentum * (total > 1).to(x.dtype)
+            unbiased = torch.where(total > 1, var * factor, var)
+            self.running_mean.lerp_(mean, step)
+            self.running_var.lerp_(unbiased, step)
+        scale = self.weight * (var + self.eps).rsqrt()
+        out = torch.addcmul(self.bias[:, None], centred, scale[:, None])
+        return out.reshape(x.shape)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift per channel that equal this layer in eval mode."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
+class Pointwise(nn.Linear):
+    """A linear map at every position: a 1x1 convolution, faster on tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Block(nn.Module):
+    """Bias-free linear layer, batch normalisation, ReLU."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        self.layer: nn.Module = layer
+        self.norm: WeightedBatchNorm | None = WeightedBatchNorm(layer.weight.shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu(x, inplace=True)
+
+    def fold_(self) -> None:
+        """Move the normalisation into the layer; eval mode only from here on."""
+        if self.norm is None:
+            return
+        scale, shift = self.norm.affine()
+        weight = cast(Tensor, self.layer.weight)
+        weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        self.layer.weight = nn.Parameter(weight)
+        self.layer.bias = nn.Parameter(shift)
+        self.layer, self.norm = pack(self.layer), None
+
+
+def draw(layer: _Layer, generator: torch.Generator) -> _Layer:
+    """Fill a layer from ``generator``: He for what a ReLU follows, else as torch."""
+    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    if bias is None:
+        nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+    else:
+        bound = 1 / math.sqrt(weight.shape[1])
+        nn.init.uniform_(weight, -bound, bound, generator=generator)
+        nn.init.zeros_(bias)
+    return layer
+
+
+def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    return draw(skip_init(nn.Linear, n_in, n_out), generator)
+
+
+def pointwise(n_in: int, n_out: int, generator: torch.Generator) -> Block:
+    return Block(draw(skip_init(Pointwise, n_in, n_out, bias=False), generator))
+
+
+def trunk(
+    shape: tuple[int, ...], widths: Sequence[int], generator: torch.Generator
+) -> nn.Sequential:
+    """Blocks of the given widths: 3x3 convolutions on maps, pointwise on tokens."""
+    blocks = nn.Sequential()
+    n_in = shape[0] if len(shape) == 3 else shape[-1]
+    for i, width in enumerate(widths):
+        if len(shape) == 3:
+            stride = 2 if i == 0 and min(shape[1:]) > 4 else 1
+            conv = skip_init(
+                nn.Conv2d, n_in, width, 3, stride=stride, padding=1, bias=False
+            )
+            blocks.append(Block(draw(conv, generator)))
+        else:
+            blocks.append(pointwise(n_in, width, generator))
+        n_in = width
+    return blocks
+
+
+def pooled_grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Cells of the mixed pooling: at most 4 x 4 of a map, at most 16 of tokens."""
+    *_, height, width = (1, *shape)
+    if len(shape) == 3:
+        return min(height, 4), min(width, 4)
+    return min(height, 16), 1
+
+
+def mixed_pool(x: Tensor, grid: tuple[int, int], alpha: Tensor) -> Tensor:
+    """``alpha max + (1 - alpha) mean`` over the cells of a grid, flattened."""
+    # On CPUs the copy costs a tenth of what pooling the other layout does.
+    x = x.contiguous(memory_format=torch.channels_last)
+    mean = F.adaptive_avg_pool2d(x, grid)
+    return mean.lerp(F.adaptive_max_pool2d(x, grid), alpha).flatten(1)

@@ -1,0 +1,306 @@
+"""What a stage says of samples, and what exit rules read off it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sk_calex.utils._validation import check_probabilities
+
+__all__ = ["Signals", "StageAnswer", "StageTable"]
+
+
+class Signals(Protocol):
+    """What exit rules may look at, for the n samples that reach a stage."""
+
+    @property
+    def predicted(self) -> NDArray[np.intp]:
+        """Class code of the largest probability, shape (n,)."""
+        ...
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """The largest probability, shape (n,)."""
+        ...
+
+    @property
+    def entropy(self) -> NDArray[np.float64]:
+        """``-sum p log p`` in nats, shape (n,)."""
+        ...
+
+    @property
+    def gap(self) -> NDArray[np.float64]:
+        """The largest probability minus the second largest, shape (n,)."""
+        ...
+
+    @property
+    def streak(self) -> NDArray[np.intp]:
+        """Stages in a row, this one included, with this prediction, shape (n,)."""
+        ...
+
+    @property
+    def gate(self) -> NDArray[np.float64] | None:
+        """A confidence that the method itself computes, shape (n,); None: it has none.
+
+        Such as PTEENet's confidence head.
+        """
+        ...
+
+
+class StageAnswer:
+    """Probabilities of one stage for the samples that reach it.
+
+    Parameters
+    ----------
+    proba : ndarray of float64, shape (n_samples, n_classes)
+        Probabilities; what a sample that exits here is answered.
+    before : StageAnswer, default=None
+        What the stage before said of the same samples. None at the first stage.
+    gate : ndarray of float64, shape (n_samples,), default=None
+        The method's own confidence.
+    memory : Tensor of shape (n_samples, ...), default=None
+        What the next stage's answer builds on, such as logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex.calibration._answers import StageAnswer
+    >>> first = StageAnswer(np.array([[0.7, 0.3], [0.4, 0.6]]))
+    >>> second = StageAnswer(np.array([[0.6, 0.4], [0.5, 0.5]]), first)
+    >>> second.predicted, second.streak
+    (array([0, 0]), array([2, 1]))
+    """
+
+    def __init__(
+        self,
+        proba: NDArray[np.float64],
+        before: StageAnswer | None = None,
+        *,
+        gate: NDArray[np.float64] | None = None,
+        memory: Tensor | None = None,
+    ) -> None:
+        self.proba, self.gate, self.memory = proba, gate, memory
+        self.predicted: NDArray[np.intp] = proba.argmax(axis=1)
+        self.streak = np.ones(len(proba), dtype=np.intp)
+        if before is not None:
+            self.streak += np.where(
+                before.predicted == self.predicted, before.streak, 0
+            )
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float64]:
+        """The largest probability."""
+        return self.proba.max(axis=1)
+
+    @cached_property
+    def entropy(self) -> NDArray[np.float64]:
+        """Entropy of the probabilities in nats."""
+        logs = np.log(self.proba, where=self.proba > 0, out=np.zeros_like(self.proba))
+        # Not -sum: a certain answer has entropy 0, not -0.
+        entropy: NDArray[np.float64] = (self.proba * -logs).sum(axis=1)
+        return entropy
+
+    @cached_property
+    def gap(self) -> NDArray[np.float64]:
+        """The largest probability minus the second largest."""
+        second = np.partition(self.proba, -2, axis=1)[:, -2]
+        return self.confidence - second
+
+    def keep(self, rows: NDArray[np.intp]) -> StageAnswer:
+        """The same of some of the samples only: those that go on."""
+        memory = self.memory
+        if memory is not None:
+            memory = memory[torch.from_numpy(rows).to(memory.device)]
+        gate = None if self.gate is None else self.gate[rows]
+        kept = StageAnswer(self.proba[rows], gate=gate, memory=memory)
+        kept.streak = self.streak[rows]
+        return kept
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """What every stage said of the same samples, nobody having exited.
+
+    Parameters
+    ----------
+    predicted : ndarray of intp, shape (n_stages, n_samples)
+        Class codes; the last stage is the backbone or final estimator.
+    confidence, entropy, gap : ndarray of float64, shape (n_stages, n_samples)
+        See `Signals`.
+    gate : ndarray of float64, shape (n_stages, n_samples)
+        The method's own confidence; NaN where it has none.
+    n_classes : int
+        Number of classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex.calibration._answers import StageTable
+    >>> proba = np.array([[[0.7, 0.3], [0.4, 0.6]], [[0.6, 0.4], [0.5, 0.5]]])
+    >>> table = StageTable.from_probabilities(proba)
+    >>> table.predicted
+    array([[0, 1],
+           [0, 0]])
+    >>> table.stage(1).streak
+    array([2, 1])
+    """
+
+    predicted: NDArray[np.intp]
+    confidence: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    gate: NDArray[np.float64]
+    n_classes: int
+
+    @classmethod
+    def empty(cls, n_stages: int, n_samples: int, n_classes: int) -> StageTable:
+        """A table to be filled by `put`."""
+        shape = (n_stages, n_samples)
+        confidence, entropy, gap, gate = (np.full(shape, np.nan) for _ in range(4))
+        predicted = np.zeros(shape, dtype=np.intp)
+        return cls(predicted, confidence, entropy, gap, gate, n_classes)
+
+    @classmethod
+    def from_probabilities(cls, probabilities: ArrayLike) -> StageTable:
+        """Table of cached probabilities.
+
+        Parameters
+        ----------
+        probabilities : array-like of shape (n_stages, n_samples, n_classes)
+            Of all branches in cascade order, the last stage's last.
+
+        Returns
+        -------
+        table : StageTable
+            What exit rules need of them.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two stages or an entry is not a probability.
+        """
+        stages = np.asarray(probabilities, dtype=np.float64)
+        if stages.ndim != 3 or len(stages) < 2:
+            raise ValueError(
+                "probabilities must have shape (n_stages, n_samples, n_classes) with "
+                "the branches in cascade order and the last stage at the end, got "
+                f"shape {stages.shape}. Stack the predict_proba of each."
+            )
+        return cls.of(
+            check_probabilities(proba, f"probabilities[{k}]")
+            for k, proba in enumerate(stages)
+        )
+
+    @classmethod
+    def of(cls, stages: Iterable[NDArray[np.float64]]) -> StageTable:
+        """Table of probabilities that need no check."""
+        answers = [StageAnswer(proba) for proba in stages]
+        table = cls.empty(len(answers), *answers[0].proba.shape)
+        for k, answer in enumerate(answers):
+            table.put(k, slice(None), answer)
+        return table
+
+    def put(
+        self, stage: int, rows: slice | NDArray[np.intp], answer: StageAnswer
+    ) -> None:
+        """Enter what a stage said of some rows."""
+        self.predicted[stage, rows] = answer.predicted
+        self.confidence[stage, rows] = answer.confidence
+        self.entropy[stage, rows] = answer.entropy
+        self.gap[stage, rows] = answer.gap
+        if answer.gate is not None:
+            self.gate[stage, rows] = answer.gate
+
+    def fill(self, rows: NDArray[np.intp], part: StageTable) -> None:
+        """Enter the table of some of the samples."""
+        self.predicted[:, rows] = part.predicted
+        self.confidence[:, rows] = part.confidence
+        self.entropy[:, rows] = part.entropy
+        self.gap[:, rows] = part.gap
+        self.gate[:, rows] = part.gate
+
+    @property
+    def n_stages(self) -> int:
+        """Number of stages: branches and the last one."""
+        return len(self.predicted)
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return self.predicted.shape[1]
+
+    @cached_property
+    def streak(self) -> NDArray[np.intp]:
+        """Stages in a row with the same prediction, shape (n_stages, n_samples)."""
+        streak = np.ones_like(self.predicted)
+        for k in range(1, self.n_stages):
+            same = self.predicted[k] == self.predicted[k - 1]
+            streak[k] += np.where(same, streak[k - 1], 0)
+        return streak
+
+    def stage(self, stage: int) -> Signals:
+        """Signals of one stage."""
+        return _Row(self, stage)
+
+    def of_stages(self, stages: Sequence[int]) -> StageTable:
+        """The same of some of the stages, as if there were no others."""
+        rows = list(stages)
+        return StageTable(
+            self.predicted[rows],
+            self.confidence[rows],
+            self.entropy[rows],
+            self.gap[rows],
+            self.gate[rows],
+            self.n_classes,
+        )
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> StageTable:
+        """The same of some of the samples."""
+        return StageTable(
+            self.predicted[:, rows],
+            self.confidence[:, rows],
+            self.entropy[:, rows],
+            self.gap[:, rows],
+            self.gate[:, rows],
+            self.n_classes,
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One stage of a table."""
+
+    table: StageTable
+    index: int
+
+    @property
+    def predicted(self) -> NDArray[np.intp]:
+        return self.table.predicted[self.index]
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        return self.table.confidence[self.index]
+
+    @property
+    def entropy(self) -> NDArray[np.float64]:
+        return self.table.entropy[self.index]
+
+    @property
+    def gap(self) -> NDArray[np.float64]:
+        return self.table.gap[self.index]
+
+    @property
+    def streak(self) -> NDArray[np.intp]:
+        return self.table.streak[self.index]
+
+    @property
+    def gate(self) -> NDArray[np.float64] | None:
+        gate = self.table.gate[self.index]
+        return None if np.isnan(gate).all() else gate

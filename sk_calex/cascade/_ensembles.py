@@ -1,0 +1,145 @@
+"""Stages that answer together with those before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sk_calex.branches._solvers import lbfgs_loop
+from sk_calex.calibration._answers import StageAnswer
+from sk_calex.cascade._runtime import Answer
+from sk_calex.utils._modes import trainable
+from sk_calex.utils._validation import softmax64
+
+__all__ = ["Ensembles", "LogMean", "fit_log_mean"]
+
+_ITERATIONS = 100
+# A classifier may give a class no probability at all; the mean must stay finite.
+_LEAST = 1e-12
+
+
+class LogMean(nn.Module):
+    """Weighted geometric mean of some answers, times a class bias.
+
+    On log-probabilities (n, k, C): ``(1/k) sum_j e^{w_j} log p_j + b``, b = 0 without
+    `shift`.
+    """
+
+    def __init__(self, n_answers: int, n_classes: int, *, shift: bool = True) -> None:
+        super().__init__()
+        # Zero: the plain geometric mean.
+        self.exponents = nn.Parameter(torch.zeros(n_answers, dtype=torch.float64))
+        none = torch.zeros(n_classes, dtype=torch.float64)
+        self.shift = nn.Parameter(none, requires_grad=shift)
+
+    def forward(self, log_proba: Tensor) -> Tensor:
+        """Logits of the mean, shape (n, C)."""
+        weight = self.exponents.exp() / len(self.exponents)
+        return torch.einsum("nkc,k->nc", log_proba, weight) + self.shift
+
+
+def fit_log_mean(
+    mean: LogMean,
+    log_proba: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    weight_decay: float,
+) -> None:
+    """Fit a mean in place: the mean cross-entropy on labels, by full-batch L-BFGS."""
+
+    def loss() -> Tensor:
+        logits = mean(log_proba)
+        each = F.cross_entropy(logits, labels, reduction="none")
+        return (weight * each).sum() / weight.sum()
+
+    lbfgs_loop(mean, loss, max_iter=_ITERATIONS, weight_decay=weight_decay)
+
+
+@dataclass(frozen=True)
+class Ensembles:
+    """For every stage the weights of its own answer and of those before it.
+
+    Parameters
+    ----------
+    exponents : ndarray of float64, shape (n_stages, n_stages)
+        Row k holds the logarithms of the weights of stage k; entries beyond k are not
+        used.
+
+    Notes
+    -----
+    Our definition, after the ensembles of Zero Time Waste (Wolczyk et al. 2021):
+    ``log q_k = log_softmax((1/(k+1)) sum_{j<=k} e^{w_kj} log p_j)``, fitted on the
+    cross-entropy of the calibration samples, which trained no branch, under a standard
+    normal prior on w. The last stage takes part; there is no class bias.
+    """
+
+    exponents: NDArray[np.float64]
+
+    @classmethod
+    @trainable()
+    def fit(
+        cls,
+        proba: NDArray[np.float64],
+        labels: NDArray[np.intp],
+        weight: NDArray[np.float64],
+    ) -> Ensembles:
+        """Find the weights.
+
+        Parameters
+        ----------
+        proba : ndarray of float64, shape (n_stages, n_samples, n_classes)
+            Answers of the stages to samples that trained none of them.
+        labels : ndarray of intp, shape (n_samples,)
+            True class codes.
+        weight : ndarray of float64, shape (n_samples,)
+            Sample weights.
+
+        Returns
+        -------
+        ensembles : Ensembles
+            The weights of every stage; the first has its own answer, sharpened or
+            flattened.
+        """
+        n_stages, _, n_classes = proba.shape
+        there = weight > 0
+        logs = _logs(proba[:, there]).transpose(0, 1)
+        truth = torch.from_numpy(labels[there].astype(np.int64))
+        counts = torch.from_numpy(weight[there])
+        exponents = np.zeros((n_stages, n_stages))
+        decay = 1 / float(counts.sum())
+        for k in range(n_stages):
+            mean = LogMean(k + 1, n_classes, shift=False)
+            fit_log_mean(mean, logs[:, : k + 1], truth, counts, weight_decay=decay)
+            exponents[k, : k + 1] = mean.exponents.detach().numpy()
+        return cls(exponents)
+
+    def together(self, proba: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Answers of every stage with those before it, of the shape of `proba`."""
+        logs = _logs(proba).transpose(0, 1)
+        return np.stack([self._mean(k, logs[:, : k + 1]) for k in range(len(proba))])
+
+    def answer(self, stage: int, alone: Answer) -> Answer:
+        """The answer of a stage with those before it, which its memory hands on."""
+
+        def answer(features: Tensor, before: StageAnswer | None) -> StageAnswer:
+            memory = _logs(alone(features, None).proba)[:, None]
+            if before is not None and before.memory is not None:
+                memory = torch.cat([before.memory, memory], dim=1)
+            return StageAnswer(self._mean(stage, memory), before, memory=memory)
+
+        return answer
+
+    def _mean(self, stage: int, logs: Tensor) -> NDArray[np.float64]:
+        used = stage + 1
+        weight = torch.from_numpy(np.exp(self.exponents[stage, :used]) / used)
+        return softmax64(torch.einsum("nkc,k->nc", logs, weight))
+
+
+def _logs(proba: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.log(np.maximum(proba, _LEAST)))

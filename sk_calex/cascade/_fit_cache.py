@@ -1,0 +1,148 @@
+"""Trained branches shared by the clones of one cascade, in memory.
+
+A search fits a clone for every candidate and fold. Clones that differ only in what
+moves a trained cascade, such as the margin, would train the same branches again. They
+carry one `SharedFits`, handed on by `clone`: it lives as long as they do, is bounded,
+is never pickled or copied, and changes no result.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sk_calex.backbone._frozen_backbone import FrozenBackbone
+from sk_calex.calibration._answers import StageTable
+
+__all__ = ["Fit", "FitRequest", "SharedFits", "size_of"]
+
+#: Fits that are kept, and what they may take in memory; the oldest in use go first.
+MAX_FITS = 128
+MAX_BYTES = 256 * 2**20
+#: Sets of samples for which a fit keeps what its stages said: a search scores on few.
+MAX_TABLES = 4
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What is to be fitted.
+
+    `key` tells apart all that reaches the training, `point` what only moves the trained
+    cascade. Where `repeatable` is False the fit draws from numpy's global generator:
+    then different points share a draw, but a point that comes again gets another one.
+    `keeps` are objects that the key knows by their identity.
+    """
+
+    key: Any
+    point: Any
+    repeatable: bool
+    keeps: tuple[Any, ...] = ()
+
+
+@dataclass
+class Fit:
+    """One training: the attributes it set, and what its stages said of samples.
+
+    `stamp` tells whether the trained objects are still what they were.
+    """
+
+    state: dict[str, Any]
+    stamp: Any
+    keeps: tuple[Any, ...] = ()
+    points: set[Any] = field(default_factory=set)
+    tables: dict[str, StageTable] = field(default_factory=dict)
+    nbytes: int = 0
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.nbytes = size_of(self.state)
+
+    def table(self, digest: str, make: Callable[[], StageTable]) -> StageTable | None:
+        """What the stages say of samples; None where too many sets of them came."""
+        with self._lock:
+            if digest not in self.tables:
+                if len(self.tables) >= MAX_TABLES or self.nbytes > MAX_BYTES:
+                    return None
+                table = make()
+                self.tables[digest] = table
+                self.nbytes += size_of(table)
+            return self.tables[digest]
+
+
+class SharedFits:
+    """Fits by what was fitted, for the clones of one estimator; safe under threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._fits: OrderedDict[Any, Fit] = OrderedDict()
+        self._turns: dict[Any, tuple[threading.Lock, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._fits)
+
+    @contextmanager
+    def turn(self, request: FitRequest) -> Iterator[None]:
+        """Let one thread at a time look for a fit and train it, if need be."""
+        with self._lock:
+            lock, users = self._turns.get(request.key, (threading.Lock(), 0))
+            self._turns[request.key] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._turns.pop(request.key)
+                if users > 1:
+                    self._turns[request.key] = lock, users - 1
+
+    def find(self, request: FitRequest) -> Fit | None:
+        """The fit that was asked for, if it may stand for another one."""
+        with self._lock:
+            fit = self._fits.get(request.key)
+            if fit is None:
+                return None
+            if not request.repeatable and request.point in fit.points:
+                return None
+            self._fits.move_to_end(request.key)
+            fit.points.add(request.point)
+            return fit
+
+    def keep(self, request: FitRequest, state: dict[str, Any], stamp: Any) -> None:
+        """Remember a fit, in place of an earlier one of the same."""
+        fit = Fit(state, stamp, request.keeps, {request.point})
+        with self._lock:
+            self._fits[request.key] = fit
+            self._fits.move_to_end(request.key)
+            total = sum(each.nbytes for each in self._fits.values())
+            while self._fits and (len(self._fits) > MAX_FITS or total > MAX_BYTES):
+                _, dropped = self._fits.popitem(last=False)
+                total -= dropped.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedFits, ()
+
+
+def size_of(value: Any, _seen: set[int] | None = None) -> int:
+    """Bytes of the arrays and tensors that an object holds, as far as can be seen."""
+    seen = set() if _seen is None else _seen
+    if id(value) in seen or isinstance(value, FrozenBackbone | type | str | bytes):
+        return 0  # a backbone is the user's, and shared anyway
+    seen.add(id(value))
+    if isinstance(value, np.ndarray | Tensor):
+        return int(value.nbytes)
+    if isinstance(value, nn.Module):
+        return sum(
+            size_of(part, seen) for part in (*value.parameters(), *value.buffers())
+        )
+    if isinstance(value, dict):
+        return sum(size_of(part, seen) for part in value.values())
+    if isinstance(value, list | tuple | set):
+        return sum(size_of(part, seen) for part in value)
+    return size_of(vars(value), seen) if hasattr(value, "__dict__") else 0

@@ -1,0 +1,244 @@
+"""One runtime, two ways in: staged execution on samples, or cached features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sk_calex.backbone._frozen_backbone import FrozenBackbone
+from sk_calex.backbone._layout import TapLayout
+from sk_calex.backbone._samples import Samples
+from sk_calex.backbone._stages import Stages
+from sk_calex.branches._branches import BaseBranch
+from sk_calex.calibration._answers import StageAnswer, StageTable
+from sk_calex.policies import Policy
+from sk_calex.utils._validation import as_tensor, check_finite, softmax64
+
+__all__ = [
+    "Answer",
+    "answer_of",
+    "backbone_answer",
+    "cached_sources",
+    "every_answer",
+    "independent",
+    "run_cascade",
+    "staged_sources",
+    "tabulate",
+]
+
+_CACHED_ROWS = 1024
+
+Probabilities = Callable[[Tensor], NDArray[np.float64]]
+"""Features of one stage, (n_samples, *shape), to probabilities (n_samples, C)."""
+
+Answer = Callable[[Tensor, "StageAnswer | None"], StageAnswer]
+"""Features of one stage, and what the stage before said, to what this one says."""
+
+
+class Source(Protocol):
+    """A batch of samples on its way through the stages."""
+
+    def advance(self, stage: int) -> Tensor:
+        """Features of the samples still under way at a stage."""
+        ...
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Go on with these of them only."""
+        ...
+
+
+class _CachedSource:
+    """Rows of a feature matrix: advancing is looking at other columns."""
+
+    def __init__(self, features: Tensor, layout: TapLayout) -> None:
+        self._features, self._layout = features, layout
+
+    def advance(self, stage: int) -> Tensor:
+        block = self._features[:, self._layout.columns(stage)]
+        if stage < self._layout.n_taps:
+            return block.reshape(-1, *self._layout.shapes[stage])
+        return block
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        self._features = self._features[torch.from_numpy(rows)]
+
+
+class _StagedSource:
+    """A batch inside the module: advancing runs the next stage on the survivors."""
+
+    def __init__(self, backbone: FrozenBackbone, stages: Stages, batch: Tensor) -> None:
+        self._backbone, self._stages = backbone, stages
+        self._state = stages.start(backbone.prepare(batch))
+
+    def advance(self, stage: int) -> Tensor:
+        output, self._state = self._backbone.advance(stage, self._state)
+        if stage < self._stages.n_taps:
+            return self._backbone.pool_tap(stage, output)
+        return self._backbone.round_features(output)
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        device = self._state[0].device
+        self._state = self._stages.take(self._state, torch.from_numpy(rows).to(device))
+
+
+def cached_sources(
+    features: NDArray[Any], layout: TapLayout, size: int = _CACHED_ROWS
+) -> Iterator[tuple[slice, Source]]:
+    """Batches of a feature matrix, memory maps included."""
+    for start in range(0, len(features), size):
+        rows = slice(start, min(start + size, len(features)))
+        yield rows, _CachedSource(as_tensor(features[rows]), layout)
+
+
+def staged_sources(
+    backbone: FrozenBackbone, samples: Samples
+) -> Iterator[tuple[slice, Source]]:
+    """Batches of samples, run through the backbone's stages.
+
+    To be used up inside ``with backbone.frozen()``. Entered here, that would outlive an
+    error in the caller for as long as its traceback is kept.
+    """
+    stages, batches = backbone.stages(), samples.batches(backbone.batch_size)
+    while True:
+        with torch.inference_mode(False):  # a Dataset may keep what it reads
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch[0], _StagedSource(backbone, stages, batch[1])
+
+
+def backbone_answer(logits: Tensor) -> NDArray[np.float64]:
+    """Probabilities of the backbone's own classifier."""
+    check_finite(logits, "the logits of the backbone", "Check samples and weights.")
+    return softmax64(logits)
+
+
+def independent(probabilities: Probabilities) -> Answer:
+    """The answer of a stage that does not build on those before it."""
+    return lambda features, before: StageAnswer(probabilities(features), before)
+
+
+def answer_of(estimator: Any, n_classes: int) -> Probabilities:
+    """A fitted classifier of class codes, giving probabilities of all classes."""
+    codes = np.asarray(estimator.classes_, dtype=np.intp)
+
+    def spread(proba: NDArray[np.float64]) -> NDArray[np.float64]:
+        if len(codes) == n_classes:
+            return proba
+        # Classes that the branch never saw get probability 0.
+        full = np.zeros((len(proba), n_classes))
+        full[:, codes] = proba
+        return full
+
+    if isinstance(estimator, BaseBranch):
+        branch, shape = estimator, estimator.feature_shape_
+
+        def answer_of_head(features: Tensor) -> NDArray[np.float64]:
+            # A branch may read the tap in another shape than the tap has.
+            logits = branch.answer_logits(features.reshape(-1, *shape))
+            return spread(softmax64(logits))
+
+        return answer_of_head
+
+    def answer(features: Tensor) -> NDArray[np.float64]:
+        rows = features.flatten(1).cpu().numpy()
+        check_finite(rows, f"the features for {type(estimator).__name__}", "Scale X.")
+        proba = estimator.predict_proba(rows)
+        proba = np.asarray(proba, dtype=np.float64)
+        check_finite(
+            proba, f"the probabilities of {type(estimator).__name__}", "Scale X."
+        )
+        return spread(proba)
+
+    return answer
+
+
+def run_cascade(
+    sources: Iterable[tuple[slice, Source]],
+    answers: list[Answer],
+    policy: Policy,
+    n_samples: int,
+    n_classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Answer every sample at the first branch where the policy lets it exit.
+
+    Parameters
+    ----------
+    sources : iterable of (slice, Source)
+        Batches.
+    answers : list of Answer
+        One a branch, and the last stage's.
+    policy : Policy
+        Who exits.
+    n_samples, n_classes : int
+        Sizes of the result.
+
+    Returns
+    -------
+    proba : ndarray of float64, shape (n_samples, n_classes)
+        Probabilities of the stage that answered.
+    depth : ndarray of intp, shape (n_samples,)
+        Index of that stage; the number of branches for the last.
+    """
+    proba = np.empty((n_samples, n_classes))
+    depth = np.empty(n_samples, dtype=np.intp)
+    last = len(answers) - 1
+    for rows, source in sources:
+        alive = np.arange(rows.start, rows.stop)
+        said = None
+        for stage, answer in enumerate(answers):
+            said = answer(source.advance(stage), said)
+            if stage == last:
+                proba[alive], depth[alive] = said.proba, stage
+                break
+            exits = policy.exits(stage, said)
+            if not exits.any():
+                continue
+            out = alive[exits]
+            proba[out], depth[out] = said.proba[exits], stage
+            on = np.flatnonzero(~exits)
+            if len(on) == 0:
+                break
+            alive, said = alive[on], said.keep(on)
+            source.keep(on)
+    return proba, depth
+
+
+def every_answer(
+    sources: Iterable[tuple[slice, Source]], answers: list[Answer]
+) -> Iterator[tuple[int, slice, StageAnswer]]:
+    """Stage, rows and what it says of them: every stage, every sample, no exits."""
+    for rows, source in sources:
+        said = None
+        for stage, answer in enumerate(answers):
+            said = answer(source.advance(stage), said)
+            yield stage, rows, said
+
+
+def tabulate(
+    sources: Iterable[tuple[slice, Source]],
+    answers: list[Answer],
+    n_samples: int,
+    n_classes: int,
+) -> StageTable:
+    """What every stage says of every sample, nobody exiting.
+
+    Parameters
+    ----------
+    sources, answers, n_samples, n_classes
+        As of `run_cascade`.
+
+    Returns
+    -------
+    table : StageTable
+        Of all branches and the last stage.
+    """
+    table = StageTable.empty(len(answers), n_samples, n_classes)
+    for stage, rows, said in every_answer(sources, answers):
+        table.put(stage, rows, said)
+    return table

@@ -1,0 +1,195 @@
+"""A cascade as a table for notebooks: stages, heads, costs, thresholds, exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_calex.backbone._summary import stage_cells, unfitted_taps
+from sk_calex.policies import first_exits
+from sk_calex.utils._flops import depth_costs
+from sk_calex.utils._html import Cell, picked, si, table
+
+__all__ = ["cascade_summary"]
+
+_MAX_LABELS = 3
+_MAX_LABEL = 15
+
+_HEADER = (
+    *("stage", "features", "MACs", "head", "head MACs", "answer costs"),
+    *("classes", "thresholds", "exits", "precision"),
+)
+
+
+def cascade_summary(cascade: Any) -> str:
+    """Stages, heads and exits of a fitted cascade; taps of one that is not."""
+    name = type(cascade).__name__
+    if not _is_whole(cascade):
+        backbone = cascade.backbone
+        known = hasattr(backbone, "taps")
+        return unfitted_taps(f"{name}: not fitted", backbone) if known else ""
+    layout = cascade.layout_
+    told, prices = _Told.of(cascade), _Prices.of(cascade)
+    rows: list[list[Cell | str]] = []
+    for stage in picked(layout.n_taps):
+        if stage is None:
+            rows.append(["…"] * len(_HEADER))
+            continue
+        stage_name, shape, _, macs = stage_cells(layout, stage)
+        if stage == layout.n_taps:
+            stage_name = "last stage"
+        rows.append(
+            [
+                *(stage_name, shape, macs),
+                *(_head_name(cascade, stage), *prices.cells(stage)),
+                *_threshold_cells(cascade, stage),
+                *told.cells(stage),
+            ]
+        )
+    branches = f"{layout.n_taps} branch{'es' * (layout.n_taps > 1)}"
+    return table(
+        f"{name}: {branches}, {len(cascade.classes_)} classes, {_rule_name(cascade)}",
+        _HEADER,
+        rows,
+        told.note(prices.shares),
+    )
+
+
+def _is_whole(cascade: Any) -> bool:
+    """Whether the last fit went through to its end."""
+    layout, answers = (
+        getattr(cascade, name, None) for name in ("layout_", "calibration_answers_")
+    )
+    if layout is None or answers is None:
+        return False
+    stages, classes = layout.n_taps + 1, len(cascade.classes_)
+    return (answers.n_stages, answers.n_classes) == (stages, classes)
+
+
+def _rule_name(cascade: Any) -> str:
+    if cascade.policy is not None:
+        return repr(cascade.policy)
+    return f"{cascade.knob}={getattr(cascade, cascade.knob)}"
+
+
+def _head_name(cascade: Any, stage: int) -> str:
+    if stage < len(cascade.branches_):
+        branch = cascade.branches_[stage]
+        return type(getattr(branch, "head_", branch)).__name__
+    if cascade.final_estimator_ is not None:
+        return type(cascade.final_estimator_).__name__
+    return "the backbone's"
+
+
+def _threshold_cells(cascade: Any, stage: int) -> Iterator[Cell | str]:
+    """How many classes exit at a branch, and the range of their thresholds."""
+    policy, classes = cascade._policy(), cascade.classes_
+    thresholds = getattr(policy, "thresholds_", getattr(policy, "thresholds", None))
+    if thresholds is None or stage >= len(thresholds):
+        yield from ("", "")
+        return
+    row = np.asarray(thresholds[stage])
+    on = row < np.inf
+    off = _labels(classes[~on])
+    yield Cell(f"{on.sum()} of {len(row)}", f"never: {off}" if off else "")
+    if not on.any():
+        yield ""
+        return
+    lowest, highest = row[on].min(), row[on].max()
+    if lowest == highest:
+        yield f"{lowest:.2f}"
+        return
+    where = (
+        f"lowest: {_labels(classes[row == lowest])}; "
+        f"highest: {_labels(classes[row == highest])}"
+    )
+    yield Cell(f"{lowest:.2f} to {highest:.2f}", where)
+
+
+def _labels(labels: NDArray[Any]) -> str:
+    shown = [str(label)[:_MAX_LABEL] for label in labels[:_MAX_LABELS].tolist()]
+    more = len(labels) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+@dataclass(frozen=True)
+class _Prices:
+    """MACs of the heads, and of an answer at each depth; None where unknown."""
+
+    heads: list[int] | None
+    costs: NDArray[np.float64] | None
+    whole: float
+
+    @classmethod
+    def of(cls, cascade: Any) -> _Prices:
+        try:
+            stages, heads = cascade._macs()
+        except ValueError:  # of the stages or of a head
+            return cls(None, None, 0)
+        return cls(heads, depth_costs(stages, heads), float(sum(stages)))
+
+    @property
+    def shares(self) -> NDArray[np.float64] | None:
+        """Cost of an answer at each depth, the plain backbone's being 1."""
+        if self.costs is None or not self.whole:
+            return None
+        return self.costs / self.whole
+
+    def cells(self, stage: int) -> Iterator[Cell | str]:
+        if self.heads is None or self.costs is None:
+            yield from ("?", "?")
+            return
+        yield si(self.heads[stage]) if stage < len(self.heads) else ""
+        cost, shares = self.costs[stage], self.shares
+        share = "" if shares is None else f" ({100 * shares[stage]:.0f} %)"
+        yield Cell(si(cost) + share, f"{cost:,.0f} MACs")
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What became of the calibration samples: their depths, and who was right."""
+
+    depth: NDArray[np.intp]
+    right: NDArray[np.bool_]
+    last_right: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, cascade: Any) -> _Told:
+        weight = cascade._calibration_weight
+        used = weight > 0
+        answers = cascade.calibration_answers_.take(used)
+        depth = first_exits(cascade._policy(), answers)
+        right = answers.predicted == cascade._calibration_codes[used]
+        chosen = right[depth, np.arange(len(depth))]
+        return cls(depth, chosen, right[-1], weight[used])
+
+    def cells(self, stage: int) -> Iterator[Cell | str]:
+        here = self.depth == stage
+        share = self.weight[here].sum() / self.weight.sum()
+        yield Cell(f"{100 * share:.0f} %", f"{here.sum()} samples", share)
+        if not here.any():
+            yield ""
+            return
+        right = np.average(self.right[here], weights=self.weight[here])
+        yield f"{100 * right:.1f} % of {here.sum():,}"
+
+    def note(self, shares: NDArray[np.float64] | None) -> str:
+        """Accuracy and saving; says which samples they are of."""
+        right, last = (
+            100 * np.average(a, weights=self.weight)
+            for a in (self.right, self.last_right)
+        )
+        text = (
+            f"On the {len(self.depth):,} calibration samples, which set the exit rule: "
+            f"accuracy {right:.1f} %, of the last stage alone {last:.1f} %"
+        )
+        if shares is not None:
+            saved = 1 - np.average(shares[self.depth], weights=self.weight)
+            kind = "fewer" if saved >= 0 else "more"
+            text += f"; {100 * abs(saved):.0f} % {kind} MACs than the backbone"
+        return text + "."

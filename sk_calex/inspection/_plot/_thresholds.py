@@ -1,0 +1,437 @@
+"""Precision of a branch over all thresholds, with the bar and the chosen one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import Bunch
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+)
+
+from sk_calex.inspection._reports import precision_bars_of
+from sk_calex.model_selection._estimators import cascade_in
+from sk_calex.policies import ExitPolicy
+from sk_calex.utils._validation import check_finite, check_sample_weight
+
+from ._style import BAR, COLORS, check_axes, new_axes, short
+
+__all__ = ["ThresholdDisplay"]
+
+_MOST_PANELS = 12
+_CURVE, _FEW, _LAST, _BAR, _CHOSEN = (
+    f"sk_calex.{what}" for what in ("precision", "few", "last", "bar", "chosen")
+)
+
+
+class ThresholdDisplay:
+    """Precision of a branch over the threshold of each predicted class.
+
+    One panel a class. The line is the precision of the samples at or above a threshold,
+    dotted where they are fewer than `min_support`; the grey line is the precision of
+    the last stage on the same samples. The dot is the threshold that was chosen, and
+    the dashed line the bar: the precision asked of the samples that exit there. With
+    local margins a class can lie below it, since its own deviation from the other
+    classes counts in part only. A class without a threshold never exits at the branch.
+
+    Parameters
+    ----------
+    curves : list of Bunch
+        For each class `threshold`, `precision`, `support` and `last_precision` (NaN:
+        unknown), each an array from the lowest threshold to the highest.
+    class_names : sequence of str
+        Title of each panel.
+    bars : array-like of shape (n_classes,), default=None
+        Precision asked of each class, in [0, 1]; NaN or None: not drawn.
+    thresholds : array-like of shape (n_classes,), default=None
+        Threshold of each class; ``inf``: the class never exits. None: not drawn.
+    min_support : float, default=0
+        Samples that must stand at or above a threshold.
+    score_name : str, default="confidence"
+        What the thresholds are compared with.
+    title : str, default=None
+        Title of the figure.
+
+    Attributes
+    ----------
+    axes_ : ndarray of matplotlib.axes.Axes, shape (n_classes,)
+        The panels.
+    lines_ : list of matplotlib.lines.Line2D
+        The curve of each panel.
+    figure_ : matplotlib.figure.Figure
+        Figure of the panels.
+
+    See Also
+    --------
+    SurvivorThresholdCalibrator : How thresholds are chosen.
+    exit_report : Precision on samples that did not choose them.
+
+    Examples
+    --------
+    >>> from sk_calex import ThresholdDisplay
+    >>> display = ThresholdDisplay.from_predictions(
+    ...     [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], [1, 1, 0, 1], bars=[0.9], classes=[1]
+    ... )
+    >>> display.curves[0].precision.round(2)
+    array([0.75, 0.67, 1.  , 1.  ])
+    """
+
+    axes_: NDArray[Any]
+    lines_: list[Any]
+    figure_: Any
+
+    def __init__(
+        self,
+        *,
+        curves: list[Bunch],
+        class_names: Sequence[str],
+        bars: ArrayLike | None = None,
+        thresholds: ArrayLike | None = None,
+        min_support: float = 0,
+        score_name: str = "confidence",
+        title: str | None = None,
+    ) -> None:
+        self.curves = curves
+        self.class_names = class_names
+        self.bars = bars
+        self.thresholds = thresholds
+        self.min_support = min_support
+        self.score_name = score_name
+        self.title = title
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        branch: int | str = 0,
+        *,
+        classes: ArrayLike | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> ThresholdDisplay:
+        """Draw a branch of a fitted cascade on the samples that calibrated it.
+
+        Parameters
+        ----------
+        estimator : cascade, Pipeline or fitted search
+            A fitted cascade of any method, or an estimator that ends in one.
+        branch : int or str, default=0
+            Index of the branch, or name of its tap.
+        classes : array-like of shape (n_classes,), default=None
+            Labels of the predicted classes to draw. None: all, or the 12 that the
+            branch answers most often.
+        ax : array-like of Axes of shape (n_classes,), default=None
+            Matplotlib's axes, one a class. None: those of a new figure.
+        **kwargs : dict
+            Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
+
+        Returns
+        -------
+        display : ThresholdDisplay
+            The drawn picture, of the calibration samples that the branch's thresholds
+            were chosen on: those that reach it, or all with ``calibrate_on="all"``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such branch or label.
+        TypeError
+            If there is no cascade in `estimator`.
+        ImportError
+            If matplotlib is not installed.
+        """
+        cascade = cascade_in(estimator)
+        check_is_fitted(cascade)
+        k = _branch_number(cascade, branch)
+        answers, policy = cascade.calibration_answers_, cascade._policy()
+        used = cascade._calibration_weight > 0
+        own = cascade.policy is None
+        rule = cascade if own else policy
+        if getattr(rule, "calibrate_on", "survivors") == "survivors":
+            for before in range(k):
+                used &= ~policy.exits(before, answers.stage(before))
+        said = answers.stage(k)
+        fitted = isinstance(policy, ExitPolicy)
+        scores = policy.scores(k, said) if fitted else said.confidence
+        name = cascade.layout_.names[k]
+        shown = _shown(cascade.classes_, classes, said.predicted[used])
+        codes, weight = cascade._calibration_codes, cascade._calibration_weight
+        answered, last = said.predicted, answers.predicted[-1] == codes
+        parts = [part[used] for part in (scores, answered == codes, weight, last)]
+        thresholds = policy.thresholds_ if fitted else policy.thresholds
+        return cls(
+            curves=[_curve(answered[used] == c, *parts) for c in shown],
+            class_names=[short(label) for label in cascade.classes_[shown]],
+            bars=precision_bars_of(cascade)[k][shown],
+            thresholds=thresholds[k][shown],
+            min_support=getattr(rule, "min_support", 0),
+            score_name=_score_name(policy),
+            title=f"Branch {k + 1} ({name}), {used.sum():,} calibration samples",
+        ).plot(ax, **kwargs)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        scores: ArrayLike,
+        predicted: ArrayLike,
+        y_true: ArrayLike,
+        *,
+        bars: ArrayLike | None = None,
+        thresholds: ArrayLike | None = None,
+        last_predicted: ArrayLike | None = None,
+        min_support: float = 0,
+        sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> ThresholdDisplay:
+        """Draw scores and answers of one branch.
+
+        Parameters
+        ----------
+        scores : array-like of shape (n_samples,)
+            Confidence, or any score that is compared with the thresholds.
+        predicted : array-like of shape (n_samples,)
+            Labels that the branch answers.
+        y_true : array-like of shape (n_samples,)
+            True labels.
+        bars : array-like of shape (n_classes,), default=None
+            Precision asked of each class of `classes`; NaN: none. None: of no class.
+        thresholds : array-like of shape (n_classes,), default=None
+            Chosen threshold of each class of `classes`; ``inf``: it never exits. None:
+            not drawn.
+        last_predicted : array-like of shape (n_samples,), default=None
+            Labels that the last stage answers. None: its precision is not drawn.
+        min_support : float, default=0
+            Samples that must stand at or above a threshold.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+        classes : array-like of shape (n_classes,), default=None
+            Labels of the predicted classes to draw, in the order of `bars` and
+            `thresholds`. None: all that occur, sorted.
+        ax : array-like of Axes of shape (n_classes,), default=None
+            Matplotlib's axes, one a class. None: those of a new figure.
+        **kwargs : dict
+            Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
+
+        Returns
+        -------
+        display : ThresholdDisplay
+            The drawn picture.
+
+        Raises
+        ------
+        ValueError
+            If lengths differ or a score is not finite.
+        ImportError
+            If matplotlib is not installed.
+        """
+        s = column_or_1d(scores).astype(np.float64)
+        c, y = column_or_1d(predicted), column_or_1d(y_true)
+        last = None if last_predicted is None else column_or_1d(last_predicted)
+        check_consistent_length(s, c, y, last)
+        check_finite(s, "scores", "Leave such samples out.")
+        weight = check_sample_weight(sample_weight, s)
+        shown = np.unique(np.r_[c, y]) if classes is None else column_or_1d(classes)
+        for name, given in (("bars", bars), ("thresholds", thresholds)):
+            if given is not None and np.shape(given) != shown.shape:
+                raise ValueError(
+                    f"{name} must have one entry for each of the {len(shown)} classes "
+                    f"{shown.tolist()[:5]}; got shape {np.shape(given)}."
+                )
+        return cls(
+            curves=[
+                _curve(
+                    c == label, s, c == y, weight, None if last is None else last == y
+                )
+                for label in shown
+            ],
+            class_names=[short(label) for label in shown],
+            bars=bars,
+            thresholds=thresholds,
+            min_support=min_support,
+        ).plot(ax, **kwargs)
+
+    def plot(self, ax: Any = None, **kwargs: Any) -> ThresholdDisplay:
+        """Draw the panels.
+
+        Parameters
+        ----------
+        ax : array-like of Axes of shape (n_classes,), default=None
+            Matplotlib's axes, one a class. None: those of a new figure.
+        **kwargs : dict
+            Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
+
+        Returns
+        -------
+        display : ThresholdDisplay
+            The same display, with `axes_`, `lines_` and `figure_`.
+
+        Raises
+        ------
+        ValueError
+            If `ax` does not hold one axes a class.
+        ImportError
+            If matplotlib is not installed.
+        """
+        n = len(self.curves)
+        if ax is None:
+            columns = min(n, 4)
+            rows = -(-n // columns)
+            size = (1.2 + 2.1 * columns, 1.1 + 1.7 * rows)
+            grid = new_axes(self, rows, columns, sharex=True, sharey=True, figsize=size)
+            axes, left = grid.ravel()[:n], grid[:, 0]
+            for empty in grid.ravel()[n:]:
+                empty.remove()
+            bottom = axes[-columns:]  # of each column, the last panel
+        else:
+            axes = check_axes(ax, (n,), f"{n} classes are to be drawn")
+            left, bottom = axes[:1], axes
+        bars = np.full(n, np.nan) if self.bars is None else np.asarray(self.bars)
+        chosen = self.thresholds
+        taus = np.full(n, np.nan) if chosen is None else np.asarray(chosen)
+        drawn = [c[key] for c in self.curves for key in ("precision", "last_precision")]
+        every = np.concatenate([bars, *drawn])
+        floor = 100 * np.nanmin(every, initial=1.0) - 4
+        parts = zip(axes, self.curves, self.class_names, bars, taus, strict=True)
+        self.lines_ = [self._panel(*each, kwargs) for each in parts]
+        for panel in axes:
+            panel.set_ylim(max(floor, -4), 104)
+            panel.grid(visible=True, alpha=0.3)
+        for panel in bottom:
+            panel.set_xlabel(f"Threshold ({self.score_name})")
+            panel.tick_params(labelbottom=True)
+        for panel in left:
+            panel.set_ylabel("Precision (%)")
+        self.axes_, self.figure_ = axes, axes[0].figure
+        if ax is None:
+            self._dress(axes)
+        return self
+
+    def _panel(
+        self,
+        ax: Any,
+        curve: Bunch,
+        name: str,
+        bar: float,
+        tau: float,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """One class: the curve, its thin end, the bar and the chosen threshold."""
+        x, y = curve.threshold, 100 * curve.precision
+        enough = curve.support >= max(self.min_support, np.finfo(float).tiny)
+        style = {"color": COLORS[0], "drawstyle": "steps-pre", "linewidth": 1.6}
+        style |= {"label": "precision", "gid": _CURVE} | kwargs
+        (line,) = ax.plot(x[enough], y[enough], **style)
+        if np.isfinite(curve.last_precision).any():
+            last = {"color": "0.55", "linewidth": 1.0, "drawstyle": "steps-pre"}
+            last |= {"label": "last stage on the same samples", "gid": _LAST}
+            ax.plot(x, 100 * curve.last_precision, zorder=1.5, **last)
+        if not enough.all():
+            # From the last point with enough support on, so that no gap opens.
+            start = max(int(np.count_nonzero(enough)) - 1, 0)
+            few = {"color": style["color"], "linestyle": ":", "linewidth": 1.2}
+            few |= {"label": "too few samples", "gid": _FEW}
+            ax.plot(x[start:], y[start:], drawstyle="steps-pre", **few)
+        if np.isfinite(bar):
+            ax.axhline(100 * bar, label="bar", gid=_BAR, **BAR)
+        note = ""
+        if np.isfinite(tau):
+            reached = np.searchsorted(x, tau)
+            if reached < len(x):
+                dot = {"color": "black", "marker": "o", "markersize": 7}
+                dot |= {"linestyle": "none", "label": "chosen", "gid": _CHOSEN}
+                ax.plot([tau], [y[reached]], zorder=3, **dot)
+        elif np.isinf(tau):
+            note = ": never exits" if tau > 0 else ": always exits"
+        ax.set_title(name + note, fontsize="medium")
+        return line
+
+    def _dress(self, axes: NDArray[Any]) -> None:
+        """One legend for all panels, and the title."""
+        figure = self.figure_
+        entries: dict[str, Any] = {}
+        for panel in axes:
+            handles, labels = panel.get_legend_handles_labels()
+            entries |= dict(zip(labels, handles, strict=True))
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=len(entries),
+            frameon=False,
+            fontsize="small",
+        )
+        if self.title is not None:
+            figure.suptitle(self.title, fontsize="medium")
+
+
+_SCORES = {
+    "EntropyThreshold": "minus entropy, nats",
+    "Patience": "equal answers in a row",
+    "OwnGate": "confidence of the method",
+    "LearnedGate": "probability that exiting loses nothing",
+}
+
+
+def _score_name(policy: Any) -> str:
+    """What an exit rule compares with its thresholds."""
+    name = _SCORES.get(type(policy).__name__)
+    return str(getattr(policy, "score", "confidence")) if name is None else name
+
+
+def _branch_number(cascade: Any, branch: int | str) -> int:
+    names = cascade.layout_.names
+    if isinstance(branch, str) and branch in names:
+        return int(names.index(branch))
+    if isinstance(branch, str) or not 0 <= branch < len(names):
+        raise ValueError(
+            f"branch={branch!r} must be an index from 0 to {len(names) - 1} or one of "
+            f"the taps {list(names)}."
+        )
+    return int(branch)
+
+
+def _shown(
+    labels: NDArray[Any], classes: ArrayLike | None, predicted: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Codes of the classes to draw: those asked for, or the most frequent answers."""
+    if classes is None:
+        often = np.bincount(predicted, minlength=len(labels))
+        return np.sort(np.argsort(-often, kind="stable")[:_MOST_PANELS])
+    asked = column_or_1d(classes)
+    if not len(asked) or not np.isin(asked, labels).all():
+        raise ValueError(
+            f"classes={asked.tolist()} must be labels that fit saw, at least one: "
+            f"{labels.tolist()[:8]}{'...' if len(labels) > 8 else ''}"
+        )
+    return np.searchsorted(labels, asked)
+
+
+def _curve(
+    mine: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    weight: NDArray[np.float64],
+    last_right: NDArray[np.bool_] | None,
+) -> Bunch:
+    """Precision and weight of the samples at or above each distinct score."""
+    mine = mine & (weight > 0)
+    levels, level = np.unique(scores[mine], return_inverse=True)
+    w, n = weight[mine], len(levels)
+
+    def at_or_above(amount: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(level, amount, n)[::-1].cumsum()[::-1]
+
+    total, good = at_or_above(w), at_or_above(w * right[mine])
+    last = np.full(n, np.nan)
+    if last_right is not None:
+        last = at_or_above(w * last_right[mine]) / total
+    return Bunch(
+        threshold=levels, precision=good / total, support=total, last_precision=last
+    )

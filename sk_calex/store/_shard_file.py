@@ -1,0 +1,323 @@
+"""The format of a section: one small JSON file and immutable shards.
+
+A shard is a safetensors file with two tensors, ``keys`` (n, 16) uint8 and ``rows``
+(n, width) float16 or float32, and **its name is the SHA-256 digest of its bytes**. So
+existence is not validity: a shard is used only when its bytes give its name. The header
+is padded to a fixed size and holds nothing that the section and the file's size do not
+determine already. It is therefore compared, never parsed, and nothing in a file decides
+an offset or the size of an allocation.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._files import DamagedFile, open_regular, publish, read_regular
+from ._keys import KEY_BYTES
+from ._pieces import blocks
+from ._warnings import signature
+
+METADATA_NAME = "section.json"
+SECTION_NAME = re.compile(r"[0-9a-f]{8,128}")  # its fingerprint
+SHARD_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+MAX_SHARD_ROWS = 2**20
+
+_HEADER_BYTES = 1024
+_DIGEST_BYTES = 2**18  # read at a time
+
+_FORMAT = "sk_calex.store"
+_VERSION = 2  # 1 had other keys
+_OLD_VERSIONS = (1,)
+_MAX_METADATA_BYTES = 4096
+_MAX_WIDTH = 2**28
+_SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16"}
+
+
+class OutdatedFile(DamagedFile):
+    """A file of an earlier version of the format."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"is of version {version} of the format, not {_VERSION}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all shards of a section have in common."""
+
+    fingerprint: str
+    width: int
+    dtype_name: str
+
+    def __post_init__(self) -> None:
+        # From a caller or from a file: the types are claims.
+        fingerprint: object = self.fingerprint
+        if not (isinstance(fingerprint, str) and SECTION_NAME.fullmatch(fingerprint)):
+            raise ValueError(
+                "fingerprint must be 8 to 128 lower-case hexadecimal digits, "
+                f"got {self.fingerprint!r}."
+            )
+        if type(self.width) is not int or not 1 <= self.width <= _MAX_WIDTH:
+            raise ValueError(
+                f"width must be an int from 1 to {_MAX_WIDTH}, got {self.width!r}."
+            )
+        if self.dtype_name not in tuple(_SAFETENSORS_DTYPE):
+            raise ValueError(
+                f"dtype must be 'float32' or 'float16', got {self.dtype_name!r}."
+            )
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype_name).newbyteorder("<")
+
+    @functools.cached_property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    def shard_bytes(self, n_rows: int) -> int:
+        """Return the size of a shard of n_rows."""
+        return _HEADER_BYTES + n_rows * (KEY_BYTES + self.row_bytes)
+
+    def n_rows(self, file_bytes: int) -> int:
+        """Return the number of rows in a shard of this size, or raise DamagedFile."""
+        n, rest = divmod(file_bytes - _HEADER_BYTES, KEY_BYTES + self.row_bytes)
+        if rest or not 1 <= n <= MAX_SHARD_ROWS:
+            raise DamagedFile(f"has a size ({file_bytes} bytes) that no shard has")
+        return n
+
+    def header(self, n_rows: int, version: int = _VERSION) -> bytes:
+        """Return the first bytes of a shard of n_rows."""
+        split, end = n_rows * KEY_BYTES, n_rows * (KEY_BYTES + self.row_bytes)
+        content = {
+            "__metadata__": {
+                "format": _FORMAT,
+                "version": str(version),
+                "fingerprint": self.fingerprint,
+            },
+            "keys": {
+                "dtype": "U8",
+                "shape": [n_rows, KEY_BYTES],
+                "data_offsets": [0, split],
+            },
+            "rows": {
+                "dtype": _SAFETENSORS_DTYPE[self.dtype_name],
+                "shape": [n_rows, self.width],
+                "data_offsets": [split, end],
+            },
+        }
+        size = _HEADER_BYTES - 8
+        return size.to_bytes(8, "little") + json.dumps(content).encode().ljust(size)
+
+    def metadata(self, version: int = _VERSION) -> bytes:
+        """Return the content of the section's JSON file."""
+        content = {
+            "format": _FORMAT,
+            "version": version,
+            "fingerprint": self.fingerprint,
+            "width": self.width,
+            "dtype": self.dtype_name,
+        }
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return json.dumps({**content, "sha256": digest}, indent=1).encode()
+
+
+def read_metadata(folder: Path, name: str = METADATA_NAME) -> Layout:
+    """Read the JSON file of a section's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    DamagedFile
+        If it is not, byte for byte, what this version writes for that folder.
+    """
+    raw = read_regular(folder / name, _MAX_METADATA_BYTES + 1)
+    try:
+        if len(raw) > _MAX_METADATA_BYTES:
+            raise ValueError("it is too long")
+        content: Any = json.loads(raw)
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+        layout = Layout(folder.name, content["width"], content["dtype"])
+        if layout.metadata() == raw:
+            return layout
+        for version in _OLD_VERSIONS:
+            if layout.metadata(version) == raw:
+                raise OutdatedFile(version)
+        raise ValueError(
+            f"it is not of format {_FORMAT!r}, version {_VERSION}, or its content does "
+            f"not fit its digest or its folder"
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedFile(f"is not valid section metadata: {error}") from error
+
+
+def claimed_layout(path: Path, fingerprint: str) -> Layout:
+    """Return the layout that a shard's header claims, for want of metadata."""
+    raw = read_regular(path, _HEADER_BYTES)
+    try:
+        rows = json.loads(raw[8:])["rows"]
+        names = {code: name for name, code in _SAFETENSORS_DTYPE.items()}
+        return Layout(fingerprint, rows["shape"][1], names[rows["dtype"]])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DamagedFile("has a header that no shard has") from error
+
+
+def write_shard(
+    folder: Path, layout: Layout, keys: NDArray[np.uint8], rows: NDArray[Any]
+) -> str:
+    """Store rows (already of the layout's dtype) as one shard; return its name."""
+    parts = [memoryview(layout.header(len(keys))), _as_bytes(keys), _as_bytes(rows)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    name = f"{digest.hexdigest()}.safetensors"
+    publish(folder, name, parts)
+    return name
+
+
+class ShardReader:
+    """An open shard whose size and header are what they must be.
+
+    It is read by plain reads: unlike a mapping, they turn a file that shrinks or a bad
+    disk into an error that can be caught, and they leave nothing resident. Where the
+    system can read at a given place, threads may share a reader.
+
+    It is closed with the last reference to it, so nobody reads from a descriptor that
+    has become another file's.
+
+    Raises
+    ------
+    DamagedFile
+        On any difference, here and in each method.
+    OSError
+        If the file cannot be opened or read.
+    """
+
+    _descriptor = -1
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._path = path
+        self._layout = layout
+        self._descriptor = open_regular(path)
+        status = os.fstat(self._descriptor)
+        self.signature = signature(status)
+        self._n_names = status.st_nlink
+        self.n_bytes = status.st_size
+        self.n_rows = layout.n_rows(self.n_bytes)
+        self._origin = _HEADER_BYTES + self.n_rows * KEY_BYTES
+        header = self._read([0], [_HEADER_BYTES])
+        if header != _header(layout, self.n_rows, _VERSION):
+            for version in _OLD_VERSIONS:
+                if header == layout.header(self.n_rows, version):
+                    raise OutdatedFile(version)
+            raise DamagedFile("has a header that does not fit its size and section")
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def is_as_opened(self) -> bool:
+        """Say whether the file is as it was when opened, and not removed since."""
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError:  # as of a network file system where another host removed it
+            return False
+        is_same = signature(status) == self.signature
+        return is_same and status.st_nlink == self._n_names
+
+    def verify(self, name: str | None = None) -> None:
+        """Compare the digest of the whole file with its name, or the one given."""
+        digest, done = hashlib.sha256(), 0
+        while part := _pread(self._descriptor, _DIGEST_BYTES, done):
+            digest.update(part)
+            done += len(part)
+        if f"{digest.hexdigest()}.safetensors" != (name or self._path.name):
+            raise DamagedFile("has bytes that do not give its digest")
+
+    def keys(self) -> NDArray[np.uint8]:
+        """Return the (n_rows, 16) keys."""
+        raw = self._read([_HEADER_BYTES], [self.n_rows * KEY_BYTES])
+        return np.frombuffer(raw, dtype=np.uint8).reshape(self.n_rows, KEY_BYTES)
+
+    def rows(
+        self, wanted: NDArray[np.integer[Any]]
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield, block by block, a slice of `wanted` (ascending) and its rows."""
+        row_bytes = self._layout.row_bytes
+        for block in blocks(wanted, row_bytes):
+            offsets = self._origin + block.first * row_bytes
+            sizes = block.length * row_bytes
+            raw = self._read(offsets.tolist(), sizes.tolist())
+            rows = np.frombuffer(raw, self._layout.dtype)
+            rows = rows.reshape(-1, self._layout.width)
+            yield block.rows, rows if block.inside is None else rows[block.inside]
+
+    def _read(self, offsets: Sequence[int], sizes: Sequence[int]) -> bytes:
+        """Read some pieces of the file, one after the other."""
+        pairs = zip(sizes, offsets, strict=True)
+        parts = [_pread(self._descriptor, size, offset) for size, offset in pairs]
+        raw = b"".join(parts)
+        if len(raw) == sum(sizes):  # as no piece is longer than asked for
+            return raw
+        # The system may give less at a time, but nothing at the end only.
+        for i, size in enumerate(sizes):
+            while len(parts[i]) < size:
+                done = len(parts[i])
+                more = _pread(self._descriptor, size - done, offsets[i] + done)
+                if not more:
+                    raise DamagedFile("ends too early")
+                parts[i] += more
+        return b"".join(parts)
+
+
+def read_each(
+    shards: Sequence[ShardReader],
+    n_of_each: Sequence[int],
+    rows: NDArray[np.integer[Any]],
+    layout: Layout,
+) -> NDArray[Any]:
+    """Return rows of several shards, read one by one: so many of each, in turn.
+
+    Raises
+    ------
+    DamagedFile
+        If the system gives less than is asked for.
+    OSError
+        If a file cannot be read.
+    """
+    size = layout.row_bytes
+    descriptors = np.repeat([shard._descriptor for shard in shards], n_of_each)
+    origins = np.repeat([shard._origin for shard in shards], n_of_each)
+    offsets = origins + rows.astype(np.int64) * size
+    raw = b"".join(map(_pread, descriptors.tolist(), repeat(size), offsets.tolist()))
+    if len(raw) < len(rows) * size:
+        raise DamagedFile("ends too early")
+    return np.frombuffer(raw, layout.dtype).reshape(-1, layout.width)
+
+
+def _seek_and_read(descriptor: int, size: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+_pread = getattr(os, "pread", _seek_and_read)  # Windows has none
+CAN_SHARE_READERS = hasattr(os, "pread")
+
+# A layout and a size give the header, and few of them are in use at a time.
+_header = functools.lru_cache(maxsize=64)(Layout.header)
+
+
+def _as_bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

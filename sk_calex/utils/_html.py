@@ -1,0 +1,187 @@
+"""What notebooks show of an estimator, below scikit-learn's diagram; and short names.
+
+Plain HTML tables: no script, nothing fetched, colours for light and dark pages.
+"""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.base import BaseEstimator
+from torch import nn
+
+__all__ = ["Cell", "Named", "SummaryMixin", "asked_by_printer", "picked", "si", "table"]
+
+# So that a page stays small, whatever the network and the labels.
+MAX_ROWS = 10
+_MAX_TEXT = 30
+_MAX_TITLE = 60
+_MAX_LINE = 200
+_UNITS = ("", " k", " M", " G", " T")
+
+_STYLE = (
+    "<style>.sk-calex{overflow-x:auto;margin:.5em 0}"
+    ".sk-calex table{border-collapse:collapse;font-size:.9em}"
+    ".sk-calex caption{text-align:left;white-space:nowrap;font-weight:bold}"
+    ".sk-calex th,.sk-calex td{padding:.15em .6em;text-align:right;color:inherit;"
+    "background:none;border-bottom:1px solid rgba(128,128,128,.4);white-space:nowrap;"
+    "font-variant-numeric:tabular-nums}"
+    ".sk-calex .l{text-align:left}"
+    ".sk-calex p{margin:.3em 0;opacity:.75;font-size:.85em}</style>"
+)
+
+_AT_TOP: ContextVar[object] = ContextVar("at_top", default=None)
+
+
+class SummaryMixin:
+    """Adds `_summary` to what scikit-learn shows of an estimator in a notebook."""
+
+    def _summary(self) -> str:
+        """HTML of the estimator's own table; empty where there is nothing to tell."""
+        raise NotImplementedError
+
+    def _html_repr(self) -> str:
+        # scikit-learn asks for it where display="diagram", under every version we take.
+        token = _AT_TOP.set(self)
+        try:
+            diagram: str = BaseEstimator._html_repr(self)
+        finally:
+            _AT_TOP.reset(token)
+        return diagram + self._summary()
+
+    def _get_params_html(self, *args: Any, **kwargs: Any) -> Any:
+        params = super()._get_params_html(*args, **kwargs)  # type: ignore[misc]
+        params.update(named(dict(params)))
+        return params
+
+    def _get_fitted_attr_html(self, doc_link: str = "") -> Sequence[Any]:
+        # scikit-learn 1.9 reads every attribute here: it would hash the weights for
+        # `fingerprint_`, and fail where costs are unknown. Ours takes its place. Parts
+        # of a fitted estimator are asked, too, though they may not be fitted.
+        if _AT_TOP.get() is self or not hasattr(self, "layout_"):
+            return ()
+        return _Inner((self._summary(),))
+
+
+class _Inner(tuple[str]):
+    """What scikit-learn writes into the box of an estimator inside another one."""
+
+    def _repr_html_inner(self) -> str:
+        return self[0]
+
+
+class Named:
+    """Stands for an object where the name of its class says enough."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __repr__(self) -> str:
+        return f"<{type(self.thing).__name__}>"
+
+
+def named(params: dict[str, Any]) -> dict[str, Any]:
+    """The same parameters with names for modules, whose layers torch would print."""
+    return {
+        name: Named(value) if isinstance(value, nn.Module) else value
+        for name, value in params.items()
+    }
+
+
+def asked_by_printer() -> bool:
+    """Whether the caller's caller is scikit-learn's printer of estimators.
+
+    It prints the parameters of an estimator within another one without asking for its
+    ``repr``, so what they look like can be chosen nowhere else.
+    """
+    frame: Any = sys._getframe(2)
+    return frame.f_globals.get("__name__") == "sklearn.utils._pprint"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, what the pointer shows over it, how far it is filled (0-1)."""
+
+    text: str
+    title: str = ""
+    share: float | None = None
+
+    def html(self, tag: str) -> str:
+        """The element; all text is escaped."""
+        title = f' title="{_escaped(self.title, _MAX_TITLE)}"' if self.title else ""
+        style = ""
+        if self.share is not None:
+            at = f"{100 * self.share:.0f}%"
+            style = (
+                ' style="background:linear-gradient(90deg,'
+                f'rgba(66,133,244,.35) {at},transparent {at})"'
+            )
+        return f"<{tag}{title}{style}>{_escaped(self.text)}</{tag.split()[0]}>"
+
+
+def table(
+    caption: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell | str]],
+    note: str = "",
+) -> str:
+    """A table whose first column names the rows, and a line below it."""
+    head = "".join(
+        Cell(text).html('th scope="col"' + ' class="l"' * (not i))
+        for i, text in enumerate(header)
+    )
+    body = "".join(f"<tr>{''.join(_row(row))}</tr>" for row in rows)
+    below = f"<p>{_escaped(note, _MAX_LINE)}</p>" if note else ""
+    return (
+        f'{_STYLE}<div class="sk-calex"><table>'
+        f"<caption>{_escaped(caption, _MAX_LINE)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
+    )
+
+
+def _row(cells: Sequence[Cell | str]) -> Iterator[str]:
+    for i, cell in enumerate(cells):
+        tag = "td" if i else 'th scope="row" class="l"'
+        yield (Cell(cell) if isinstance(cell, str) else cell).html(tag)
+
+
+def picked(n_taps: int) -> list[int | None]:
+    """Which of the stages get a row, the last included; None stands for those between.
+
+    Examples
+    --------
+    >>> from sk_calex.utils._html import picked
+    >>> picked(2)
+    [0, 1, 2]
+    >>> picked(40)[-3:]
+    [8, None, 40]
+    """
+    if n_taps <= MAX_ROWS:
+        return list(range(n_taps + 1))
+    return [*range(MAX_ROWS - 1), None, n_taps]
+
+
+def si(number: float) -> str:
+    """Three digits and a unit.
+
+    Examples
+    --------
+    >>> from sk_calex.utils._html import si
+    >>> si(0), si(27648), si(999_600), si(1.82e9)
+    ('0', '27.6 k', '1 M', '1.82 G')
+    """
+    power = 0
+    while abs(float(f"{number:.3g}")) >= 1000 and power < len(_UNITS) - 1:
+        number, power = number / 1000, power + 1
+    return f"{float(f'{number:.3g}'):g}{_UNITS[power]}"
+
+
+def _escaped(text: str, longest: int = _MAX_TEXT) -> str:
+    # Shortened first, so that no entity is cut in two.
+    short = text if len(text) <= longest else text[: longest - 1] + "…"
+    return html.escape(short)

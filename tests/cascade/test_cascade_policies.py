@@ -1,0 +1,251 @@
+"""Exit rules inside a cascade: the same depth, however the samples come."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+
+from sk_calex import CascadeClassifier
+from sk_calex.calibration._answers import StageTable
+from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._learning import LearningCascade
+from sk_calex.policies import (
+    EntropyThreshold,
+    LearnedGate,
+    Oracle,
+    OwnGate,
+    Patience,
+    PrecisionThresholds,
+    Quota,
+    RegretPriced,
+    SharedThreshold,
+)
+from tests._cascade_models import images, small_branch, tiny_backbone
+
+RULES = [
+    SharedThreshold(0.6),
+    SharedThreshold(0.3, score="gap"),
+    EntropyThreshold(0.9),
+    Patience(1),
+    PrecisionThresholds(0.0, min_support=3),
+    Quota(0.8),
+    LearnedGate(0.8),
+    RegretPriced(0.2),
+]
+EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=repr)
+X, Y = images(150)
+TEST, TRUTH = images(60, seed=1)
+COMMON = {"branch": small_branch(), "min_support": 3, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def cascades():
+    """The same cascade on images and on features, and the test images' features."""
+    backbone = tiny_backbone().fit(X)
+    staged = CascadeClassifier(backbone, **COMMON).fit(X, Y)
+    cached = CascadeClassifier(input="features", **COMMON)
+    return staged, cached.fit(backbone.transform(X), Y), backbone.transform(TEST)
+
+
+@EVERY_RULE
+def test_samples_features_and_tables_agree(cascades, rule):
+    staged, cached, features = cascades
+    labels, depth = staged.set_policy(rule).predict(TEST, return_depth=True)
+    others, same = cached.set_policy(rule).predict(features, return_depth=True)
+    np.testing.assert_array_equal(same, depth)
+    np.testing.assert_array_equal(others, labels)
+    assert len(set(depth.tolist())) > 1
+    table = staged._tabulate(TEST)
+    np.testing.assert_array_equal(staged.policy_.depth(table), depth)
+    np.testing.assert_array_equal(labels, table.predicted[depth, np.arange(60)])
+    proba = cached.stage_probabilities(features)
+    np.testing.assert_array_equal(cached.policy_.depth(proba), depth)
+    # In any company and in batches of any size.
+    rows = np.random.default_rng(0).permutation(60)[:37]
+    staged.backbone_.batch_size = 7
+    np.testing.assert_array_equal(staged.exit_depth(TEST[rows]), depth[rows])
+    staged.backbone_.batch_size = 256
+
+
+@EVERY_RULE
+def test_a_rule_is_fitted_on_the_calibration_samples(cascades, rule):
+    """By hand, from the probabilities of the samples that trained no branch."""
+    _, cached, _ = cascades
+    cached.set_policy(rule)
+    table, codes = cached.calibration_answers_, cached._calibration_codes
+    assert table.n_samples == len(codes) == 30
+    by_hand = clone(rule).fit(table, codes, costs=cached.depth_costs_)
+    np.testing.assert_array_equal(cached.policy_.thresholds_, by_hand.thresholds_)
+    assert not hasattr(rule, "thresholds_")
+
+
+def test_which_samples_those_are(cascades):
+    """What the stages say of them is what they say now."""
+    staged, _, _ = cascades
+    said = StageTable.from_probabilities(staged.stage_probabilities(X))
+    known = {tuple(column) for column in said.confidence.T.round(5).tolist()}
+    held = staged.calibration_answers_.confidence.T.round(5).tolist()
+    assert {tuple(column) for column in held} <= known
+
+
+def test_a_parameter_is_as_good_as_setting_it_later(cascades):
+    _, cached, features = cascades
+    given = (
+        clone(cached)
+        .set_params(policy=Quota(0.8))
+        .fit(tiny_backbone().fit(X).transform(X), Y)
+    )
+    later = cached.set_policy(Quota(0.8))
+    np.testing.assert_array_equal(given.policy_.thresholds_, later.policy_.thresholds_)
+    np.testing.assert_array_equal(
+        given.exit_depth(features), later.exit_depth(features)
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"calibrate_on": "all"}, {"cv": 3}], ids=str)
+def test_precision_thresholds_are_the_cascades_own(settings):
+    """CalexNet's gate as a rule: the same thresholds from the same samples."""
+    features, y = make_classification(
+        300, n_informative=6, n_classes=3, random_state=0, shuffle=False
+    )
+    weight = np.random.default_rng(0).integers(1, 4, len(y))
+    own = CascadeClassifier(
+        branch=LogisticRegression(),
+        margin=0.1,
+        min_support=3,
+        random_state=0,
+        **settings,
+    ).fit(features, y, weight)
+    rule = PrecisionThresholds(
+        0.1, min_support=3, calibrate_on=settings.get("calibrate_on", "survivors")
+    )
+    depth = own.exit_depth(features)
+    own.set_policy(rule)
+    np.testing.assert_array_equal(own.policy_.thresholds_, own.thresholds_)
+    np.testing.assert_array_equal(own.exit_depth(features), depth)
+
+
+def test_the_cost_counts_for_rules_that_weigh_it(cascades):
+    staged, _, _ = cascades
+    free = staged.set_policy(RegretPriced(0.0)).cost(TEST).mean()
+    dear = staged.set_policy(RegretPriced(5.0)).cost(TEST).mean()
+    assert dear < free
+
+
+def test_own_gates_need_a_method_that_has_one(cascades):
+    with pytest.raises(ValueError, match="needs a method that computes a confidence"):
+        CascadeClassifier(policy=OwnGate(), **COMMON | {"branch": None}).fit(
+            *make_classification(100, random_state=0)
+        )
+    staged, _, _ = cascades
+    staged.set_policy(None)
+    with pytest.raises(ValueError, match="Use SharedThreshold"):
+        staged.set_policy(OwnGate())
+    assert staged.policy is None
+
+
+@pytest.mark.parametrize("policy", [Oracle(), 0.9, SharedThreshold])
+def test_what_is_no_rule(policy):
+    with pytest.raises(ValueError, match="'policy' parameter of CascadeClassifier"):
+        CascadeClassifier(policy=policy).fit(*make_classification(60, random_state=0))
+
+
+def test_margins_do_not_move_a_cascade_with_another_rule(cascades):
+    staged, _, _ = cascades
+    staged.set_policy(Quota())
+    with pytest.raises(ValueError, match=r"policy=Quota\(\) has taken the place"):
+        staged.set_margin(0.2)
+    staged.set_policy(None)
+    staged.set_margin(staged.margin)
+
+
+# -- scikit-learn ----------------------------------------------------------------------
+
+
+def saved(cascade, features, y):
+    """A score that tells rules apart also where they answer alike."""
+    return cascade.flops_reduction(features)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return make_classification(240, n_informative=6, n_classes=3, random_state=0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [
+        (SharedThreshold(), [0.3, 0.6, np.inf]),
+        (EntropyThreshold(), [0.3, 0.9]),
+        (Quota(), [0.2, 5.0]),
+        (RegretPriced(), [0.0, 2.0]),
+    ],
+    ids=repr,
+)
+def test_grid_search_over_the_knob(plain, rule, values):
+    cascade = CascadeClassifier(
+        branch=LogisticRegression(), policy=rule, random_state=0
+    )
+    grid = {f"policy__{rule.knob}": values}
+    search = GridSearchCV(cascade, grid, cv=2, scoring=saved, error_score="raise")
+    search.fit(*plain)
+    assert getattr(rule, rule.knob) == type(rule)().get_params()[rule.knob]
+    best = search.best_params_[f"policy__{rule.knob}"]
+    assert getattr(search.best_estimator_.policy_, rule.knob) == best
+    scores = search.cv_results_["mean_test_score"]
+    assert len(set(scores.tolist())) == len(values)
+
+
+def test_grid_search_over_rules(plain):
+    cascade = CascadeClassifier(branch=LogisticRegression(), random_state=0)
+    rules = [None, SharedThreshold(0.5), Quota()]
+    grid = {"policy": rules}
+    search = GridSearchCV(cascade, grid, cv=2, scoring=saved, error_score="raise")
+    search.fit(*plain)
+    assert search.best_params_["policy"] in rules
+    assert len(set(search.cv_results_["mean_test_score"].tolist())) == 3
+
+
+def test_clone_and_parameters(plain):
+    cascade = CascadeClassifier(
+        branch=LogisticRegression(), policy=SharedThreshold(0.4), random_state=0
+    ).fit(*plain)
+    copy = clone(cascade)
+    assert copy.policy is not cascade.policy
+    assert copy.get_params()["policy__threshold"] == 0.4
+    copy.set_params(policy__threshold=0.7, policy__score="gap")
+    assert cascade.policy.threshold == 0.4
+    assert copy.fit(*plain).policy_.threshold == 0.7
+    assert (copy.policy_.thresholds_ == 0.7).all()
+    assert cascade.set_policy(None).policy_ is None
+
+
+@pytest.mark.parametrize("rule", [Quota(0.7), LearnedGate(0.8), RegretPriced(0.1)])
+def test_sample_weights_reach_the_rule(plain, rule):
+    features, y = plain
+    weight = np.random.default_rng(0).integers(1, 4, len(y))
+    cascade = CascadeClassifier(
+        branch=LogisticRegression(), policy=rule, random_state=0
+    ).fit(features, y, weight)
+    by_hand = clone(rule).fit(
+        cascade.calibration_answers_,
+        cascade._calibration_codes,
+        cascade._calibration_weight,
+        costs=cascade.depth_costs_,
+    )
+    assert set(cascade._calibration_weight.tolist()) == {1.0, 2.0, 3.0}
+    np.testing.assert_array_equal(
+        cascade.exit_depth(features),
+        by_hand.depth(cascade.stage_probabilities(features)),
+    )
+
+
+def test_a_cascade_without_a_rule_is_none():
+    for base in (BaseCascade(), LearningCascade()):
+        for decide in (base._policy, lambda base=base: base._policy_at(0.5)):
+            with pytest.raises(NotImplementedError):
+                decide()
+    with pytest.raises(NotImplementedError):
+        LearningCascade()._calibrate()

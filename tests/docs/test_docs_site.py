@@ -1,0 +1,153 @@
+"""What the documentation shows but does not run: links, made pages, pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from markdown.extensions.toc import slugify
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
+
+
+def load(name: str) -> ModuleType:
+    """Import one of the scripts that make parts of the documentation."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def without_code(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """Give the anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path), re.MULTILINE)
+    return {slugify(re.sub(r"[`*]", "", heading), "-") for heading in headings}
+
+
+def broken(path: Path, text: str) -> list[str]:
+    """Give the links to files and headings of this repository that lead nowhere."""
+    found = []
+    for link in (a or b for a, b in LINK.findall(text)):
+        target, _, anchor = link.partition("#")
+        to = path if not target else (path.parent / target).resolve()
+        if target.startswith(("http:", "https:", "mailto:")) or "api" in to.parts:
+            continue  # pages of the API are made when the site is built
+        if not to.exists() or (
+            anchor and not anchor.startswith("only-") and anchor not in anchors(to)
+        ):
+            found.append(f"{path.name}: {link}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs"])
+def test_no_link_is_broken(name: str) -> None:
+    """The strict build sees the site's links only, not those of the README."""
+    pages = sorted(DOCS.rglob("*.md")) if name == "docs" else [ROOT / name]
+    assert pages
+    assert not [bad for page in pages for bad in broken(page, without_code(page))]
+
+
+def test_the_check_of_links_can_fail() -> None:
+    text = "[a](nowhere.md) [b](README.md#no-such-heading) [c](#install) [d](LICENSE)"
+    assert broken(ROOT / "README.md", text) == [
+        "README.md: nowhere.md",
+        "README.md: README.md#no-such-heading",
+    ]
+
+
+def test_readme_example_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line for line in code[0].splitlines() if line and line[0] != "#"]
+    assert len(lines) <= 15
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    listed = set(re.findall(r"[\w/]+\.md", nav.partition("nav:")[2]))
+    assert pages - listed == set()
+    assert listed - pages == {"api/index.md"}
+
+
+builder = load("build_examples")
+
+
+def test_every_example_has_a_page() -> None:
+    made = {path.stem for path in (DOCS / "examples").glob("*.md")} - {"index"}
+    assert made == set(builder.NAMES)
+    listed = (DOCS / "examples" / "index.md").read_text(encoding="utf-8")
+    assert all(f"({name}.md)" in listed for name in builder.NAMES)
+
+
+@pytest.mark.parametrize("name", builder.NAMES)
+def test_output_of_an_example_comes_from_its_script(name: str) -> None:
+    """If this fails: python docs/build_examples.py, and look at what has changed."""
+    text = (DOCS / "examples" / f"{name}.md").read_text(encoding="utf-8")
+    printed = re.search(r"^```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert printed is not None
+    pictures = list(builder.ALTERNATIVES.get(name, {}))
+    assert text == builder.page(name, printed[1], pictures)
+    for picture in pictures:
+        path = DOCS / "examples" / f"{picture}.png"
+        assert path.stat().st_size < 60_000
+        with Image.open(path) as image:
+            assert len(image.convert("L").getcolors()) > 2
+
+
+def test_an_example_is_run_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, pages = tmp_path / "in", tmp_path / "out"
+    examples.mkdir()
+    script = (
+        '"""Draw a dot.\n\n    python dot.py\n\nAnd say so.\n"""\n'
+        "import sys\nfrom PIL import Image\n"
+        "Image.new('RGB', (4, 4), 'red').save(sys.argv[-1] + '/dot.png')\n"
+        "print('drawn')\n"
+    )
+    (examples / "dot.py").write_text(script, encoding="utf-8")
+    (examples / "_digits.py").touch()
+    monkeypatch.setattr(builder, "EXAMPLES", examples)
+    monkeypatch.setattr(builder, "HELPER", examples / "_digits.py")
+    monkeypatch.setattr(builder, "PAGES", pages)
+    monkeypatch.setattr(builder, "NAMES", ("dot",))
+    monkeypatch.setattr(builder, "ALTERNATIVES", {"dot": {"dot": "a dot"}})
+    builder.main([])
+    text = (pages / "dot.md").read_text(encoding="utf-8")
+    assert "# Draw a dot\n\n    python dot.py\n\nAnd say so.\n" in text
+    assert "```text\ndrawn\n```" in text
+    assert "[![a dot](dot.png)](dot.png)" in text
+    with Image.open(pages / "dot.png") as image:
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    before = builder.digest("dot")
+    (examples / "_digits.py").write_text("changed = True", encoding="utf-8")
+    assert builder.digest("dot") != before
+    assert "CascadeClassifier.input='samples'" in builder.defaults()
+
+
+def test_landing_picture_shows_the_record(tmp_path: Path) -> None:
+    """If this fails: python docs/draw_front.py, and look at what has changed."""
+    front = load("draw_front")
+    record = json.loads(front.RECORD.read_text(encoding="utf-8"))
+    front.main(tmp_path)
+    for ground in front.GROUNDS:
+        kept = (DOCS / "images" / f"front-{ground}.svg").read_text(encoding="utf-8")
+        drawn = (tmp_path / f"front-{ground}.svg").read_text(encoding="utf-8")
+        for picture in (kept, drawn):
+            assert f"numbers {front.digest(record)}" in picture
+            assert "FLOPs saved" in picture

@@ -1,0 +1,128 @@
+"""The examples run offline, at a tiny size, and print and draw what they say."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+# Those with a test of their own elsewhere, and those that are no examples of a use.
+ELSEWHERE = {"quickstart", "train_backbone", "distributed_extraction"}
+RUN_HERE = {
+    "budgeted_margin",
+    "dataset_on_disk",
+    "pipeline_grid_search",
+    "survivors_and_weights",
+    "timm_model",
+    "token_features",
+    "transfer_final_estimator",
+}
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Run an example's `main` at its tiny size; gives what it printed."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    # Nothing of torch's cache: weights that lie on this machine are not the test's.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+    def call(name: str, *options: str) -> str:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        module = importlib.import_module(name)
+        module.main(["--quick", "--output", str(tmp_path), *options])
+        return capsys.readouterr().out
+
+    return call
+
+
+def percentages(printed: str, pattern: str) -> list[list[float]]:
+    """The numbers before a per cent sign, of each line that fits the pattern."""
+    lines = [line for line in printed.splitlines() if re.search(pattern, line)]
+    return [[float(n) for n in re.findall(r"([-\d.]+)%", line)] for line in lines]
+
+
+def is_drawn(path: Path) -> bool:
+    """Tell whether a picture holds more than a blank page."""
+    with Image.open(path) as picture:
+        return picture.format == "PNG" and len(picture.convert("L").getcolors()) > 2
+
+
+def test_no_example_is_forgotten() -> None:
+    scripts = {path.stem for path in EXAMPLES.glob("*.py") if path.stem[0] != "_"}
+    assert scripts == RUN_HERE | ELSEWHERE
+
+
+def test_pipeline_grid_search(run: Run) -> None:
+    printed = run("pipeline_grid_search")
+    assert len(percentages(printed, r"^ *[+-]0\.\d\d ")) == 4
+    assert printed.count("<- taken") == 1
+    trained, without = map(int, re.findall(r"(\d+)", printed.splitlines()[0]))
+    assert trained == 9, "three branches in each of two folds and in the refit"
+    assert without == 27
+
+
+def test_transfer_final_estimator(run: Run) -> None:
+    printed = run("transfer_final_estimator")
+    assert "random" in printed
+    for _, saved, *shares in percentages(printed, r"^ *[+-]0\.\d\d "):
+        assert saved < 100
+        assert sum(shares) == pytest.approx(100, abs=0.3)
+
+
+def test_timm_model(run: Run) -> None:
+    pytest.importorskip("timm", reason="timm is not installed: pip install timm")
+    printed = run("timm_model")
+    assert "tapped: ['layer1', 'layer2', 'layer3']" in printed
+    assert len(percentages(printed, r"^ *[+-]0\.\d\d ")) == 4
+
+
+def test_timm_is_asked_for_where_it_is_absent(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SystemExit, match="pip install timm"):
+        run("timm_model")
+
+
+def test_token_features(run: Run) -> None:
+    printed = run("token_features")
+    assert "layer1: tokens of shape (16, 64)" in printed
+    assert len(percentages(printed, r"^(gap|conv1d|prototype) ")) == 9
+
+
+def test_dataset_on_disk(run: Run) -> None:
+    printed = run("dataset_on_disk")
+    assert "450 files to learn from, 100 to test" in printed
+    rows = [line.split()[-2:] for line in printed.splitlines()[2:6]]
+    # Computed once for the Dataset and once for the paths, and read ever after.
+    assert [int(computed) for computed, _ in rows] == [450, 0, 450, 0]
+    assert all(int(read) >= 450 for _, read in rows)
+
+
+def test_budgeted_margin(run: Run, tmp_path: Path) -> None:
+    printed = run("budgeted_margin")
+    free, each, budget, plain = percentages(printed, r"^(lose|the same|save|plain)")
+    assert free[-4] >= plain[-4] - 1
+    assert each[-3] >= free[-3], "margins by branch are never dearer"
+    assert budget[-3] >= 5
+    assert is_drawn(tmp_path / "budgeted_margin.png")
+
+
+def test_survivors_and_weights(run: Run, tmp_path: Path) -> None:
+    printed = run("survivors_and_weights")
+    assert len(re.findall(r"^(?:soft|hard|none) +block[123]", printed, re.M)) == 9
+    shares = percentages(printed, r"^(block\d|last stage)")
+    assert sum(share[0] for share in shares) == pytest.approx(100, abs=0.3)
+    for name in ("depths", "thresholds", "weights"):
+        assert is_drawn(tmp_path / f"survivors_{name}.png")

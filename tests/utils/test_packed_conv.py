@@ -1,0 +1,211 @@
+"""Convolutions with packed weights."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sk_calex.backbone._stages import Stages, frozen
+from sk_calex.branches._heads import build_head, fuse_for_inference
+from sk_calex.utils import _packed_conv as _packed
+from sk_calex.utils._flops import count_macs
+from sk_calex.utils._packed_conv import PackedConv2d, can_pack, pack
+
+needs_packing = pytest.mark.skipif(
+    not _packed._operators_work(), reason="this build of torch packs no weights"
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def convolution(*args, seed=0, **kwargs):
+    layer = nn.utils.skip_init(nn.Conv2d, *args, **kwargs)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, 0, 0.3, generator=seeded(seed))
+    return layer.eval().requires_grad_(False)
+
+
+@needs_packing
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    n_in=st.integers(1, 5),
+    n_out=st.integers(1, 5),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    rows=st.sampled_from([1, 2, 17]),
+)
+def test_a_packed_convolution_gives_the_same_values(
+    groups, n_in, n_out, kernel, stride, padding, dilation, bias, rows
+):
+    layer = convolution(
+        groups * n_in,
+        groups * n_out,
+        kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=bias,
+    )
+    packed = pack(layer)
+    assert isinstance(packed, PackedConv2d)
+    for height, width in [(7, 9), (6, 5)]:  # packed for the first, used for both
+        x = torch.randn(rows, groups * n_in, height, width, generator=seeded(1))
+        with torch.inference_mode():
+            torch.testing.assert_close(packed(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+def test_output_is_channels_last_whatever_comes_in():
+    packed = pack(convolution(3, 4, 3))
+    x = torch.randn(2, 3, 8, 8, generator=seeded())
+    with torch.inference_mode():
+        plain = packed(x)
+        last = packed(x.contiguous(memory_format=torch.channels_last))
+    assert plain.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(plain, last, rtol=0, atol=0)
+
+
+@needs_packing
+def test_macs_are_those_of_the_plain_convolution():
+    layer = convolution(6, 4, 3, groups=2)
+    x = torch.zeros(1, 6, 8, 8)
+    assert count_macs(pack(layer), x) == count_macs(layer, x) == 36 * 4 * 3 * 9
+
+
+@needs_packing
+def test_the_layer_is_left_as_it_is():
+    layer = convolution(3, 4, 3)
+    before = copy.deepcopy(layer.state_dict())
+    packed = pack(layer)
+    with torch.inference_mode():
+        packed(torch.ones(1, 3, 5, 5))
+    assert all(torch.equal(layer.state_dict()[name], before[name]) for name in before)
+    assert "stride=[1, 1]" in repr(packed)
+
+
+class Loud(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(3, 3),
+        nn.Conv1d(3, 4, 3),
+        nn.Conv2d(3, 4, 3, padding="same"),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 4, 3, dtype=torch.float64),
+        nn.Conv2d(3, 4, 3, device="meta"),
+        Loud(3, 4, 3),
+    ],
+    ids=repr,
+)
+def test_other_layers_stay_as_they_are(layer):
+    assert pack(layer) is layer
+
+
+@needs_packing
+def test_nothing_is_packed_where_the_user_switched_the_kernels_off(monkeypatch):
+    layer = convolution(3, 4, 3)
+    assert can_pack(layer)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not can_pack(layer)
+
+
+@pytest.fixture
+def tried_anew():
+    _packed._operators_work.cache_clear()
+    yield
+    _packed._operators_work.cache_clear()
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
+def test_a_torch_without_the_operators(tried_anew, monkeypatch, error):
+    def missing(*arguments):
+        raise error("no such operator")
+
+    monkeypatch.setattr(_packed, "_convolve", missing)
+    layer = convolution(3, 4, 3)
+    assert pack(layer) is layer
+    assert _packed.flop_formulas() == {}
+    assert count_macs(layer, torch.zeros(1, 3, 3, 3)) == 3 * 4 * 9
+
+
+@needs_packing
+def test_operators_with_another_meaning_are_not_used(tried_anew, monkeypatch):
+    convolve = _packed._convolve
+    monkeypatch.setattr(_packed, "_convolve", lambda *a: convolve(*a) + 1)
+    assert not can_pack(convolution(3, 4, 3))
+
+
+def outputs(stages, module, x):
+    values = []
+    with frozen(module):
+        state = stages.start(x)
+        for k in range(stages.n_taps + 1):
+            output, state = stages.advance(k, state)
+            values.append(output)
+    return values
+
+
+@needs_packing
+def test_traced_stages_are_packed_and_equal_without_it(monkeypatch):
+    torch.manual_seed(0)
+    module = torchvision.models.resnet18(num_classes=5).eval()
+    x = torch.randn(3, 3, 32, 32, generator=seeded())
+    packed = Stages.split(module, ["layer1", "layer3"], x, fold_norms=True)
+    monkeypatch.setattr(_packed, "_operators_work", lambda: False)
+    plain = Stages.split(module, ["layer1", "layer3"], x, fold_norms=True)
+    assert packed.packed
+    assert not plain.packed
+    assert packed.macs == plain.macs
+    for a, b in zip(outputs(packed, module, x), outputs(plain, module, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@needs_packing
+def test_a_watched_convolution_is_not_packed():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    module = nn.ModuleDict({"inner": module})["inner"].eval()
+    wrapped = Wrapped(module)
+    seen = []
+    module[0].register_forward_hook(lambda *_: seen.append(1))
+    stages = Stages.split(
+        wrapped, ["module.0"], torch.randn(2, 3, 4, 4), fold_norms=True
+    )
+    seen.clear()
+    outputs(stages, wrapped, torch.randn(2, 3, 4, 4))
+    assert not stages.packed
+    assert seen == [1]
+
+
+class Wrapped(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@needs_packing
+def test_the_trunk_of_a_fused_head_is_packed():
+    head = build_head("prototype_augmented", (8, 6, 6), 3, widths=(12, 16)).eval()
+    fused = fuse_for_inference(head)
+    assert sum(isinstance(m, PackedConv2d) for m in fused.modules()) == 2
+    x = torch.randn(5, 8, 6, 6, generator=seeded(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(x), head(x), rtol=1e-4, atol=1e-5)
+    assert count_macs(fused, x[:1]) == count_macs(head, x[:1])
