@@ -12,6 +12,7 @@ from sk_calex.cascade._base import BaseCascade
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
+    OptimalStopping,
     OwnGate,
     Patience,
     PrecisionThresholds,
@@ -87,6 +88,8 @@ def default_values(cascade: Any) -> list[float]:
         return np.geomspace(1 / 16, 16, 21).tolist()
     if isinstance(rule, RegretPriced):
         return [0.0, *np.geomspace(0.01, 10, 20).tolist()]
+    if isinstance(rule, OptimalStopping):
+        return [0.0, *np.geomspace(0.01, 1.2, 30).tolist()]
     raise ValueError(
         f"no values of {knob_of(cascade)!r} are known for {rule!r}. Give them as "
         "margins=[...] of a search or values=[...] of a scorer."

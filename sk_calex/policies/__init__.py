@@ -13,6 +13,7 @@ from ._base import Policy as Policy  # a protocol: for annotations
 from ._learned import LearnedGate, RegretPriced
 from ._oracle import Oracle
 from ._simple import EntropyThreshold, OwnGate, Patience, SharedThreshold
+from ._stopping import OptimalStopping
 from ._survivors import PrecisionThresholds, Quota
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "EntropyThreshold",
     "ExitPolicy",
     "LearnedGate",
+    "OptimalStopping",
     "Oracle",
     "OwnGate",
     "Patience",

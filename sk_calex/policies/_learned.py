@@ -79,7 +79,7 @@ class LearnedGate(ExitPolicy):
             if len(np.unique(harmless[rows])) == 2:
                 # One by one: under metadata routing a pipeline hands on no weights
                 # that its steps did not ask for.
-                design, own = _design(table.stage(k))[rows], weight[rows]
+                design, own = signals_as_columns(table.stage(k))[rows], weight[rows]
                 scaler = StandardScaler().fit(design, sample_weight=own)
                 logistic = LogisticRegression(max_iter=1000).fit(
                     scaler.transform(design), harmless[rows], sample_weight=own
@@ -95,7 +95,7 @@ class LearnedGate(ExitPolicy):
         gate = self.gates_[branch]
         if gate is None:
             return np.full(len(said.predicted), -1.0)  # below every threshold given
-        proba: NDArray[np.float64] = gate.predict_proba(_design(said))[:, 1]
+        proba: NDArray[np.float64] = gate.predict_proba(signals_as_columns(said))[:, 1]
         return proba
 
 
@@ -158,6 +158,6 @@ class RegretPriced(ExitPolicy):
                 reaching = reaching & (scores < self.thresholds_[k, 0])
 
 
-def _design(said: Signals) -> NDArray[np.float64]:
+def signals_as_columns(said: Signals) -> NDArray[np.float64]:
     """Signals of the samples as regressors, shape (n_samples, 3)."""
     return np.column_stack([said.confidence, said.entropy, said.gap])

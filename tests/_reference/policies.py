@@ -1,6 +1,6 @@
 """Exit rules with plain loops over lists: slow and obvious."""
 
-from math import floor, inf
+from math import floor, inf, log
 
 import numpy as np
 
@@ -118,3 +118,36 @@ def slow_precision(
         exits.append(slow_exits(scores, predicted, found))
         reaching = [r and not e for r, e in zip(reaching, exits[-1], strict=True)]
     return first_where(exits, len(proba))
+
+
+def slow_stopping(proba, y, weight, costs, price, regularization):
+    """Advantage of an exit over going on, shape (n_branches, n), from the definition.
+
+    Backward over the branches; each regression by its normal equations, with the mean
+    removed in place of an intercept.
+    """
+    proba, weight = np.asarray(proba), np.asarray(weight, dtype=float)
+
+    def mean(values):
+        return (weight * values).sum() / weight.sum()
+
+    def worth(k):
+        right = proba[k].argmax(axis=1) == y
+        return right - price * costs[k] / costs[-1]
+
+    value = worth(len(proba) - 1)
+    advantages = []
+    for k in reversed(range(len(proba) - 1)):
+        falling = -np.sort(-proba[k], axis=1)
+        entropy = np.array([-sum(p * log(p) for p in row if p > 0) for row in proba[k]])
+        columns = []
+        for signal in (falling[:, 0], entropy, falling[:, 0] - falling[:, 1]):
+            centred = signal - mean(signal)
+            columns.append(centred / np.sqrt(mean(centred**2)))
+        z = np.array(columns)
+        gain = worth(k) - value
+        left = (weight * z) @ z.T + regularization * np.eye(3)
+        slope = np.linalg.solve(left, (weight * z) @ (gain - mean(gain)))
+        advantages.insert(0, mean(gain) + slope @ z)
+        value = np.where(advantages[0] >= 0, worth(k), value)
+    return np.array(advantages)

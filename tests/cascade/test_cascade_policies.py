@@ -14,6 +14,7 @@ from sk_calex.cascade._learning import LearningCascade
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
+    OptimalStopping,
     Oracle,
     OwnGate,
     Patience,
@@ -33,6 +34,7 @@ RULES = [
     Quota(0.8),
     LearnedGate(0.8),
     RegretPriced(0.2),
+    OptimalStopping(0.2),
 ]
 EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=repr)
 X, Y = images(150)

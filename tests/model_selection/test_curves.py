@@ -13,6 +13,7 @@ from sk_calex.baselines import SDNClassifier
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
+    OptimalStopping,
     Patience,
     PrecisionThresholds,
     Quota,
@@ -163,6 +164,7 @@ def check_curve(curve, cascade, X, y, move):
         (Quota(), [0.1, 1.0, 10.0]),
         (LearnedGate(), [0.5, 0.8]),
         (RegretPriced(), [0.0, 0.3, 5.0]),
+        (OptimalStopping(), [0.0, 0.3, 5.0]),
     ],
     ids=repr,
 )

@@ -24,6 +24,7 @@ from sk_calex.policies import (
     EntropyThreshold,
     ExitPolicy,
     LearnedGate,
+    OptimalStopping,
     Patience,
     PrecisionThresholds,
     Quota,
@@ -129,6 +130,7 @@ def test_more_to_save_is_never_more_accurate(fitted):
         Quota(),
         LearnedGate(),
         RegretPriced(),
+        OptimalStopping(),
     ],
     ids=repr,
 )

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sk_calex.calibration._answers import StageAnswer
 from sk_calex.policies import (
     LearnedGate,
+    OptimalStopping,
     Oracle,
     PrecisionThresholds,
     Quota,
@@ -32,6 +33,7 @@ WITH_STATISTICS = [
     Quota(1.5),
     LearnedGate(0.8),
     RegretPriced(0.2),
+    OptimalStopping(0.2),
 ]
 EVERY_RULE = pytest.mark.parametrize("rule", WITH_STATISTICS, ids=repr)
 

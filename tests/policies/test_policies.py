@@ -15,6 +15,7 @@ from sk_calex.policies import (
     EntropyThreshold,
     ExitPolicy,
     LearnedGate,
+    OptimalStopping,
     OwnGate,
     Patience,
     PrecisionThresholds,
@@ -36,6 +37,7 @@ FITTABLE = [
     Quota(0.7),
     LearnedGate(0.8),
     RegretPriced(0.2),
+    OptimalStopping(0.2),
 ]
 EVERY_RULE = pytest.mark.parametrize("rule", FITTABLE, ids=lambda rule: repr(rule))
 

@@ -9,6 +9,7 @@ from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
+    OptimalStopping,
     Oracle,
     OwnGate,
     Patience,
@@ -36,6 +37,7 @@ with_statistics = st.one_of(
     st.builds(Quota, st.floats(0.1, 10)),
     st.builds(LearnedGate, st.floats(0, 1)),
     st.builds(RegretPriced, st.floats(0, 2)),
+    st.builds(OptimalStopping, st.floats(0, 2)),
 )
 rules = simple | with_statistics
 
