@@ -69,17 +69,14 @@ def plain_loop(backbone, images):
 
 def loop_over_stages(backbone, images):
     """The same with the module as the library runs it, and no check around it."""
-    stages, layout = backbone.stages(), backbone.layout_
+    runner, layout = backbone.runner(), backbone.layout_
     out = np.empty((len(images), layout.width), dtype=np.float32)
-    with backbone.frozen():
+    with runner.inference_mode():
         for start in range(0, len(images), BATCH):
             rows = slice(start, start + BATCH)
-            x = backbone.preprocess(torch.from_numpy(images[rows]))
-            state = stages.start(x)
-            for k in range(stages.n_taps + 1):
-                output, state = backbone.advance(k, state)
-                if k < stages.n_taps:
-                    output = backbone.pool_tap(k, output)
+            state = runner.start(torch.from_numpy(images[rows]))
+            for k in range(layout.n_taps + 1):
+                output, state = runner.advance(k, state)
                 out[rows, layout.columns(k)] = output.flatten(1).numpy()
     return out
 

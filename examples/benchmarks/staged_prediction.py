@@ -36,14 +36,12 @@ def plain_predict(backbone, images, size):
 
 def stages_predict(backbone, images, size):
     """The optimised stages one after the other: the backbone without a cascade."""
-    out, stages = [], backbone.stages()
-    with backbone.frozen():
+    out, runner = [], backbone.runner()
+    with runner.inference_mode():
         for i in range(0, len(images), size):
-            state = stages.start(
-                backbone.prepare(torch.from_numpy(images[i : i + size]))
-            )
-            for k in range(stages.n_taps + 1):
-                output, state = backbone.advance(k, state)
+            state = runner.start(torch.from_numpy(images[i : i + size]))
+            for k in range(runner.layout.n_taps + 1):
+                output, state = runner.advance(k, state)
             out.append(output.argmax(1).numpy())
     return np.concatenate(out)
 

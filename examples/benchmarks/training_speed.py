@@ -76,17 +76,17 @@ def uncached_updates(heads, backbone, images, targets, rows, whole):
     branch, as if the logits had been kept.
     """
     seconds = 0.0
-    stages = backbone.stages()
+    runner = backbone.runner()
     labels = torch.from_numpy(targets[rows.numpy()])
     raw = torch.from_numpy(images[rows.numpy()])
     for k, (head, optimizer) in enumerate(heads):
         start = time.perf_counter()
-        with backbone.frozen():
-            state = stages.start(backbone.prepare(raw))
-            for stage in range(stages.n_taps + 1 if whole else k + 1):
-                output, state = backbone.advance(stage, state)
+        with runner.inference_mode():
+            state = runner.start(raw)
+            for stage in range(runner.layout.n_taps + 1 if whole else k + 1):
+                output, state = runner.advance(stage, state)
                 if stage == k:
-                    x = backbone.pool_tap(k, output)
+                    x = output
             soft = F.softmax(output / TEMPERATURE, 1) if whole else None
         # Inference tensors cannot be saved for backward.
         x = x.clone()

@@ -52,7 +52,7 @@ class Featurizer(Protocol):
     def stages(self) -> object:
         """Get ready, which is not for several threads at once."""
 
-    def _features(self, raw: Any) -> NDArray[Any]:
+    def features(self, raw: Any) -> NDArray[Any]:
         """Features, (n, width), of n raw samples."""
 
 
@@ -149,7 +149,7 @@ def _compute(
     featurizer: Featurizer, pieces: Iterable[Piece]
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
     for rows, raw in pieces:
-        yield rows, featurizer._features(raw)
+        yield rows, featurizer.features(raw)
 
 
 def _store(
@@ -160,7 +160,7 @@ def _store(
     held_raw: Any = None
 
     def overtaken(n: int) -> bool:
-        return section.write(held[:n], featurizer._features(held_raw[:n])) < n
+        return section.write(held[:n], featurizer.features(held_raw[:n])) < n
 
     for rows, raw in pieces:
         keys = _keys(raw)

@@ -11,34 +11,37 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, check_is_fitted
 from torch import nn
 
 from sk_calex.backbone._extraction import extract, extract_cached, rows_in_piece
-from sk_calex.backbone._fingerprint import module_fingerprint
-from sk_calex.backbone._layout import FeatureArray, TapLayout
-from sk_calex.backbone._pooling import DEFAULT_POOL, pool_grids
-from sk_calex.backbone._runner import StagedEstimator
+from sk_calex.backbone._layout import FeatureArray
+from sk_calex.backbone._runner import DEFAULT_POOL, Runner, RunSettings
 from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._summary import backbone_summary
 from sk_calex.store import FeatureStore
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._html import SummaryMixin, asked_by_printer, named
 from sk_calex.utils._progress import bar
-from sk_calex.utils._validation import check_finite, softmax64
+from sk_calex.utils._validation import softmax64
 
 __all__ = ["FrozenBackbone"]
 
-# Part of the fingerprint: raised when the same module would give other features.
-_SCHEMA = 5
+# What fit sets, and drops first: a fit that fails leaves nothing of the one before.
+_FITTED = frozenset(
+    {
+        *("n_features_in_", "feature_names_in_", "sample_shape_", "stage_macs_"),
+        *("layout_", "_runner"),
+    }
+)
 
 _FILES = " (None stands for image files of any size)"
 
 
 class FrozenBackbone(
-    SummaryMixin, CallbackSupportMixin, TransformerMixin, StagedEstimator
+    SummaryMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
 ):
     """A frozen torch classifier as a transformer: samples in, tap features out.
 
@@ -184,39 +187,60 @@ class FrozenBackbone(
         OSError
             If one of the first two files cannot be read.
         """
+        for name in [name for name in vars(self) if name in _FITTED]:
+            delattr(self, name)
         self._validate_params()
         with Task.root(self, 0, X, y):
-            self._learn_layout(X)
+            samples = Samples(X)
+            sample_shape = samples.shape_before(self.preprocess)
+            if sample_shape == ():
+                raise ValueError(
+                    "X has numbers for samples; expected images or vectors."
+                )
+            runner = Runner(
+                self._settings(),
+                samples.raw(slice(0, min(2, len(samples)))),
+                sample_shape,
+                taps=self.taps,
+                pool=self.pool,
+            )
+            self._check_classes(runner.layout.n_outputs)
+            _check_feature_names(self, X, reset=True)
+            self.n_features_in_ = cast(int, sample_shape[0])
+            self.sample_shape_ = sample_shape
+            self.stage_macs_ = runner.layout.stage_macs
+            self.layout_ = runner.layout
+            self._runner = runner
         return self
 
-    def _learn_layout(self, X: Any) -> None:
-        samples = Samples(X)
-        sample_shape = samples.shape_before(self.preprocess)
-        if sample_shape == ():
-            raise ValueError("X has numbers for samples; expected images or vectors.")
-        self._place()
-        example = self.prepare(samples.raw(slice(0, min(2, len(samples)))))
-        stages = self._split(self.taps, example)
-        *taps, outputs = stages.output_shapes
-        if len(outputs) != 1:
-            raise ValueError(
-                f"module gives outputs of shape {outputs} for one sample; a backbone "
-                "must give one vector (logits or features). Flatten its output."
-            )
-        self._check_classes(outputs[0])
-        grids = pool_grids(self.pool, stages.names, taps)
-        shapes = tuple(
-            shape if grid is None else (shape[0], *grid)
-            for shape, grid in zip(taps, grids, strict=True)
+    def _settings(self) -> RunSettings:
+        return RunSettings(
+            module=self.module,
+            preprocess=self.preprocess,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+            cached=self.cache is not None,
         )
-        self._stages, self._grids = stages, grids
-        self._example_shape = tuple(example.shape[1:])
-        _check_feature_names(self, X, reset=True)
-        self.sample_shape_ = sample_shape
-        self.n_features_in_ = cast(int, sample_shape[0])
-        self.stage_macs_ = stages.macs
-        self.layout_ = TapLayout(stages.names, shapes, outputs[0], stages.macs)
-        self._note_cut()
+
+    def runner(self) -> Runner:
+        """Get what runs the module, stage by stage, with the parameters as they are.
+
+        Returns
+        -------
+        runner : Runner
+            Prepares raw batches, runs one stage after another, keeps some of the rows.
+
+        Raises
+        ------
+        NotFittedError
+            If the backbone is not fitted.
+        """
+        check_is_fitted(self)
+        settings = self._settings()
+        if not self._runner.settings.same_as(settings):
+            self._runner = self._runner.with_settings(settings)
+        return self._runner
 
     def _check_classes(self, n_outputs: int) -> None:
         if self.classes is None:
@@ -235,26 +259,9 @@ class FrozenBackbone(
         Rows are stored under it. It is the same for clones and in other processes, and
         does not depend on the device; see `sk_calex.backbone._fingerprint`.
         """
-        check_is_fitted(self)
-        self.stages()
-        return module_fingerprint(
-            self._run,
-            taps=self.layout_.names,
-            pool=self._grids,
-            preprocess=self.preprocess,
-            dtype=self.dtype,
-            sample_shape=self.sample_shape_,
-            schema=_SCHEMA,
-        )
-
-    def _fingerprint_of_stages(self) -> str:
-        """The fingerprint, and stages that give what it stands for."""
-        fingerprint = self.fingerprint_
-        if fingerprint != self._cut_as:
-            # A setting, or weights written where torch does not count it.
-            self._cut_again()
-            fingerprint = self.fingerprint_
-        return fingerprint
+        runner = self.runner()
+        runner.stages()
+        return runner.fingerprint()
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Features of the taps and the outputs of the module.
@@ -293,11 +300,12 @@ class FrozenBackbone(
         rows = bar(unit="row", total=len(samples), verbose=self.verbose)
         # Flags are set here and for long, so that worker threads do not reset them
         # under each other; inference mode is not for the code that reads samples.
-        with rows, self.frozen(), torch.inference_mode(False):
+        runner = self.runner()
+        with rows, runner.inference_mode(), torch.inference_mode(False):
             if self.cache is None:
                 out = np.empty((len(samples), width), dtype=self.dtype)
                 extract(
-                    self,
+                    runner,
                     samples,
                     out,
                     piece=piece,
@@ -308,9 +316,9 @@ class FrozenBackbone(
                 dtype = cast(Literal["float32", "float16"], self.dtype)
                 is_store = isinstance(self.cache, FeatureStore)
                 store = self.cache if is_store else FeatureStore(self.cache)
-                section = store.section(self._fingerprint_of_stages(), width, dtype)
+                section = store.section(runner.fingerprint_of_stages(), width, dtype)
                 out = extract_cached(
-                    self,
+                    runner,
                     samples,
                     section,
                     piece=piece,
@@ -339,16 +347,10 @@ class FrozenBackbone(
             finite.
         """
         check_is_fitted(self)
-        samples = self._check_samples(X)
-        self.stages()
-        parts = []
+        samples, runner = self._check_samples(X), self.runner()
         # Samples are read outside of inference mode: a Dataset may keep its tensors.
-        for _, raw in samples.batches(self.batch_size):
-            with self.frozen():
-                logits = self.round_features(self._run(self.prepare(raw)))
-            check_finite(logits, "the logits of the module", "Check the weights.")
-            parts.append(softmax64(logits))
-        return np.concatenate(parts)
+        batches = samples.batches(self.batch_size)
+        return np.concatenate([softmax64(runner.outputs(raw)) for _, raw in batches])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Answers of the plain backbone.
@@ -389,7 +391,7 @@ class FrozenBackbone(
         return self.layout_.feature_names()
 
     def _check_samples(self, X: Any) -> Samples:
-        samples = Samples(X, prepared_shape=self._example_shape)
+        samples = Samples(X, prepared_shape=self._runner.example_shape)
         _check_feature_names(self, X, reset=False)
         shape = samples.shape_before(self.preprocess)
         if shape != self.sample_shape_:

@@ -1,97 +1,322 @@
-"""How a frozen module is run: placed, fed, cut into stages, its taps pooled."""
+"""Run a module: place it, feed it, cut it into stages, pool what its taps give."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
+from sk_calex.backbone._fingerprint import module_fingerprint
 from sk_calex.backbone._layout import TapLayout
-from sk_calex.backbone._pooling import Grid
 from sk_calex.backbone._samples import prepare
 from sk_calex.backbone._stages import Stages, State
-from sk_calex.utils._modes import frozen
+from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import check_finite, resolve_device
 
-__all__ = ["StagedEstimator"]
+__all__ = ["DEFAULT_POOL", "RunSettings", "Runner", "state_of"]
+
+DEFAULT_POOL = 8
+
+Grid = tuple[int, int] | None
+"""Height and width to which maps are averaged; None where a tap stays as it is."""
+
+# Part of the fingerprint: raised when the same module would give other features.
+_SCHEMA = 5
 
 _CHANNELS_LAST_GRID = 16
 
 
-class StagedEstimator(BaseEstimator):
-    """Base of `FrozenBackbone`: all that touches the module.
-
-    The device, the module there and its stages (`_device`, `_run`, `_stages`, and what
-    they were cut from, `_cut_from` and `_cut_as`) are derived: they are not pickled but
-    found again when they are needed.
-    """
+@dataclass(frozen=True, eq=False)
+class RunSettings:
+    """Parameters of a `FrozenBackbone` that may change after it was fitted."""
 
     module: nn.Module
     preprocess: Any
     batch_size: int
     device: str | torch.device
     dtype: str
-    cache: Any
-    layout_: TapLayout
-    _example_shape: tuple[int, ...]
-    _grids: tuple[Grid, ...]
-    _cut_from: list[tuple[int, int, int]]
-    _cut_as: str | None
+    cached: bool
+
+    def same_as(self, other: RunSettings) -> bool:
+        """Whether all settings are the same objects, or equal names and numbers."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return all(
+            a is b or (isinstance(a, str | int) and type(a) is type(b) and a == b)
+            for a, b in pairs
+        )
+
+
+class Runner:
+    """A module at work: raw samples in, features of its taps and its outputs out.
+
+    The device, the module there and its stages are derived: they are not pickled but
+    found again when they are needed.
+
+    Parameters
+    ----------
+    settings : RunSettings
+        How to run which module.
+    raw : Tensor or EncodedImages
+        One or two raw samples, from which the shapes of the taps are learned.
+    sample_shape : tuple of int or None
+        Shape of a raw sample, for the fingerprint.
+    taps : sequence of str
+        Names of the taps.
+    pool : int, tuple, dict or None
+        As of `FrozenBackbone`.
+
+    Attributes
+    ----------
+    settings : RunSettings
+        As given.
+    layout : TapLayout
+        Columns of the features, and the MACs of each stage.
+    example_shape : tuple of int
+        Shape of one sample after preprocessing.
+    """
+
+    _DERIVED = ("_device", "_placed", "_stages", "_parts", "_cut_from", "_cut_as")
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        raw: Any,
+        sample_shape: tuple[int | None, ...],
+        *,
+        taps: Sequence[str],
+        pool: Any,
+    ) -> None:
+        self.settings = settings
+        self._sample_shape = sample_shape
+        self._place()
+        example = self._prepare(raw)
+        self._stages = stages = self._cut(taps, example)
+        *shapes, outputs = stages.output_shapes
+        if len(outputs) != 1:
+            raise ValueError(
+                f"module gives outputs of shape {outputs} for one sample; a backbone "
+                "must give one vector (logits or features). Flatten its output."
+            )
+        self._grids = _pool_grids(pool, stages.names, shapes)
+        pooled = tuple(
+            shape if grid is None else (shape[0], *grid)
+            for shape, grid in zip(shapes, self._grids, strict=True)
+        )
+        self.example_shape = tuple(example.shape[1:])
+        self.layout = TapLayout(stages.names, pooled, outputs[0], stages.macs)
+        self._note_cut()
+
+    def with_settings(self, settings: RunSettings) -> Runner:
+        """A runner of the same layout, with other settings."""
+        new = copy.copy(self)
+        new.settings = settings
+        return new
+
+    # -- the module ---------------------------------------------------------------
 
     def _place(self) -> None:
         """Find the device, and the module there: itself, or a copy of it."""
-        device = resolve_device(self.device)
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        places = {tensor.device for tensor in tensors}
+        module = self.settings.module
+        device = resolve_device(self.settings.device)
+        places = {t.device for t in [*module.parameters(), *module.buffers()]}
         if len(places) == 1:
             (place,) = places
             if place.type == device.type and device.index in (None, place.index):
                 device = place
         self._device = device
-        self._run = self.module
-        if not places <= {device}:
-            # The user's module stays where it is.
-            self._run = copy.deepcopy(self.module).to(device)
+        # The user's module stays where it is.
+        stays = places <= {device}
+        self._placed = module if stays else copy.deepcopy(module).to(device)
 
-    def _split(self, taps: Sequence[str], example: Tensor) -> Stages:
+    def _cut(self, taps: Sequence[str], example: Tensor) -> Stages:
         try:
-            with frozen(self._run):
-                self._run(example.clone())
+            with inference_mode_for(self._placed):
+                self._placed(example.clone())
         except Exception as error:
             raise ValueError(
                 f"the module refused a batch of shape {tuple(example.shape)} and dtype "
                 f"{example.dtype}: {error}. Check the number of channels, the size and "
                 "`preprocess`."
             ) from error
-        stages = Stages.split(self._run, taps, example, fold_norms=True)
-        self._parts = list(self._run.modules())  # walking them takes longer
-        self._cut_from = _state_of(self._parts)
+        stages = Stages.split(self._placed, taps, example, fold_norms=True)
+        self._parts = list(self._placed.modules())  # walking them takes longer
+        self._cut_from = state_of(self._parts)
         return stages
 
-    def _features(self, raw: Tensor) -> NDArray[Any]:
-        """Features of one piece, batch by batch."""
-        out = np.empty((len(raw), self.layout_.width), dtype=self.dtype)
-        stages = self.stages()
-        with self.frozen():
-            for start in range(0, len(raw), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                state = stages.start(self.prepare(raw[rows]))
-                for k in range(stages.n_taps + 1):
-                    output, state = self.advance(k, state)
-                    if k < stages.n_taps:
-                        output = self.pool_tap(k, output)
-                    else:
-                        output = self.round_features(output)
+    def stages(self) -> Stages:
+        """The module cut at its taps, on the device.
+
+        Batch normalisation is folded into the convolutions before it; all other weights
+        are shared with the module. Cut again where weights were written to meanwhile,
+        which the folded copies do not see.
+        """
+        if not hasattr(self, "_stages") or self._cut_from != state_of(self._parts):
+            self.cut_again()
+        return self._stages
+
+    def cut_again(self) -> None:
+        """Cut on an example of the shape seen in fit."""
+        self._place()
+        generator = torch.Generator().manual_seed(0)
+        example = torch.rand(2, *self.example_shape, generator=generator)
+        self._stages = self._cut(
+            self.layout.names, example.to(self._device, self._module_dtype)
+        )
+        self._note_cut()
+
+    def _note_cut(self) -> None:
+        """Remember the fingerprint of the stages, where rows are stored."""
+        self._cut_as = self.fingerprint() if self.settings.cached else None
+
+    def fingerprint(self) -> str:
+        """Digest of the module as it is now and of all settings that shape features."""
+        return module_fingerprint(
+            self._placed,
+            taps=self.layout.names,
+            pool=self._grids,
+            preprocess=self.settings.preprocess,
+            dtype=self.settings.dtype,
+            sample_shape=self._sample_shape,
+            schema=_SCHEMA,
+        )
+
+    def fingerprint_of_stages(self) -> str:
+        """The fingerprint, after cutting again if the stages do not belong to it."""
+        self.stages()
+        fingerprint = self.fingerprint()
+        if fingerprint != self._cut_as:
+            # Weights were written where torch does not count it.
+            self.cut_again()
+            fingerprint = self.fingerprint()
+        return fingerprint
+
+    def inference_mode(self) -> AbstractContextManager[None]:
+        """Context in which stages run: eval and inference mode, flags as they were."""
+        self.stages()
+        return inference_mode_for(self._placed)
+
+    # -- running ------------------------------------------------------------------
+
+    def start(self, raw: Any) -> State:
+        """Prepare a raw batch for stage 0.
+
+        Parameters
+        ----------
+        raw : Tensor or EncodedImages
+            From `Samples.raw`.
+
+        Returns
+        -------
+        state : tuple of Tensor
+            For `advance`.
+
+        Raises
+        ------
+        ValueError
+            If a sample is not finite.
+        """
+        return self.stages().start(self._prepare(raw))
+
+    def _prepare(self, raw: Any) -> Tensor:
+        batch = prepare(raw, self.settings.preprocess, self._device, "X")
+        return batch.to(self._module_dtype)
+
+    @property
+    def _module_dtype(self) -> torch.dtype:
+        parameters = self.settings.module.parameters()
+        floating = (p.dtype for p in parameters if p.is_floating_point())
+        return next(floating, torch.float32)
+
+    def advance(self, stage: int, state: State) -> tuple[Tensor, State]:
+        """Run one stage, inside ``with inference_mode()``.
+
+        Parameters
+        ----------
+        stage : int
+            Index of the stage.
+        state : tuple of Tensor
+            From `start` or the stage before, with rows taken by `keep` or not.
+
+        Returns
+        -------
+        features : Tensor of float32, shape (n_samples, *shape)
+            The tap's features, pooled and rounded as `transform` gives them, or the
+            module's outputs after the last stage.
+        state : tuple of Tensor
+            What the stages after this one need.
+        """
+        if self._device.type == "cpu" and not self._stages.packed:
+            state = tuple(_in_format(value) for value in state)
+        output, state = self._stages.advance(stage, state)
+        if stage < self.layout.n_taps:
+            output = self._pool(stage, output)
+        return self._round(output), state
+
+    def keep(self, state: State, rows: NDArray[np.intp]) -> State:
+        """Keep some samples of a state.
+
+        Parameters
+        ----------
+        state : tuple of Tensor
+            From `advance`.
+        rows : ndarray of intp
+            Which.
+
+        Returns
+        -------
+        state : tuple of Tensor
+            Their state.
+        """
+        return self._stages.take(state, torch.from_numpy(rows).to(self._device))
+
+    def _pool(self, tap: int, output: Tensor) -> Tensor:
+        grid = self._grids[tap]
+        return output if grid is None else F.adaptive_avg_pool2d(output, grid)
+
+    def _round(self, output: Tensor) -> Tensor:
+        """Round to the stored dtype, so that cached and live features agree."""
+        if self.settings.dtype == "float16":
+            output = output.half()
+        return output.float()
+
+    def features(self, raw: Any) -> NDArray[Any]:
+        """Features of one piece of raw samples, batch by batch.
+
+        Parameters
+        ----------
+        raw : Tensor or EncodedImages
+            From `Samples.raw`.
+
+        Returns
+        -------
+        features : ndarray of shape (n_samples, layout.width)
+            Of the settings' dtype.
+
+        Raises
+        ------
+        ValueError
+            If a sample or a feature is not finite.
+        """
+        out = np.empty((len(raw), self.layout.width), dtype=self.settings.dtype)
+        size = self.settings.batch_size
+        with self.inference_mode():
+            for start in range(0, len(raw), size):
+                rows = slice(start, start + size)
+                state = self.start(raw[rows])
+                for stage in range(self.layout.n_taps + 1):
+                    output, state = self.advance(stage, state)
                     block = output.flatten(1).cpu().numpy()
-                    out[rows, self.layout_.columns(k)] = block
+                    out[rows, self.layout.columns(stage)] = block
         check_finite(
             out,
             "the features of the module",
@@ -100,142 +325,31 @@ class StagedEstimator(BaseEstimator):
         )
         return out
 
-    def prepare(self, raw: Tensor) -> Tensor:
-        """A raw batch as the module wants it.
+    def outputs(self, raw: Any) -> Tensor:
+        """Outputs of the plain module, uncut, for one batch.
 
         Parameters
         ----------
-        raw : Tensor of shape (n_samples, *sample_shape_)
-            Samples, uint8 or float.
+        raw : Tensor or EncodedImages
+            From `Samples.raw`.
 
         Returns
         -------
-        batch : Tensor
-            Preprocessed floating point batch on the device, in the module's dtype.
-
-        Raises
-        ------
-        ValueError
-            If a sample is not finite.
+        outputs : Tensor of float32, shape (n_samples, layout.n_outputs)
+            As `transform` gives them.
         """
-        if not hasattr(self, "_device"):
-            self.stages()
-        return prepare(raw, self.preprocess, self._device, "X").to(self._module_dtype)
-
-    @property
-    def _module_dtype(self) -> torch.dtype:
-        parameters = self.module.parameters()
-        floating = (p.dtype for p in parameters if p.is_floating_point())
-        return next(floating, torch.float32)
-
-    def advance(self, stage: int, state: State) -> tuple[Tensor, State]:
-        """Run one stage in the memory format that suits its maps.
-
-        Parameters
-        ----------
-        stage : int
-            Index of the stage.
-        state : tuple of Tensor
-            From ``stages().start`` or the stage before, inside ``frozen()``.
-
-        Returns
-        -------
-        output : Tensor of shape (n_samples, *shape)
-            Output of the tap, or of the module after the last stage.
-        state : tuple of Tensor
-            What the stages after this one need.
-        """
-        if self._device.type == "cpu" and not self._stages.packed:
-            state = tuple(_in_format(value) for value in state)
-        return self._stages.advance(stage, state)
-
-    def pool_tap(self, tap: int, output: Tensor) -> Tensor:
-        """A tap's output as the branches see it: pooled and rounded to `dtype`.
-
-        Parameters
-        ----------
-        tap : int
-            Index of the tap.
-        output : Tensor of shape (n_samples, *shape)
-            Output of the tapped module.
-
-        Returns
-        -------
-        features : Tensor of float32, shape (n_samples, *layout_.shapes[tap])
-            Pooled features.
-        """
-        grid = self._grids[tap]
-        if grid is not None:
-            output = F.adaptive_avg_pool2d(output, grid)
-        return self.round_features(output)
-
-    def round_features(self, output: Tensor) -> Tensor:
-        """Round to the stored `dtype`, so that cached and live features agree.
-
-        Parameters
-        ----------
-        output : Tensor
-            Features or logits.
-
-        Returns
-        -------
-        rounded : Tensor of float32
-            The same values as `transform` gives.
-        """
-        if self.dtype == "float16":
-            output = output.half()
-        return output.float()
-
-    def stages(self) -> Stages:
-        """The module cut at its taps.
-
-        Returns
-        -------
-        stages : Stages
-            The stages, on the device, with batch normalisation folded into the
-            convolutions before it; they share all other weights.
-        """
-        # Weights may have been written since, which folded copies do not see.
-        if not hasattr(self, "_stages") or self._cut_from != _state_of(self._parts):
-            self._cut_again()
-        return self._stages
-
-    def _cut_again(self) -> None:
-        """Cut on an example of the shape seen in fit."""
-        self._place()
-        generator = torch.Generator().manual_seed(0)
-        example = torch.rand(2, *self._example_shape, generator=generator)
-        self._stages = self._split(
-            self.layout_.names, example.to(self._device, self._module_dtype)
-        )
-        self._note_cut()
-
-    def _note_cut(self) -> None:
-        """Remember what a cache is told the stages are."""
-        self._cut_as = None if self.cache is None else self.fingerprint_
-
-    @property
-    def fingerprint_(self) -> str:
-        """Digest of the module and the settings; see `FrozenBackbone`."""
-        raise NotImplementedError
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Context in which the stages may run: eval mode and inference mode.
-
-        Returns
-        -------
-        context : context manager
-            Gives every submodule its training flag back when it ends.
-        """
-        if not hasattr(self, "_run"):
-            self.stages()
-        return frozen(self._run)
+        with self.inference_mode():
+            outputs = self._round(self._placed(self._prepare(raw)))
+        check_finite(outputs, "the logits of the module", "Check the weights.")
+        return outputs
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__().copy()
-        for derived in ("_device", "_run", "_stages", "_cut_from", "_parts", "_cut_as"):
-            state.pop(derived, None)
-        return state
+        return {k: v for k, v in vars(self).items() if k not in self._DERIVED}
+
+    def __copy__(self) -> Runner:
+        new = object.__new__(type(self))
+        vars(new).update(self.__getstate__())
+        return new
 
 
 def _in_format(value: Tensor) -> Tensor:
@@ -250,7 +364,7 @@ def _in_format(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=form)
 
 
-def _state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
+def state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
     """Which tensors the modules hold, where, and how often each was written to.
 
     Cheap, but blind to writes through ``.data``, which torch does not count.
@@ -262,3 +376,43 @@ def _state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
         for tensor in (*module._parameters.values(), *module._buffers.values())
         if tensor is not None
     ]
+
+
+def _pool_grids(
+    pool: Any, taps: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> tuple[Grid, ...]:
+    """Grid of each tap: as `pool` says, but never larger than the map.
+
+    Taps that a mapping leaves out get `DEFAULT_POOL`; only maps (C, H, W) are pooled.
+    """
+    by_tap = pool if isinstance(pool, Mapping) else dict.fromkeys(taps, pool)
+    if unknown := set(by_tap) - set(taps):
+        raise ValueError(
+            f"pool names {sorted(map(str, unknown))}, which are not among the taps "
+            f"{list(taps)}."
+        )
+    grids: list[Grid] = []
+    for tap, shape in zip(taps, shapes, strict=True):
+        limits = _limits(by_tap.get(tap, DEFAULT_POOL), tap)
+        if limits is None or len(shape) != 3:
+            grids.append(None)
+        else:
+            grid = (min(limits[0], shape[1]), min(limits[1], shape[2]))
+            grids.append(None if grid == shape[1:] else grid)
+    return tuple(grids)
+
+
+def _limits(pool: Any, tap: str) -> Grid:
+    if pool is None:
+        return None
+    try:
+        height, width = (pool, pool) if isinstance(pool, Integral) else pool
+        limits = (operator.index(height), operator.index(width))
+    except (TypeError, ValueError):
+        limits = (0, 0)
+    if min(limits) < 1:
+        raise ValueError(
+            f"pool={pool!r} for tap {tap!r} is not usable: give a positive integer, "
+            "(height, width), a dict of those by tap, or None."
+        )
+    return limits

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sk_calex.backbone._inplace import without_side_effects
 from sk_calex.backbone._trace import State, Step, TracedModule, check_order, unknown_tap
 from sk_calex.utils._flops import count_macs
-from sk_calex.utils._modes import frozen
+from sk_calex.utils._modes import inference_mode_for
 
-__all__ = ["Stages", "State", "frozen"]
+__all__ = ["Stages", "State", "inference_mode_for"]
 
 
 class Stages:
     """A module as K + 1 stages: up to the first tap, between taps, to the output.
 
-    Build one with `Stages.split`, run it inside ``with frozen(module)``.
+    Build one with `Stages.split`, run it inside ``with inference_mode_for(module)``.
 
     Attributes
     ----------
@@ -52,14 +52,14 @@ class Stages:
     >>> from collections import OrderedDict
     >>> import torch
     >>> from torch import nn
-    >>> from sk_calex.backbone._stages import Stages, frozen
+    >>> from sk_calex.backbone._stages import Stages, inference_mode_for
     >>> module = nn.Sequential(OrderedDict(
     ...     stem=nn.Sequential(nn.Linear(4, 8), nn.ReLU()), rest=nn.Linear(8, 3)))
     >>> X = torch.randn(5, 4)
     >>> stages = Stages.split(module, ["stem"], X)
     >>> stages.output_shapes, stages.macs
     (((8,), (3,)), (32, 24))
-    >>> with frozen(module):
+    >>> with inference_mode_for(module):
     ...     tap, state = stages.advance(0, stages.start(X))
     ...     state = stages.take(state, torch.tensor([1, 2]))
     ...     logits, _ = stages.advance(1, state)
@@ -133,13 +133,13 @@ class Stages:
         """
         names = _check_arguments(module, taps, example)
         x = example if len(example) > 1 else torch.cat([example, example])
-        with frozen(module):
+        with inference_mode_for(module):
             expected = module(x.clone())
             steps, live, packed = _cut(module, names, fold_norms)
             state: State = (x[:1],)
             macs = []
             for k, step in enumerate(steps):
-                steps[k] = step = without_side_effects(step, state)
+                steps[k] = step = _without_side_effects(step, state)
                 macs.append(count_macs(step, *state))
                 single, state = step(*state)
                 _check_rows(k, names, single, state, live[k], 1)
@@ -162,7 +162,7 @@ class Stages:
         return (x,)
 
     def advance(self, k: int, state: State) -> tuple[Tensor, State]:
-        """Run stage ``k``; call it inside ``with frozen(module)``.
+        """Run stage ``k``; call it inside ``with inference_mode_for(module)``.
 
         Parameters
         ----------
@@ -333,3 +333,58 @@ def _close(a: Tensor, b: Tensor) -> bool:
     # Half the digits, on the scale of the output. GPUs may multiply float32 in TF32.
     eps = max(torch.finfo(b.dtype).eps, 2.0**-10 if b.is_cuda else 0.0)
     return torch.allclose(a, b, rtol=0.0, atol=eps**0.5 * float(b.abs().max()))
+
+
+# Stages must not write into the tensors that they are given.
+
+
+def _without_side_effects(step: Step, state: State) -> Step:
+    """Return ``step``, or if it writes into its inputs, ``step`` on copies of those.
+
+    In-place layers are harmless inside a module. At a cut they are not: a ReLU
+    right after a tap would change the tap's output after it was handed out.
+
+    Parameters
+    ----------
+    step : callable
+        A stage. It is run once, on copies, to see which operators write where;
+        this shows in the operators, whatever the values are.
+    state : tuple of torch.Tensor
+        Its inputs.
+    """
+    copies = tuple(value.clone() for value in state)
+    watch = _WriteWatch(copies)
+    with watch:
+        step(*copies)
+    written = watch.written
+    if not written:
+        return step
+    return lambda *inputs: step(
+        *(t.clone() if i in written else t for i, t in enumerate(inputs))
+    )
+
+
+class _WriteWatch(TorchDispatchMode):
+    """Notes which of some tensors are written to, be it through a view."""
+
+    def __init__(self, watched: State) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.written: set[int] = set()
+        self._index = {_storage(tensor): i for i, tensor in enumerate(watched)}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[i] if i < len(args) else kwargs.get(argument.name)
+                # One tensor, or a list for the operators on several at once.
+                for tensor in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(tensor, Tensor) and _storage(tensor) in self._index:
+                        self.written.add(self._index[_storage(tensor)])
+        return func(*args, **kwargs)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

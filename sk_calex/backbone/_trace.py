@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count, pairwise
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sk_calex.backbone._fold import fold, foldable, hooked
 from sk_calex.utils._modes import BOOKKEEPING
 from sk_calex.utils._packed_conv import PackedConv2d, pack
 from sk_calex.utils._validation import near_names
@@ -49,7 +50,7 @@ class TracedModule:
     """
 
     def __init__(self, module: nn.Module, fold_norms: bool = False) -> None:
-        self._fold = fold_norms
+        self._fold_norms = fold_norms
         self.packed = False  # whether a step that was cut has packed convolutions
         self._tracer = _Tracer(module)
         # Traced from one level above, the module's optional arguments take their
@@ -146,20 +147,22 @@ class TracedModule:
         graph = fx.Graph()
         copies = {node: graph.placeholder(node.name) for node in inputs}
         attributes: dict[str, Any] = {}
-        folded = foldable(inside, {end, *outputs}, self._module) if self._fold else {}
+        folded = (
+            _foldable(inside, {end, *outputs}, self._module) if self._fold_norms else {}
+        )
         absorbed = set(folded.values())
 
-        def copy(node: fx.Node) -> None:
+        def add(node: fx.Node) -> None:
             for needed in node.all_input_nodes:
                 if needed not in copies:
-                    copy(needed)  # a constant
+                    add(needed)  # a constant
             new = copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op in ("call_module", "get_attr"):
                 # Flat names: one attribute access a call, not one a level.
                 value = _get_attribute(self._root, str(node.target))
                 if node in folded:
-                    value = fold(self._module(folded[node]), value)
-                if self._fold and node.op == "call_module" and not hooked(value):
+                    value = _fold(self._module(folded[node]), value)
+                if self._fold_norms and node.op == "call_module" and not _hooked(value):
                     value = pack(value)
                     self.packed |= isinstance(value, PackedConv2d)
                 new.target = str(node.target).replace(".", "_")
@@ -171,9 +174,9 @@ class TracedModule:
                 # Its normalisation, next in line, does its work on its input.
                 copies[node] = copies[node.all_input_nodes[0]]
             else:
-                copy(node)
+                add(node)
         if end not in copies:
-            copy(end)
+            add(end)
         graph.output((copies[end], tuple(copies[node] for node in outputs)))
         # Its bound forward: nothing of nn.Module.__call__ is needed here.
         return fx.GraphModule(attributes, graph).forward
@@ -304,3 +307,66 @@ def unknown_tap(tap: str, known: Sequence[str]) -> ValueError:
         "All names: [name for name, _ in module.named_modules()]; operations inside a "
         "module: torchvision.models.feature_extraction.get_graph_node_names(module)[1]."
     )
+
+
+# Batch normalisation folded into the convolution before it: one kernel less.
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _foldable(
+    nodes: Sequence[fx.Node],
+    kept: Collection[fx.Node],
+    module_of: Callable[[fx.Node], Any],
+) -> dict[fx.Node, fx.Node]:
+    """Normalisations among ``nodes`` that the convolution before them can take over.
+
+    Parameters
+    ----------
+    nodes : sequence of torch.fx.Node
+        Nodes of one stage.
+    kept : collection of torch.fx.Node
+        Nodes whose own values leave the stage and must stay as they are.
+    module_of : callable
+        From a ``call_module`` node to its module.
+
+    Returns
+    -------
+    pairs : dict
+        From each normalisation to its convolution, in the same stage, whose output
+        nothing else uses.
+    """
+    inside, pairs = set(nodes), {}
+    for node in nodes:
+        if node.op != "call_module" or type(module_of(node)) not in _NORMS:
+            continue
+        (layer,) = node.all_input_nodes
+        if (
+            layer in inside
+            and layer not in kept
+            and layer.op == "call_module"
+            and len(layer.users) == 1
+            and _fits(module_of(layer), module_of(node))
+        ):
+            pairs[node] = layer
+    return pairs
+
+
+def _fits(layer: Any, norm: Any) -> bool:
+    pair = (type(layer), type(norm))
+    if pair not in zip(_CONVOLUTIONS, _NORMS, strict=True):
+        return False
+    return norm.running_mean is not None and not (_hooked(layer) or _hooked(norm))
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody watches a module's values."""
+    # A hook would see the folded value, or none at all.
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _fold(layer: Any, norm: Any) -> nn.Module:
+    """A copy of ``layer`` that does the work of ``norm``, in eval mode, too."""
+    layer, norm = copy.deepcopy(layer).eval(), copy.deepcopy(norm).eval()
+    return fuse_conv_bn_eval(layer, norm).requires_grad_(False)

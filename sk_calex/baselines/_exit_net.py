@@ -18,7 +18,7 @@ from sk_calex.branches._solvers import History, adam_loop, lbfgs_loop
 from sk_calex.calibration._answers import StageAnswer
 from sk_calex.utils._callbacks import handed
 from sk_calex.utils._flops import count_macs
-from sk_calex.utils._modes import frozen
+from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import as_tensor, check_finite, softmax64
 
 __all__ = ["ExitNet", "ExitRows", "fit_exit_net"]
@@ -169,7 +169,7 @@ class ExitNet(nn.Module):
         """Multiply-accumulates of each branch for one sample, counted by torch."""
         parameter = next(self.parameters())
         counts, memory = [], None
-        with frozen(self):
+        with inference_mode_for(self):
             for k, shape in enumerate(self.shapes):
                 tap = torch.zeros(1, *shape).to(parameter.device, parameter.dtype)
                 counts.append(count_macs(partial(self.exit, k, memory=memory), tap))

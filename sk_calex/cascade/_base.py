@@ -166,7 +166,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         check_is_fitted(self)
         if self.backbone_ is not None:
             samples = self.backbone_._check_samples(X)
-            return staged_sources(self.backbone_, samples), len(samples)
+            return staged_sources(self.backbone_.runner(), samples), len(samples)
         given = self._given_layout(X) if self.input == "features" else None
         X = validate_data(self, X, dtype=_DTYPES, reset=False)
         if given is not None:
@@ -198,7 +198,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         sources, n = self._sources(X)
         answers, policy = self._answers(), self._policy()
         backbone = self.backbone_
-        with nullcontext() if backbone is None else backbone.frozen():
+        with nullcontext() if backbone is None else backbone.runner().inference_mode():
             return run_cascade(sources, answers, policy, n, len(self.classes_))
 
     def _shared_table(self, X: Any) -> StageTable | None:

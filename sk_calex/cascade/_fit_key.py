@@ -14,7 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
-from sk_calex.backbone._runner import _state_of
+from sk_calex.backbone._runner import state_of
 from sk_calex.cascade._content import array_digest, input_digest, labels_digest
 from sk_calex.cascade._fit_cache import FitRequest
 
@@ -139,7 +139,7 @@ class _Description:
         if isinstance(value, _BY_IDENTITY):
             self.keeps.append(value)
             modules = list(value.modules()) if isinstance(value, nn.Module) else []
-            return "object", id(value), tuple(_state_of(modules))
+            return "object", id(value), tuple(state_of(modules))
         if isinstance(value, functools.partial):
             return "partial", inner([value.func, value.args, value.keywords])
         if isinstance(value, BaseEstimator):
@@ -168,7 +168,7 @@ class _Description:
         params = backbone.get_params(deep=False)
         module, cache = params.pop("module"), params.pop("cache")
         self.keeps += [module, cache]
-        written = _state_of(list(module.modules()))
+        written = state_of(list(module.modules()))
         layout = getattr(backbone, "layout_", None)  # fitted, where X holds features
         return (
             self._parts(backbone, params, False, depth),
@@ -188,4 +188,4 @@ def stamp_of(cascade: Any) -> tuple[Any, ...]:
         for held in (part, getattr(part, "head_", None), getattr(part, "module", None)):
             if isinstance(held, nn.Module):
                 modules += held.modules()
-    return tuple(map(id, parts)), tuple(_state_of(modules))
+    return tuple(map(id, parts)), tuple(state_of(modules))

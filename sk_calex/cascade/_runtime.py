@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
+from sk_calex.backbone._runner import Runner
 from sk_calex.backbone._samples import Samples
-from sk_calex.backbone._stages import Stages
 from sk_calex.branches._branches import BaseBranch
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.policies import Policy
@@ -71,19 +70,16 @@ class _CachedSource:
 class _StagedSource:
     """A batch inside the module: advancing runs the next stage on the survivors."""
 
-    def __init__(self, backbone: FrozenBackbone, stages: Stages, batch: Tensor) -> None:
-        self._backbone, self._stages = backbone, stages
-        self._state = stages.start(backbone.prepare(batch))
+    def __init__(self, runner: Runner, batch: Any) -> None:
+        self._runner = runner
+        self._state = runner.start(batch)
 
     def advance(self, stage: int) -> Tensor:
-        output, self._state = self._backbone.advance(stage, self._state)
-        if stage < self._stages.n_taps:
-            return self._backbone.pool_tap(stage, output)
-        return self._backbone.round_features(output)
+        features, self._state = self._runner.advance(stage, self._state)
+        return features
 
     def keep(self, rows: NDArray[np.intp]) -> None:
-        device = self._state[0].device
-        self._state = self._stages.take(self._state, torch.from_numpy(rows).to(device))
+        self._state = self._runner.keep(self._state, rows)
 
 
 def cached_sources(
@@ -95,21 +91,19 @@ def cached_sources(
         yield rows, _CachedSource(as_tensor(features[rows]), layout)
 
 
-def staged_sources(
-    backbone: FrozenBackbone, samples: Samples
-) -> Iterator[tuple[slice, Source]]:
-    """Batches of samples, run through the backbone's stages.
+def staged_sources(runner: Runner, samples: Samples) -> Iterator[tuple[slice, Source]]:
+    """Batches of samples, run through a module stage by stage.
 
-    To be used up inside ``with backbone.frozen()``. Entered here, that would outlive an
-    error in the caller for as long as its traceback is kept.
+    To be used up inside ``with runner.inference_mode()``. Entered here, that would
+    outlive an error in the caller for as long as its traceback is kept.
     """
-    stages, batches = backbone.stages(), samples.batches(backbone.batch_size)
+    batches = samples.batches(runner.settings.batch_size)
     while True:
         with torch.inference_mode(False):  # a Dataset may keep what it reads
             batch = next(batches, None)
         if batch is None:
             return
-        yield batch[0], _StagedSource(backbone, stages, batch[1])
+        yield batch[0], _StagedSource(runner, batch[1])
 
 
 def backbone_answer(logits: Tensor) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sk_calex.utils._fork import fork_safe_lock
-from sk_calex.utils._modes import frozen
+from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._packed_conv import flop_formulas
 
 __all__ = ["count_macs", "depth_costs", "flops_reduction"]
@@ -63,7 +63,9 @@ def count_macs(module: nn.Module | Callable[..., object], *inputs: Tensor) -> in
     """
     with (
         _counting,
-        frozen(module) if isinstance(module, nn.Module) else torch.inference_mode(),
+        inference_mode_for(module)
+        if isinstance(module, nn.Module)
+        else torch.inference_mode(),
         _unfused_attention(),
         FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter,
     ):

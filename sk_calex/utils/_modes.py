@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sk_calex.utils._fork import fork_safe_lock
 
-__all__ = ["BOOKKEEPING", "frozen", "trainable"]
+__all__ = ["BOOKKEEPING", "inference_mode_for", "trainable", "without_autocast"]
 
 BOOKKEEPING = frozenset(vars(nn.Module()))
 """Attributes that torch gives every module: flags, hooks, parameters, children."""
@@ -22,13 +23,14 @@ _lock = fork_safe_lock()
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Put ``module`` in eval mode and torch in inference mode, for a ``with`` block.
+def inference_mode_for(module: nn.Module) -> Iterator[None]:
+    """Run ``module`` in eval and inference mode, without autocast, in a ``with`` block.
 
     Every submodule gets its own training flag back when the block ends, also by
     an exception: a module with some parts in training mode and some not leaves
     as it came. Only flags are touched; ``train()`` and ``eval()``, which modules
-    may override, are not called.
+    may override, are not called. Tensors that the module keeps as attributes while it
+    runs are replaced by normal ones, so that it can be trained afterwards.
 
     Parameters
     ----------
@@ -38,32 +40,38 @@ def frozen(module: nn.Module) -> Iterator[None]:
     Notes
     -----
     The cost is one walk over the submodules: enter it once per call of a public
-    method, not once per batch. Threads may freeze the same module, or parts of it,
-    at a time: a flag comes back when the last of them is done.
+    method, not once per batch. Several threads may run the same module, or parts of
+    it: a flag comes back when the last of them is done.
 
     Examples
     --------
     >>> from torch import nn
-    >>> from sk_calex.utils._modes import frozen
+    >>> from sk_calex.utils._modes import inference_mode_for
     >>> module = nn.Dropout()
-    >>> with frozen(module):
+    >>> with inference_mode_for(module):
     ...     module.training
     False
     >>> module.training
     True
     """
     ours: list[nn.Module] = []
+    parts = list(module.modules())
+    made_before = {id(tensor) for _, _, tensor in _inference_tensors(parts)}
     try:
         with _lock:
-            for m in module.modules():
+            for m in parts:
                 n_holders = _holders.get(id(m), 0)
                 if n_holders or m.training:
                     ours.append(m)
                     _holders[id(m)] = n_holders + 1
                     m.training = False
-        with torch.inference_mode():
+        with torch.inference_mode(), without_autocast():
             yield
     finally:
+        with torch.inference_mode(False), torch.no_grad():
+            for place, name, tensor in list(_inference_tensors(parts)):
+                if id(tensor) not in made_before:
+                    place[name] = tensor.clone()
         with _lock:
             for m in ours:
                 n_holders = _holders.pop(id(m), 1) - 1
@@ -77,7 +85,36 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def trainable() -> Iterator[None]:
     """Let torch record gradients in a ``with`` block, whatever mode the caller is in.
 
-    What is to be trained must also be made inside of it.
+    What is to be trained must also be made inside of it. Autocast is off: whether the
+    caller uses it must not decide what is learned.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast():
         yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch autocast off on every kind of device for which it is on."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if _autocast_is_on(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _autocast_is_on(kind: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(kind)
+    except RuntimeError:  # a device that this build of torch does not know
+        return False
+
+
+def _inference_tensors(
+    parts: Iterable[nn.Module],
+) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Inference tensors that are attributes of modules: where, name, tensor."""
+    for part in parts:
+        for place in (vars(part), part._buffers):
+            for name, value in list(place.items()):
+                if isinstance(value, Tensor) and value.is_inference():
+                    yield place, name, value

@@ -242,11 +242,11 @@ def test_float16_features_are_the_rounded_float32_ones(net, features):
     assert got.dtype == np.float16
     np.testing.assert_array_equal(got, np.asarray(features).astype(np.float16))
     # And what runs live is rounded alike.
-    outputs = plain_outputs(net, TAPS, as_input(X))
-    with half.frozen():
-        live = half.pool_tap(0, outputs[0]).flatten(1)
+    runner = half.runner()
+    with runner.inference_mode():
+        live = runner.advance(0, runner.start(torch.from_numpy(X)))[0].flatten(1)
     assert live.dtype == torch.float32
-    np.testing.assert_allclose(live, half.layout_.block(got, 0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(live, half.layout_.block(got, 0))
     assert torch.equal(live, live.half().float())
 
 
@@ -339,7 +339,8 @@ def test_copies_of_a_fitted_backbone_work(backbone, features, tmp_path, how):
     # Each on its own: nothing has been asked of this copy yet.
     raw = torch.from_numpy(X)
     twin = COPIES[how](backbone, tmp_path)
-    assert torch.equal(twin.prepare(raw), backbone.prepare(raw))
+    (mine,), (its,) = backbone.runner().start(raw), twin.runner().start(raw)
+    assert torch.equal(its, mine)
 
 
 def test_parameters_are_set_and_nested(net):

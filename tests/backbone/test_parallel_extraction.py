@@ -319,13 +319,13 @@ def test_a_worker_runs_what_it_is_sent(expected):
 
     def job(pieces):
         for part, raw in pieces:
-            yield part, backbone._features(raw)
+            yield part, backbone.runner().features(raw)
 
-    with backbone.frozen(), torch.inference_mode(False):
-        sent = Shipment((job, backbone, None))
+    with backbone.runner().inference_mode(), torch.inference_mode(False):
+        sent = Shipment((job, backbone.runner(), None))
         ((part, features),) = _extraction._in_worker(sent, rows, frozen)
         np.testing.assert_array_equal(features, expected[rows])
-        sent = Shipment((job, backbone, Samples(list(X))))
+        sent = Shipment((job, backbone.runner(), Samples(list(X))))
         ((part, features),) = _extraction._in_worker(sent, rows, None)
         np.testing.assert_array_equal(features, expected[rows])
     assert part == rows
@@ -343,9 +343,10 @@ def test_threads_of_a_worker_cut_the_module_once(expected, monkeypatch):
 
     monkeypatch.setattr(Stages, "split", counting)
     monkeypatch.setattr(_shipment, "_last", None)
-    job = partial(_extraction._compute, backbone)
-    with backbone.frozen(), torch.inference_mode(False):
-        pickled = pickle.dumps(Shipment((job, backbone, None)))
+    runner = backbone.runner()
+    job = partial(_extraction._compute, runner)
+    with runner.inference_mode(), torch.inference_mode(False):
+        pickled = pickle.dumps(Shipment((job, runner, None)))
     arrived = pickle.loads(pickled)
     assert arrived is pickle.loads(pickled)
     parts = [slice(i, i + 4) for i in (0, 4, 8)]

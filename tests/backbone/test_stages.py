@@ -10,7 +10,7 @@ from torchvision.models.feature_extraction import (
     get_graph_node_names,
 )
 
-from sk_calex.backbone._stages import Stages, frozen
+from sk_calex.backbone._stages import Stages, inference_mode_for
 from sk_calex.utils._flops import count_macs
 
 from ._stage_models import TAPS, Around, Lambda, Residual, build, chain, images, run
@@ -27,7 +27,7 @@ def split(name):
 @pytest.mark.parametrize("name", TAPS)
 def test_stages_reproduce_the_module(name):
     module, stages, x = build(name), split(name), images(3)
-    with frozen(module):
+    with inference_mode_for(module):
         outputs = run(stages, x)
         torch.testing.assert_close(outputs[-1], module(x), rtol=1e-10, atol=1e-12)
     assert stages.names == tuple(TAPS[name])
@@ -39,7 +39,7 @@ def test_stages_reproduce_the_module(name):
 def test_compaction_equals_running_the_subset(name):
     module, stages, x = build(name), split(name), images(4)
     rows = [torch.tensor([3, 1, 0]), torch.tensor([2, 0])]  # leaves samples 0 and 3
-    with frozen(module):
+    with inference_mode_for(module):
         outputs = run(stages, x, rows)
         expected = module(x[[0, 3]])
         _, none_left = stages.advance(0, stages.start(x))
@@ -75,7 +75,7 @@ def test_every_operation_can_be_a_tap():
         # A module that is called twice has its first call under another name.
         taps = [n.replace("relu", "relu_0") if n in TWICE else n for n in known[1:-1]]
         x = images(2)
-        with frozen(module):
+        with inference_mode_for(module):
             stages = Stages.split(module, taps, x)
             reference = create_feature_extractor(
                 module, known[1:], suppress_diff_warning=True
@@ -96,7 +96,7 @@ TWICE = {f"layer{i}.{j}.relu" for i in range(1, 5) for j in range(2)}
 def test_default_arguments_and_own_parameters():
     module, x = Residual(), torch.randn(5, 6)
     stages = Stages.split(module, ["first", "relu", "second", "add_2"], x)
-    with frozen(module):
+    with inference_mode_for(module):
         outputs = run(stages, x)
         torch.testing.assert_close(outputs[0], module.first(x * module.scale))
         torch.testing.assert_close(outputs[1], outputs[0].relu())
@@ -116,7 +116,7 @@ def test_the_tap_is_what_the_module_returns():
     module, x = chain(Odd()), torch.randn(4, 6)
     for given, tap in ((module, "1"), (Around(module), "body.1")):
         stages = Stages.split(given, [tap], x)
-        with frozen(given):
+        with inference_mode_for(given):
             assert torch.equal(run(stages, x)[0], module[0](x) + 1)
 
 
@@ -125,7 +125,7 @@ def test_the_tap_may_be_the_input_itself(traced):
     module, x = nn.Sequential(Lambda(lambda x: x), nn.Linear(6, 3)), torch.randn(4, 6)
     given, tap = (Around(module), "body.0") if traced else (module, "0")
     stages = Stages.split(given, [tap], x)
-    with frozen(given):
+    with inference_mode_for(given):
         outputs = run(stages, x)
         assert torch.equal(outputs[0], x)
         assert torch.equal(outputs[1], module(x))
@@ -145,7 +145,7 @@ def test_tensors_created_in_forward_do_not_cross():
     module, x = Offset(), torch.randn(4, 6)
     names = set(vars(module))
     stages = Stages.split(module, ["inner"], x)
-    with frozen(module):
+    with inference_mode_for(module):
         torch.testing.assert_close(run(stages, x)[-1], module(x))
         assert len(stages.advance(0, stages.start(x))[1]) == 1
     assert set(vars(module)) == names  # tracing leaves nothing on the module
@@ -164,7 +164,7 @@ def test_flattened_names_do_not_collide():
     module = Nested()
     x = torch.randn(4, 6)
     stages = Stages.split(module, ["relu"], x)
-    with frozen(module):
+    with inference_mode_for(module):
         torch.testing.assert_close(run(stages, x)[-1], module(x))
 
 
@@ -178,7 +178,7 @@ def test_module_is_unchanged(name):
     flags = [m.training for m in module.modules()]
     before = {k: (v.data_ptr(), v.clone()) for k, v in module.state_dict().items()}
     stages = Stages.split(module, TAPS[name], images(2))
-    with frozen(module):
+    with inference_mode_for(module):
         run(stages, images(3))
     after = module.state_dict()
     assert after.keys() == before.keys()
@@ -193,7 +193,7 @@ def test_weights_are_shared(name):
     module, stages, x = build(name), split(name), images(3)
     state = {k: v.clone() for k, v in module.state_dict().items()}
     try:
-        with frozen(module):
+        with inference_mode_for(module):
             before = run(stages, x)[-1].clone()
             for tensor in [*module.parameters(), *module.buffers()]:
                 tensor.mul_(2)
@@ -220,7 +220,7 @@ def test_functional_dropout_is_traced_as_off():
     module, x = Around(chain(nn.ReLU(), Drop())).train(), torch.randn(4, 6)
     stages = Stages.split(module, ["body.1"], x)
     assert module.training
-    with frozen(module):
+    with inference_mode_for(module):
         assert torch.equal(run(stages, x)[-1], run(stages, x)[-1])
         torch.testing.assert_close(run(stages, x)[-1], module(x))
 
@@ -247,7 +247,7 @@ def test_in_place_layers_do_not_reach_what_was_handed_out(write, traced):
     x = torch.randn(5, 6)
     kept = x.clone()
     stages = Stages.split(given, [tap], x)
-    with frozen(given):
+    with inference_mode_for(given):
         expected = given(x.clone())
         output, state = stages.advance(0, stages.start(x))
         handed_out = output.clone()
@@ -271,7 +271,7 @@ def test_sequential_is_sliced_without_tracing():
     x = torch.randn(5, 6)
     # b and d are one object: as names of children they still are two taps.
     stages = Stages.split(module, ["a", "b", "d"], x.repeat(2, 1))
-    with frozen(module):
+    with inference_mode_for(module):
         outputs = run(stages, x)
         assert torch.equal(outputs[0], module.a(x))
         assert torch.equal(outputs[1], module.a(x).relu())
@@ -283,7 +283,7 @@ def test_sequential_is_sliced_without_tracing():
 def test_sequential_with_a_tap_inside_a_child_is_traced():
     module, x = nn.Sequential(chain(nn.ReLU()), nn.Linear(3, 3)), torch.randn(4, 6)
     stages = Stages.split(module, ["0.0", "0"], x)
-    with frozen(module):
+    with inference_mode_for(module):
         outputs = run(stages, x)
         assert torch.equal(outputs[1], module[0](x))
         assert torch.equal(outputs[2], module(x))
@@ -297,7 +297,7 @@ def test_sequential_subclass_with_its_own_forward_is_traced():
     module = Doubled(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     x = torch.randn(4, 6)
     stages = Stages.split(module, ["1"], x)
-    with frozen(module):
+    with inference_mode_for(module):
         torch.testing.assert_close(run(stages, x)[-1], module(x))
 
 
@@ -332,7 +332,7 @@ def test_tracing_leaves_no_trace_on_the_module():
         assert isinstance(kept, torch.Tensor)
     pickle.dumps(module)
     every = len(module.every)
-    with frozen(module):
+    with inference_mode_for(module):
         state = stages.start(x)
         for k in range(2):
             output, state = stages.advance(k, state)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sk_calex.backbone._stages import Stages, frozen
+from sk_calex.backbone._stages import Stages, inference_mode_for
 
 from ._stage_models import Around, Lambda, Residual, build, chain, images, run
 
@@ -76,7 +76,7 @@ def test_a_module_called_twice_is_ambiguous():
     taps = ["layer1.0.relu_0", "layer1.0.relu_1", "layer1.1"]
     stages = Stages.split(module, taps, x)
     reference = Stages.split(module, ["layer1.0"], x)
-    with frozen(module):
+    with inference_mode_for(module):
         assert torch.equal(run(stages, x)[1], run(reference, x)[0])
 
     block = nn.Sequential(nn.Linear(6, 6), nn.ReLU())

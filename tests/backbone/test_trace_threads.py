@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
-from sk_calex.backbone._stages import Stages, frozen
+from sk_calex.backbone._stages import Stages, inference_mode_for
 
 
 class Slow(nn.Module):
@@ -41,7 +41,7 @@ def test_modules_run_for_real_while_another_thread_traces():
         stages = traced.result()
     assert type(found) is torch.Tensor
     torch.testing.assert_close(found, expected)
-    with frozen(slow):
+    with inference_mode_for(slow):
         _, state = stages.advance(0, stages.start(x))
         torch.testing.assert_close(stages.advance(1, state)[0], slow(x))
 

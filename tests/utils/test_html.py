@@ -346,7 +346,7 @@ def test_looking_at_a_backbone_does_not_hash_its_weights(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("hashed")
 
-    monkeypatch.setattr("sk_calex.backbone._frozen_backbone.module_fingerprint", refuse)
+    monkeypatch.setattr("sk_calex.backbone._runner.module_fingerprint", refuse)
     assert "2 taps" in backbone._repr_html_()
     assert "2 taps" in make_pipeline(backbone)._repr_html_() or not hasattr(
         BaseEstimator, "_get_fitted_attr_html"

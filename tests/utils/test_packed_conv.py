@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sk_calex.backbone._stages import Stages, frozen
+from sk_calex.backbone._stages import Stages, inference_mode_for
 from sk_calex.branches._heads import build_head, fuse_for_inference
 from sk_calex.utils import _packed_conv as _packed
 from sk_calex.utils._flops import count_macs
@@ -152,7 +152,7 @@ def test_operators_with_another_meaning_are_not_used(tried_anew, monkeypatch):
 
 def outputs(stages, module, x):
     values = []
-    with frozen(module):
+    with inference_mode_for(module):
         state = stages.start(x)
         for k in range(stages.n_taps + 1):
             output, state = stages.advance(k, state)

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from sk_calex.backbone._stages import Stages, frozen
+from sk_calex.backbone._stages import Stages, inference_mode_for
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def resnet():
 
 def run(stages, module, x):
     taps = []
-    with frozen(module):
+    with inference_mode_for(module):
         state = stages.start(x)
         for k in range(stages.n_taps + 1):
             output, state = stages.advance(k, state)
@@ -60,7 +60,7 @@ def test_folded_stages_give_the_same_values_without_normalising(resnet):
 def test_a_tapped_convolution_keeps_its_own_value(resnet):
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     folded = Stages.split(resnet, ["layer1.0.conv1"], x, fold_norms=True)
-    with frozen(resnet):
+    with inference_mode_for(resnet):
         expected = resnet.layer1[0].conv1(
             resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(x))))
         )
@@ -97,7 +97,7 @@ def test_what_others_see_is_not_folded(hook):
     if hook:
         module.norm.register_forward_hook(lambda *_: None)
     stages = Stages.split(module, ["relu"], x, fold_norms=True)
-    with frozen(module):
+    with inference_mode_for(module):
         torch.testing.assert_close(run(stages, module, x)[-1], module(x))
 
 
