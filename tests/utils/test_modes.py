@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sk_calex.utils._modes import inference_mode_for
+from sk_calex.utils._modes import inference_mode_for, trainable
 
 
 def _module():
