@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from . import _files
-from ._locks import lock, locked
+from ._files import lock, locked
 from ._shard_file import METADATA_NAME, SECTION_NAME, SHARD_NAME
 
 # Where locks do not tell, a section counts as in use for so many seconds.

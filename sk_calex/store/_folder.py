@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from . import _files
 from ._eviction import make_room
-from ._files import DamagedFile
-from ._locks import Lock, lock, locked
+from ._files import DamagedFile, Lock, lock, locked
 from ._shard_file import METADATA_NAME, Layout, OutdatedFile, read_metadata, write_shard
 from ._shards import UsableShards, Verify
 from ._warnings import Signature, is_news, signature_of, warn

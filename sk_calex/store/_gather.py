@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._files import DamagedFile
-from ._open_shards import most_at_once
-from ._pieces import are_far, most_rows
-from ._shard_file import Layout, ShardReader, read_each
-from ._shards import UsableShards
+from ._shard_file import Layout, ShardReader, are_far, most_rows, read_each
+from ._shards import UsableShards, most_at_once
 
 _TOGETHER = 32  # shards read from together, which have to be open all at once
 

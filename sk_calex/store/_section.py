@@ -15,11 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from sk_calex.utils._fork import fork_safe_lock
 
-from ._files import make_folder, new_temporary
+from ._files import Lock, make_folder, new_temporary
 from ._folder import SectionFolder
 from ._gather import copy_rows
 from ._keys import as_strings, check_keys
-from ._locks import Lock
 from ._shard_file import MAX_SHARD_ROWS, Layout
 from ._shards import MAX_ATTEMPTS, Verify
 from ._warnings import Signature

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from sk_calex.store import FeatureStore, StoreWarning, _files, _folder, _locks
+from sk_calex.store import FeatureStore, StoreWarning, _files, _folder
 
 from ._helpers import (
     FINGERPRINT,
@@ -88,7 +88,7 @@ def test_another_writer_makes_the_section_first(folder, monkeypatch):
 
     monkeypatch.setattr(_files, "make_folder", late)
     # The lock that the two wait for is not to be had within one thread.
-    monkeypatch.setattr(_locks, "_PATIENCE", 0)
+    monkeypatch.setattr(_files, "_PATIENCE", 0)
     assert section.write(keys, rows) == 10
     assert_like_one_writer(folder, keys, rows)
 

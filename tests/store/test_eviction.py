@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sk_calex.store import FeatureStore, StoreWarning, _eviction, _folder, _locks
+from sk_calex.store import FeatureStore, StoreWarning, _eviction, _files, _folder
 from sk_calex.store import _shard_file as _shard
 
 from ._helpers import (
@@ -156,7 +156,7 @@ def no_locks(monkeypatch):
     def refuse(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(_locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(_files.fcntl, "flock", refuse)
 
 
 @pytest.mark.usefixtures("no_locks")
@@ -293,10 +293,10 @@ def test_sections_without_metadata_go_by_the_time_of_their_folder(folder):
 
 def test_a_lock_that_is_never_free(folder, monkeypatch):
     """One who was stopped while writing or evicting does not stop the others."""
-    monkeypatch.setattr(_locks, "_PATIENCE", 0.02)
+    monkeypatch.setattr(_files, "_PATIENCE", 0.02)
     fill(folder, A)
     stopped = [
-        _locks.lock(path) for path in (folder, folder / A, folder / A / "section.json")
+        _files.lock(path) for path in (folder, folder / A, folder / A / "section.json")
     ]
     section = open_section(folder, name=A, max_bytes=10**6)
     assert section._folder.pin is None
@@ -323,8 +323,8 @@ def test_a_lock_on_a_folder_made_anew(folder):
 
 
 def test_locking_what_is_not_there(folder):
-    assert _locks.lock(folder) is None
-    with _locks.locked(folder):
+    assert _files.lock(folder) is None
+    with _files.locked(folder):
         pass
 
 

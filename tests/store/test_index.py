@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_calex.store import StoreWarning, _index, _pieces
+from sk_calex.store import StoreWarning, _index
 from sk_calex.store import _shard_file as _shard
 from sk_calex.store._index import KeyIndex
 
@@ -222,9 +222,9 @@ def test_pieces_hold_the_wanted_rows(wanted, row_bytes, gap, sparse, block):
     wanted = np.array(wanted, dtype=np.int32)
     end = 0
     with mock.patch.multiple(
-        _pieces, _GAP_BYTES=gap, _SPARSE_BYTES=sparse, _BLOCK_BYTES=block
+        _shard, _GAP_BYTES=gap, _SPARSE_BYTES=sparse, _BLOCK_BYTES=block
     ):
-        for part in _pieces.blocks(wanted, row_bytes):
+        for part in _shard.blocks(wanted, row_bytes):
             pieces = [
                 np.arange(first, first + count)
                 for first, count in zip(part.first, part.length, strict=True)
@@ -246,7 +246,7 @@ def test_pieces_hold_the_wanted_rows(wanted, row_bytes, gap, sparse, block):
     ids=["neighbours", "near", "far"],
 )
 def test_near_rows_are_read_at_once_and_far_ones_one_by_one(step, n_pieces, n_read):
-    (block,) = _pieces.blocks(np.arange(0, 100 * step, step), 256)
+    (block,) = _shard.blocks(np.arange(0, 100 * step, step), 256)
     assert len(block.first) == n_pieces
     assert block.length.sum() == n_read
     assert (block.inside is None) == (step != 5)
@@ -254,7 +254,7 @@ def test_near_rows_are_read_at_once_and_far_ones_one_by_one(step, n_pieces, n_re
 
 def test_near_rows_with_a_wide_gap_are_read_in_two_pieces():
     wanted = np.r_[0:50, 400:450]
-    (block,) = _pieces.blocks(wanted, 256)
+    (block,) = _shard.blocks(wanted, 256)
     np.testing.assert_array_equal(block.first, [0, 400])
     np.testing.assert_array_equal(block.length, [50, 50])
     assert block.inside is None
@@ -280,7 +280,7 @@ def test_rows_of_a_shard(tmp_path_factory, wanted, sparse):
     wanted = np.array(wanted, dtype=np.int32)
     shard = _shard.ShardReader(path, section._layout)
     with mock.patch.multiple(
-        _pieces,
+        _shard,
         _GAP_BYTES=60,
         _SPARSE_BYTES=0 if sparse else 2**20,
         _BLOCK_BYTES=240,
@@ -299,7 +299,7 @@ def a_byte_less(descriptor, size, offset):
 def test_other_ways_to_read(one_shard, monkeypatch, pread):
     section, keys, rows = one_shard
     monkeypatch.setattr(_shard, "_pread", pread)
-    monkeypatch.setattr(_pieces, "_SPARSE_BYTES", 0)
+    monkeypatch.setattr(_shard, "_SPARSE_BYTES", 0)
     (path,) = shards(section._folder.path.parent)
     assert assert_right(section, keys[::-1], rows[::-1]).all()
     os.truncate(path, path.stat().st_size - 1)
@@ -310,7 +310,7 @@ def test_other_ways_to_read(one_shard, monkeypatch, pread):
 @pytest.mark.parametrize("sparse", [0, 2**20])
 def test_a_shard_that_shrinks_ends_too_early(one_shard, monkeypatch, sparse):
     section, _, rows = one_shard
-    monkeypatch.setattr(_pieces, "_SPARSE_BYTES", sparse)
+    monkeypatch.setattr(_shard, "_SPARSE_BYTES", sparse)
     (path,) = shards(section._folder.path.parent)
     shard = _shard.ShardReader(path, section._layout)
     os.truncate(path, path.stat().st_size - 1)

@@ -8,9 +8,9 @@ import os
 import numpy as np
 import pytest
 
-from sk_calex.store import StoreWarning, _files, _pieces
+from sk_calex.store import StoreWarning, _files
 from sk_calex.store import _shard_file as _shard
-from sk_calex.store._open_shards import OpenShards
+from sk_calex.store._shards import OpenShards
 
 from ._helpers import (
     N_ROWS,
@@ -32,7 +32,7 @@ def test_a_shard_that_changes_after_its_digest_was_compared_is_noticed(
     folder, monkeypatch
 ):
     section, keys, rows = fill(folder)
-    monkeypatch.setattr(_pieces, "_SPARSE_BYTES", 0)
+    monkeypatch.setattr(_shard, "_SPARSE_BYTES", 0)
     verify, seen = _shard.ShardReader.verify, []
 
     def change_the_first(shard):

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_calex.store import FeatureStore, StoreWarning, _files, _open_shards, _pieces
+from sk_calex.store import FeatureStore, StoreWarning, _files, _shards
 from sk_calex.store import _gather as _copy
 from sk_calex.store import _shard_file as _shard
-from sk_calex.store._open_shards import OpenShards
+from sk_calex.store._shards import OpenShards
 
 from ._helpers import (
     N_ROWS,
@@ -82,7 +82,7 @@ def test_any_rows_of_many_shards(tmp_path_factory, wanted, sparse, block, togeth
     with spare_the_disk():
         section, keys, rows = fill(folder)
     with (
-        mock.patch.multiple(_pieces, _SPARSE_BYTES=sparse, _BLOCK_BYTES=block),
+        mock.patch.multiple(_shard, _SPARSE_BYTES=sparse, _BLOCK_BYTES=block),
         mock.patch.object(_copy, "_TOGETHER", together),
     ):
         assert assert_right(section, keys[wanted], rows[wanted]).all()
@@ -98,12 +98,12 @@ def test_what_is_read_together_is_bounded(folder, monkeypatch):
 
     monkeypatch.setattr(_copy, "read_each", read_each)
     monkeypatch.setattr(_copy, "_TOGETHER", 3)
-    monkeypatch.setattr(_pieces, "_SPARSE_BYTES", 0)
+    monkeypatch.setattr(_shard, "_SPARSE_BYTES", 0)
     few = slice(None, None, 3)  # three or four of each
     assert assert_right(section, keys[few], rows[few]).all()
     assert [n for n, _ in sizes] == [3, 3, 2]
     sizes.clear()
-    monkeypatch.setattr(_pieces, "_BLOCK_BYTES", 8 * section._layout.row_bytes)
+    monkeypatch.setattr(_shard, "_BLOCK_BYTES", 8 * section._layout.row_bytes)
     assert assert_right(section, keys[few], rows[few]).all()
     assert [n for n, _ in sizes] == [2, 2, 2, 2]
     assert max(n_bytes for _, n_bytes in sizes) <= 8 * section._layout.row_bytes
@@ -123,7 +123,7 @@ def test_trouble_with_one_of_many_costs_its_rows_only(
     folder, monkeypatch, trouble, is_open
 ):
     section, keys, rows = fill(folder)
-    monkeypatch.setattr(_pieces, "_SPARSE_BYTES", 0)
+    monkeypatch.setattr(_shard, "_SPARSE_BYTES", 0)
     if is_open or trouble == "unreadable":
         assert assert_right(section, keys, rows).all()
     shard, _ = section._folder.shards.locate(keys[[33]])
@@ -220,7 +220,7 @@ def alone(monkeypatch):
 
 def test_only_so_many_stay_open_in_all_sections(folder, alone, monkeypatch):
     sections = [fill(folder / name) for name in "ab"]
-    monkeypatch.setattr(_open_shards, "_limit", lambda: 5)
+    monkeypatch.setattr(_shards, "_limit", lambda: 5)
     for _ in range(3):
         for section, keys, rows in sections:
             for one in np.random.default_rng(0).permutation(len(keys)):
@@ -232,7 +232,7 @@ def test_more_shards_than_stay_open_are_still_found_open_at_times(
     folder, alone, opened, monkeypatch
 ):
     section, keys, rows = fill(folder)
-    monkeypatch.setattr(_open_shards, "_limit", lambda: 6)
+    monkeypatch.setattr(_shards, "_limit", lambda: 6)
     opened.clear()
     for _ in range(10):  # the same order again and again: least favourable
         for one in range(0, len(keys), N_ROWS):
@@ -247,7 +247,7 @@ def test_the_limit_is_a_share_of_what_the_process_may_open(monkeypatch, soft, ex
     resource = pytest.importorskip("resource")
     soft = resource.RLIM_INFINITY if soft is None else soft
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
-    assert _open_shards._limit() == expected
+    assert _shards._limit() == expected
 
 
 @pytest.mark.parametrize("missing", ["pread", "resource"])
@@ -255,9 +255,9 @@ def test_none_stays_open_where_the_system_cannot_share_them(
     folder, opened, monkeypatch, missing
 ):
     if missing == "pread":
-        monkeypatch.setattr(_open_shards, "CAN_SHARE_READERS", False)
+        monkeypatch.setattr(_shards, "CAN_SHARE_READERS", False)
     else:
-        monkeypatch.setattr(_open_shards, "resource", None)
+        monkeypatch.setattr(_shards, "resource", None)
     section, keys, rows = fill(folder)
     opened.clear()
     for _ in range(2):
@@ -316,7 +316,7 @@ def test_a_file_that_is_refused_is_closed(folder):
 @pytest.mark.parametrize("limit", [2, 256])
 def test_threads_share_open_shards(folder, alone, monkeypatch, limit):
     monkeypatch.setattr(_shard, "_DIGEST_BYTES", 100)
-    monkeypatch.setattr(_open_shards, "_limit", lambda: limit)
+    monkeypatch.setattr(_shards, "_limit", lambda: limit)
     section, keys, rows = fill(folder, verify="always")
     wrong = []
 
@@ -345,7 +345,7 @@ def test_no_shard_is_kept_for_a_moment_where_none_may_be(folder, monkeypatch):
             raise AssertionError("kept open")
 
     section, keys, rows = fill(folder)
-    monkeypatch.setattr(_open_shards, "_limit", lambda: 0)
+    monkeypatch.setattr(_shards, "_limit", lambda: 0)
     monkeypatch.setattr(section._folder.shards._open, "_readers", Closed())
     assert assert_right(section, keys, rows).all()
 
