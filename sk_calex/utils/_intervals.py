@@ -1,0 +1,39 @@
+"""Confidence limits of a share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincinv
+
+__all__ = ["clopper_pearson", "upper_limit"]
+
+
+def clopper_pearson(
+    successes: ArrayLike, trials: ArrayLike, confidence_level: float = 0.95
+) -> NDArray[np.float64]:
+    """Two-sided limits of a share, of shape (2, ...); 0 and 1 where there is no trial.
+
+    Clopper and Pearson (Biometrika 1934): exact for counts. For weighted samples give
+    the effective sample size and the share times it, which is an approximation.
+    """
+    k, n = np.broadcast_arrays(*map(_as_float, (successes, trials)))
+    tail = (1 - confidence_level) / 2
+    low, high = np.zeros(k.shape), np.ones(k.shape)
+    some, rest = k > 0, n - k > 0
+    low[some] = betaincinv(k[some], (n - k)[some] + 1, tail)
+    high[rest] = betaincinv(k[rest] + 1, (n - k)[rest], 1 - tail)
+    return np.stack([low, high])
+
+
+def upper_limit(successes: int, trials: int, error: float) -> float:
+    """Upper limit of a share that is too low with probability `error` at most."""
+    if successes == trials:
+        return 1.0
+    return float(betaincinv(successes + 1, trials - successes, 1 - error))
+
+
+def _as_float(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
