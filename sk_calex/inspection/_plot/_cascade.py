@@ -21,9 +21,16 @@ from sk_calex.model_selection._outcomes import Outcomes
 from sk_calex.policies import Oracle, first_exits
 from sk_calex.utils._validation import check_finite
 
-from ._marks import mark_backbone, mark_operating_point, mark_oracle
 from ._points import knob_values, points_of_cv_results, points_of_predictions
-from ._style import legend_label, line_style, new_axes, place_legend
+from ._style import (
+    legend_label,
+    line_style,
+    mark_backbone,
+    mark_operating_point,
+    mark_oracle,
+    new_axes,
+    place_legend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""What the displays look alike in: colours, markers, new figures, legends."""
+"""What the displays look alike in: colours, markers, marks, new figures, legends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ __all__ = [
     "check_axes",
     "legend_label",
     "line_style",
+    "mark_backbone",
+    "mark_operating_point",
+    "mark_oracle",
     "new_axes",
     "place_legend",
     "short",
@@ -26,6 +29,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 #: What was asked for, in all pictures.
 BAR = {"color": "black", "linewidth": 1.0, "linestyle": "--"}
+# How these marks are known again on axes that hold others too.
+_BACKBONE, _POINT, _ORACLE = (
+    f"sk_calex.{what}" for what in ("backbone", "point", "oracle")
+)
+_HOLLOW = {"linestyle": "none", "markerfacecolor": "none", "zorder": 3}
 
 
 def line_style(i: int) -> dict[str, Any]:
@@ -75,3 +83,34 @@ def short(label: Any, length: int = 18) -> str:
 def legend_label(name: str) -> str:
     """A label that is shown: matplotlib hides those that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
+
+
+def mark_operating_point(ax: Any, point: tuple[float, float], color: Any) -> None:
+    """Ring a point of a curve; one legend entry for all rings of the axes."""
+    x, y = point
+    ring = {"marker": "o", "markersize": 13, "gid": _POINT, "markeredgecolor": color}
+    ring |= {"markeredgewidth": 1.6} | _HOLLOW
+    if not any(line.get_gid() == _POINT for line in ax.lines):
+        ring["label"] = "operating point"
+    ax.plot([100 * x], [100 * y], **ring)
+
+
+def mark_oracle(
+    ax: Any, point: tuple[float, float], color: Any, name: str | None
+) -> None:
+    """A hollow star at the upper limit, with a legend entry that says so."""
+    x, y = point
+    whose = "oracle" if name is None else f"oracle of {name}"
+    star = {"marker": "*", "markersize": 13, "gid": _ORACLE, "markeredgecolor": color}
+    ax.plot([100 * x], [100 * y], label=f"{whose} (upper limit)", **(star | _HOLLOW))
+
+
+def mark_backbone(ax: Any, accuracy: float) -> None:
+    """A star at no reduction, once for all the curves that share the backbone."""
+    height = 100 * accuracy
+    stars = [line for line in ax.lines if line.get_gid() == _BACKBONE]
+    if any(star.get_ydata()[0] == height for star in stars):
+        return
+    ax.axhline(height, color="black", linewidth=0.8, linestyle=":", zorder=1)
+    star = {"color": "black", "linestyle": "none", "marker": "*", "markersize": 12}
+    ax.plot([0], [height], label="backbone", gid=_BACKBONE, **star)
