@@ -10,12 +10,16 @@ Margins share their branches, and features are kept in a store.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
+from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
-from _digits import TAPS, load, parser, trained_network
+import torch
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
+from torch import nn
 
 from sk_calex import (
     BranchClassifier,
@@ -24,7 +28,9 @@ from sk_calex import (
     cheapest_within,
     flops_reduction_scorer,
 )
+from sk_calex.datasets import load_digits_images
 
+TAPS = ["block1", "block2", "block3"]
 MARGINS = np.linspace(0, 0.19, 20).round(2)
 
 
@@ -38,10 +44,19 @@ class CountedBranch(BranchClassifier):
         return super().fit(X, y, **params)
 
 
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="of all that is random (default 0)")
+    add("--quick", action="store_true", help="few rows, hardly trained: a smoke test")
+    add("--output", type=Path, metavar="DIR", default=Path(__file__).parent / "output")
+    return parser.parse_args(argv)
+
+
 def main(argv=None):
-    args = parser(__doc__).parse_args(argv)
-    data = load(args)
-    module = trained_network(data, args)
+    args = parse_args(argv)
+    X, y, train, val, test = load_digits(args)
+    module = train_network(X[train], y[train], args)
     branch = CountedBranch(
         "conv",
         head_params={"widths": (16, 32)},
@@ -68,10 +83,10 @@ def main(argv=None):
             cv=2 if args.quick else 5,
         )
         # On images that the network was not trained on: see the user guide.
-        search.fit(data.X_val, data.y_val)
+        search.fit(X[val], y[val])
         print_results(search)
-        right = (search.predict(data.X_test) == data.y_test).mean()
-        saved = flops_reduction_scorer(search, data.X_test)
+        right = (search.predict(X[test]) == y[test]).mean()
+        saved = flops_reduction_scorer(search, X[test])
         print(f"On test images: accuracy {right:.1%}, FLOPs saved {saved:.1%}")
 
 
@@ -87,6 +102,55 @@ def print_results(search):
             f"{margin:+6.2f}  {found['mean_test_accuracy'][i]:8.1%}  "
             f"{found['mean_test_flops'][i]:11.1%}{mark}"
         )
+
+
+def load_digits(args):
+    """Return images, labels, and the row numbers of the train, val and test parts."""
+    if args.quick:
+        digits = load_digits_images(noise=0, shift=0, copies=1)
+        rows = digits.train[:300], digits.val[:150], digits.test[:100]
+    else:
+        digits = load_digits_images(copies=(3, 4, 2))
+        rows = digits.train, digits.val, digits.test
+    return digits.data, digits.target, *rows
+
+
+def make_network(widths):
+    """Return blocks of two convolutions, and a linear classifier of ten classes."""
+    parts = OrderedDict()
+    for i, (before, after) in enumerate(zip((3, *widths), widths, strict=False), 1):
+        parts[f"block{i}"] = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=1 + (i > 1), padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        )
+    parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    parts["out"] = nn.Linear(widths[-1], 10)
+    return nn.Sequential(parts)
+
+
+def train_network(X, y, args):
+    """Train the network above: AdamW under a one-cycle schedule."""
+    torch.manual_seed(args.seed)  # initial weights, order of the images
+    widths = (8, 16, 32, 32) if args.quick else (16, 32, 64, 128)
+    module = make_network(widths)
+    X, y = torch.from_numpy(X) / 255, torch.from_numpy(y)
+    epochs = 1 if args.quick else 4
+    steps = epochs * -(-len(X) // 64)
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    module.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(X)).split(64):
+            loss = nn.functional.cross_entropy(module(X[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return module.eval()
 
 
 if __name__ == "__main__":

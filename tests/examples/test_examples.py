@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
@@ -58,9 +59,28 @@ def is_drawn(path: Path) -> bool:
         return picture.format == "PNG" and len(picture.convert("L").getcolors()) > 2
 
 
-def test_no_example_is_forgotten() -> None:
-    scripts = {path.stem for path in EXAMPLES.glob("*.py") if path.stem[0] != "_"}
+def test_every_example_has_a_test() -> None:
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert scripts == RUN_HERE | ELSEWHERE
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_example_imports_no_other_example(path: Path) -> None:
+    """A reader copies one file, and it runs."""
+    neighbours = {other.stem for other in EXAMPLES.glob("*.py")} | {"benchmarks"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert not imported & neighbours
 
 
 def test_pipeline_grid_search(run: Run) -> None:
