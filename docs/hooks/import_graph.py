@@ -42,21 +42,71 @@ def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
 
 
 def _imported(node: ast.AST, path: Path, package: Path) -> set[str]:
-    if isinstance(node, ast.Import):
-        modules = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        base = node.module.split(".") if node.module else []
-        if node.level:
-            here = (package.name, *path.relative_to(package).parts[: -node.level])
-            base = [*here, *base]
-        # `from sk_calex import x` names a part or something of the package's root.
-        modules = [".".join([*base, alias.name]) for alias in node.names]
-    else:
-        return set()
+    """Give the parts of the package that a node imports."""
+    modules = _named_modules(node, path, package)
     below = {m.split(".")[1] for m in modules if m.startswith(f"{package.name}.")}
     return {
         p for p in below if (package / p).is_dir() or (package / f"{p}.py").exists()
     }
+
+
+def _named_modules(node: ast.AST, path: Path, package: Path) -> list[str]:
+    """Give the dotted names that a node imports: of modules, or of what is in them."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = node.module.split(".") if node.module else []
+    if node.level:
+        here = (package.name, *path.relative_to(package).parts[: -node.level])
+        base = [*here, *base]
+    # `from sk_calex import x` names a part or something of the package's root.
+    return [".".join([*base, alias.name]) for alias in node.names]
+
+
+def file_imports(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Give, for each file of the package, the files that it imports.
+
+    Imports inside functions and those for annotations alone count as well: a reader
+    has to know the imported file all the same.
+    """
+    files = {}
+    for path in sorted(package.rglob("*.py")):
+        dotted = ".".join(
+            (package.name, *path.relative_to(package).with_suffix("").parts)
+        )
+        files[dotted.removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            m for node in ast.walk(tree) for m in _named_modules(node, path, package)
+        }
+        # `from a.b import c` imports the file a.b.c, or c from the file a.b.
+        found = {m if m in files else m.rpartition(".")[0] for m in named}
+        graph[name] = found & set(files) - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Give the groups of names that lead back to each other."""
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = graph.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reached = {name: reach(name) for name in graph}
+    groups = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in graph
+        if name in reached[name]
+    }
+    return [list(group) for group in sorted(groups)]
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:

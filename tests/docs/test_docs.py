@@ -222,6 +222,26 @@ def test_imports_point_one_way() -> None:
         if order.index(other) < order.index(part)
     }
     assert not upward
+    assert len(order) == 11, "the twelfth entry is the package's own __init__"
+    assert len(load("import_graph").floors(graph)) <= 8
+
+
+def test_files_import_each_other_in_no_circle() -> None:
+    """Whoever reads a file can read first what it builds on, inside a folder too."""
+    hook = load("import_graph")
+    graph = hook.file_imports()
+    assert "sk_calex.utils._html" in graph["sk_calex.cascade._summary"]
+    assert not hook.circles(graph)
+
+
+def test_no_file_imports_its_own_folder() -> None:
+    """A file imports its neighbours by their names: through __init__ is a detour."""
+    graph = load("import_graph").file_imports()
+    assert not [
+        f"{name} imports its own folder"
+        for name, found in graph.items()
+        if name.rpartition(".")[0] in found
+    ]
 
 
 def test_import_graph_sees_through_helpers(tmp_path: Path) -> None:
@@ -242,3 +262,22 @@ def test_import_graph_sees_through_helpers(tmp_path: Path) -> None:
     assert [text.text for text in drawn.iter("text")] == ["base", "sub", "top"]
     arrows = [path for path in drawn.iter("path") if "C" in path.get("d", "")]
     assert len(arrows) == 2  # top over sub to base; the third follows
+
+
+def test_circles_between_files_are_found(tmp_path: Path) -> None:
+    hook = load("import_graph")
+    package = tmp_path / "pack"
+    (package / "sub").mkdir(parents=True)
+    (package / "__init__.py").write_text("from pack.sub import x")
+    (package / "sub" / "__init__.py").write_text("from ._one import x")
+    (package / "sub" / "_one.py").write_text("def f():\n    from ._two import y")
+    (package / "sub" / "_two.py").write_text("from pack.sub._one import x")
+    graph = hook.file_imports(package)
+    assert graph == {
+        "pack": {"pack.sub"},
+        "pack.sub": {"pack.sub._one"},
+        "pack.sub._one": {"pack.sub._two"},
+        "pack.sub._two": {"pack.sub._one"},
+    }
+    assert hook.circles(graph) == [["pack.sub._one", "pack.sub._two"]]
+    assert hook.circles({"a": {"b"}, "b": set()}) == []
