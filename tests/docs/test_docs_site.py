@@ -29,7 +29,9 @@ def load(name: str) -> ModuleType:
 
 
 def without_code(path: Path) -> str:
+    """Give the text of a page, with the files that it takes in, without its code."""
     text = path.read_text(encoding="utf-8")
+    text = SNIPPET.sub(lambda m: (ROOT / m[1]).read_text(encoding="utf-8"), text)
     return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -122,9 +124,7 @@ def test_an_example_is_run_and_shown(
         "print('drawn')\n"
     )
     (examples / "dot.py").write_text(script, encoding="utf-8")
-    (examples / "_digits.py").touch()
     monkeypatch.setattr(builder, "EXAMPLES", examples)
-    monkeypatch.setattr(builder, "HELPER", examples / "_digits.py")
     monkeypatch.setattr(builder, "PAGES", pages)
     monkeypatch.setattr(builder, "NAMES", ("dot",))
     monkeypatch.setattr(builder, "ALTERNATIVES", {"dot": {"dot": "a dot"}})
@@ -136,7 +136,7 @@ def test_an_example_is_run_and_shown(
     with Image.open(pages / "dot.png") as image:
         assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     before = builder.digest("dot")
-    (examples / "_digits.py").write_text("changed = True", encoding="utf-8")
+    (examples / "dot.py").write_text(script + "# changed", encoding="utf-8")
     assert builder.digest("dot") != before
     assert "CascadeClassifier.input='samples'" in builder.defaults()
 
