@@ -14,8 +14,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from sk_calex.baselines._exit_net import ExitNet
-from sk_calex.branches._head_base import BranchHead, integers
-from sk_calex.branches._layers import linear, trunk
+from sk_calex.branches._layers import BranchHead, integers, linear, trunk
 from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import ExitPolicy, OwnGate
 from sk_calex.utils._flops import depth_costs

@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from sk_calex.baselines._exit_net import ExitNet, ExitRows
-from sk_calex.branches._head_base import BranchHead, integer
-from sk_calex.branches._layers import Pointwise, linear, mixed_pool, pooled_grid
+from sk_calex.branches._layers import (
+    BranchHead,
+    Pointwise,
+    integer,
+    linear,
+    mixed_pool,
+    pooled_grid,
+)
 from sk_calex.cascade._ensembles import LogMean, fit_log_mean
 from sk_calex.cascade._learning import Lesson
 from sk_calex.policies import ExitPolicy, SharedThreshold

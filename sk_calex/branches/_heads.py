@@ -18,14 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ._head_base import BranchHead, integer, integers, seeded
 from ._layers import (
     Block,
+    BranchHead,
     WeightedBatchNorm,
     draw,
+    integer,
+    integers,
     linear,
     mixed_pool,
     pooled_grid,
+    seeded,
     trunk,
 )
 from ._prototype_heads import PrototypeAugmentedHead, PrototypeHead

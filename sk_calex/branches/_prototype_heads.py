@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from ._head_base import BranchHead, integer, integers, seeded
-from ._layers import WeightedBatchNorm, draw, linear, pointwise, trunk
+from ._layers import (
+    BranchHead,
+    WeightedBatchNorm,
+    draw,
+    integer,
+    integers,
+    linear,
+    pointwise,
+    seeded,
+    trunk,
+)
 
 __all__ = ["PrototypeAugmentedHead", "PrototypeHead"]
 

@@ -20,11 +20,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
+from sk_calex.branches._as_branch import macs_of, probabilities_of
 from sk_calex.calibration._answers import StageTable
 from sk_calex.cascade._runtime import (
     Answer,
     Source,
-    answer_of,
     backbone_answer,
     cached_sources,
     every_answer,
@@ -185,12 +185,14 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
 
     def _answers(self) -> list[Answer]:
         n_classes = len(self.classes_)
-        answers = [answer_of(branch, n_classes) for branch in self.branches_]
+        answers = [probabilities_of(branch, n_classes) for branch in self.branches_]
         return [*map(independent, answers), self._last_answer()]
 
     def _last_answer(self) -> Answer:
         if self.final_estimator_ is not None:
-            return independent(answer_of(self.final_estimator_, len(self.classes_)))
+            return independent(
+                probabilities_of(self.final_estimator_, len(self.classes_))
+            )
         order = self._output_order
         return independent(lambda logits: backbone_answer(logits)[:, order])
 
@@ -336,11 +338,11 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             )
         stages = list(self.layout_.stage_macs)
         if self.final_estimator_ is not None:
-            stages[-1] += _estimator_macs(self.final_estimator_, "final_estimator")
+            stages[-1] += macs_of(self.final_estimator_, "final_estimator")
         return stages, self._branch_macs()
 
     def _branch_macs(self) -> list[int]:
-        return [_estimator_macs(branch, "branch") for branch in self.branches_]
+        return [macs_of(branch, "branch") for branch in self.branches_]
 
     def cost(self, X: Any) -> NDArray[np.float64]:
         """Multiply-accumulates spent on each sample.
@@ -412,16 +414,3 @@ def _check_alike(given: TapLayout, known: TapLayout, whose: str) -> None:
             f"{list(known.names)}, of shapes {known.shapes} with {known.n_outputs} "
             "outputs. Give features that the same backbone made."
         )
-
-
-def _estimator_macs(estimator: Any, role: str) -> int:
-    """MACs of one answer of a classifier: its own count, or its linear weights'."""
-    macs = getattr(estimator, "macs_", None)
-    if macs is None and hasattr(estimator, "coef_"):
-        macs = np.asarray(estimator.coef_).size
-    if macs is None:
-        raise ValueError(
-            f"the MACs of {role} {estimator!r} cannot be counted. Set its attribute "
-            "macs_ to the multiply-accumulates of one answer."
-        )
-    return int(macs)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
+from sk_calex.branches._as_branch import clone_for_taps
 from sk_calex.branches._branches import PrototypePoolingClassifier
 from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._calibrator import class_precision
@@ -21,7 +22,6 @@ from sk_calex.cascade._ensembles import Ensembles
 from sk_calex.cascade._fit_branches import (
     Alignment,
     Problem,
-    branch_templates,
     fit_branches,
     n_trainings,
 )
@@ -338,7 +338,7 @@ class CascadeClassifier(LearningCascade):
             self.alignment_mixture,
         )
         branch = self._default_branch() if self.branch is None else self.branch
-        templates = branch_templates(branch, lesson.layout.names, lesson.seeds)
+        templates = clone_for_taps(branch, lesson.layout.names, lesson.seeds)
         # Each branch, and each time that one is also trained out of fold.
         n_fits = n_trainings(len(templates), lesson.folds, alignment, self.cross_fit)
         with task.part("branches", n_fits) as part:

@@ -11,11 +11,13 @@ from joblib import Memory, Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
-from sklearn.utils.validation import has_fit_parameter
 
 from sk_calex.backbone._layout import TapLayout
-from sk_calex.branches._branches import BaseBranch
-from sk_calex.branches._training import soften
+from sk_calex.branches._as_branch import (
+    count_target_classes,
+    fit_as_branch,
+    probabilities_of,
+)
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._table import CalibrationRule, CalibrationTable, exits_at
 from sk_calex.cascade._alignment import (
@@ -25,7 +27,6 @@ from sk_calex.cascade._alignment import (
 )
 from sk_calex.cascade._content import digest_for
 from sk_calex.cascade._profile import TrainingProfile
-from sk_calex.cascade._runtime import answer_of
 from sk_calex.cascade._training_data import Folds
 from sk_calex.utils._callbacks import NO_TASK, Task, handed, handing
 from sk_calex.utils._progress import bar, showing
@@ -35,15 +36,11 @@ __all__ = [
     "Alignment",
     "FittedBranches",
     "Problem",
-    "branch_templates",
     "fit_branches",
-    "fit_weighted",
     "n_trainings",
 ]
 
 _ROWS = 4096
-# A repeated row must carry at least this share of its sample to be worth its memory.
-_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,35 +81,6 @@ class FittedBranches:
     proba: NDArray[np.float64] | None
     effective_sample_sizes: NDArray[np.float64]
     profile: TrainingProfile
-
-
-def branch_templates(
-    branch: Any, taps: Sequence[str], seeds: np.random.RandomState
-) -> list[Any]:
-    """A branch for each tap, with a seed where it has none."""
-    given = branch if isinstance(branch, list) else [branch] * len(taps)
-    if len(given) != len(taps):
-        raise ValueError(
-            f"branch is a list of {len(given)} classifiers but there are {len(taps)} "
-            f"taps: {list(taps)}. Give one a tap, or one for all."
-        )
-    templates = []
-    for template in given:
-        own = clone(template)
-        seed = int(seeds.randint(2**31 - 1))
-        _seed(own, seed)
-        templates.append(own)
-    return templates
-
-
-def _seed(estimator: Any, seed: int) -> None:
-    """Give the estimator, and those inside of it, a seed where they have none."""
-    if estimator.get_params(deep=False).get("random_state", 0) is None:
-        estimator.set_params(random_state=seed)
-    inner = np.random.RandomState(seed)
-    for name, value in sorted(estimator.get_params(deep=True).items()):
-        if name.endswith("__random_state") and value is None:
-            estimator.set_params(**{name: int(inner.randint(2**31 - 1))})
 
 
 def n_trainings(
@@ -279,17 +247,16 @@ class _Fitter:
         """Training weights on some rows; rows outside get 0: absent, without a copy."""
         weight = np.zeros_like(self.weight)
         weight[rows] = self.weight[rows]
-        if self._n_classes(weight > 0) < 2:
+        present, soft = weight > 0, self.problem.soft
+        n_classes = count_target_classes(
+            self.template,
+            self.problem.targets[present],
+            None if soft is None else soft[present],
+        )
+        if n_classes < 2:
             # Survivors of one class teach nothing: then all rows count alike.
             weight[rows] = self.problem.weight[rows]
         return weight
-
-    def _n_classes(self, rows: NDArray[np.bool_]) -> int:
-        """How many classes some rows teach."""
-        if self.problem.soft is None or isinstance(self.template, BaseBranch):
-            return len(np.unique(self.problem.targets[rows]))
-        share = _shares(self.template, self.problem.soft[rows])
-        return int((share > 0).any(axis=0).sum())
 
     def __call__(self, rows: NDArray[np.intp]) -> Any:
         return self.fit(
@@ -310,7 +277,7 @@ class _Fitter:
         kept: _Kept | None = None,
     ) -> None:
         """Enter what the branch says of some rows."""
-        answer = answer_of(branch, self.problem.n_classes)
+        answer = probabilities_of(branch, self.problem.n_classes)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
             proba = answer(as_tensor(self.block[part]).reshape(-1, *self.shape))
@@ -349,70 +316,4 @@ def _fit_branch(
     """Train one branch; `content` stands for the data in the key of a cache."""
     branch, task = clone(template), handed()
     with task.handed_to(branch), task:
-        return _fitted(branch, block, shape, targets, weight, soft)
-
-
-def _fitted(
-    branch: Any,
-    block: NDArray[Any],
-    shape: tuple[int, ...],
-    targets: NDArray[np.intp],
-    weight: NDArray[np.float64],
-    soft: NDArray[np.float64] | None,
-) -> Any:
-    if isinstance(branch, BaseBranch):
-        if branch.feature_shape is None:
-            branch.set_params(feature_shape=shape)
-        return branch.fit(block, targets, sample_weight=weight, soft_targets=soft)
-    rows = np.flatnonzero(weight > 0)
-    labels, weight = targets[rows], weight[rows]
-    if soft is not None:
-        # A soft target is the row repeated, once a class, weighted by its share.
-        share = _shares(branch, soft[rows])
-        repeat, labels = np.nonzero(share)
-        weight = weight[repeat] * share[repeat, labels]
-        rows = rows[repeat]
-    with bar(unit="fit", total=1) as shown:
-        fitted = fit_weighted(
-            branch,
-            block[rows],
-            labels,
-            weight,
-            "branch",
-            "Set targets='argmax' and alignment='hard' or 'none' (soft targets and "
-            "soft survivor weights are weights too), or give a branch whose fit takes "
-            "them.",
-        )
-        shown.update()
-    return fitted
-
-
-def _shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each class weighs in a row that is repeated once a class."""
-    share: NDArray[np.float64] = soften(soft, getattr(branch, "temperature", 1.0))
-    # Where no class has that much, the largest shares count.
-    least = np.minimum(_LEAST_SHARE, share.max(axis=1, keepdims=True))
-    share = np.where(share >= least, share, 0.0)
-    return share / share.sum(axis=1, keepdims=True)
-
-
-def fit_weighted(
-    estimator: Any,
-    X: NDArray[Any],
-    y: NDArray[np.intp],
-    weight: NDArray[np.float64],
-    role: str,
-    advice: str,
-) -> Any:
-    """Fit a classifier with weights, or without where all are equal and it takes none.
-
-    Equal weights are passed on, too: to a penalised classifier their size matters.
-    """
-    if has_fit_parameter(estimator, "sample_weight"):
-        return estimator.fit(X, y, sample_weight=weight)
-    if np.ptp(weight) == 0:
-        return estimator.fit(X, y)
-    raise ValueError(
-        f"{role}={estimator!r} takes no sample_weight, and the weights of its samples "
-        f"differ. {advice}"
-    )
+        return fit_as_branch(branch, block, shape, targets, weight, soft)

@@ -25,9 +25,8 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.backbone._layout import TapLayout
-from sk_calex.cascade._fit_branches import fit_weighted
+from sk_calex.branches._as_branch import fit_with_weights, probabilities_of
 from sk_calex.cascade._last_stage import check_output_order, output_order
-from sk_calex.cascade._runtime import answer_of
 from sk_calex.cascade._sharing import SharingCascade
 from sk_calex.cascade._training_data import Folds, make_folds
 from sk_calex.policies import ExitPolicy
@@ -220,7 +219,7 @@ class LearningCascade(CallbackSupportMixin, SharingCascade):
         def fitted(rows: NDArray[np.intp]) -> Any:
             if isinstance(template, FrozenEstimator):
                 return template
-            return fit_weighted(
+            return fit_with_weights(
                 clone(template),
                 outputs[rows],
                 codes[rows],
@@ -230,7 +229,7 @@ class LearningCascade(CallbackSupportMixin, SharingCascade):
             )
 
         def answers(estimator: Any, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-            return answer_of(estimator, n_classes)(as_tensor(outputs[rows]))
+            return probabilities_of(estimator, n_classes)(as_tensor(outputs[rows]))
 
         proba = np.full((len(codes), n_classes), 1 / n_classes)
         out_of_fold = folds.pairs if len(folds.pairs) > 1 else []

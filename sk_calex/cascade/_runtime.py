@@ -13,14 +13,13 @@ from torch import Tensor
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.backbone._runner import Runner
 from sk_calex.backbone._samples import Samples
-from sk_calex.branches._branches import BaseBranch
+from sk_calex.branches._as_branch import Probabilities
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.policies import Policy
 from sk_calex.utils._validation import as_tensor, check_finite, softmax64
 
 __all__ = [
     "Answer",
-    "answer_of",
     "backbone_answer",
     "cached_sources",
     "every_answer",
@@ -31,9 +30,6 @@ __all__ = [
 ]
 
 _CACHED_ROWS = 1024
-
-Probabilities = Callable[[Tensor], NDArray[np.float64]]
-"""Features of one stage, (n_samples, *shape), to probabilities (n_samples, C)."""
 
 Answer = Callable[[Tensor, "StageAnswer | None"], StageAnswer]
 """Features of one stage, and what the stage before said, to what this one says."""
@@ -115,41 +111,6 @@ def backbone_answer(logits: Tensor) -> NDArray[np.float64]:
 def independent(probabilities: Probabilities) -> Answer:
     """The answer of a stage that does not build on those before it."""
     return lambda features, before: StageAnswer(probabilities(features), before)
-
-
-def answer_of(estimator: Any, n_classes: int) -> Probabilities:
-    """A fitted classifier of class codes, giving probabilities of all classes."""
-    codes = np.asarray(estimator.classes_, dtype=np.intp)
-
-    def spread(proba: NDArray[np.float64]) -> NDArray[np.float64]:
-        if len(codes) == n_classes:
-            return proba
-        # Classes that the branch never saw get probability 0.
-        full = np.zeros((len(proba), n_classes))
-        full[:, codes] = proba
-        return full
-
-    if isinstance(estimator, BaseBranch):
-        branch, shape = estimator, estimator.feature_shape_
-
-        def answer_of_head(features: Tensor) -> NDArray[np.float64]:
-            # A branch may read the tap in another shape than the tap has.
-            logits = branch.answer_logits(features.reshape(-1, *shape))
-            return spread(softmax64(logits))
-
-        return answer_of_head
-
-    def answer(features: Tensor) -> NDArray[np.float64]:
-        rows = features.flatten(1).cpu().numpy()
-        check_finite(rows, f"the features for {type(estimator).__name__}", "Scale X.")
-        proba = estimator.predict_proba(rows)
-        proba = np.asarray(proba, dtype=np.float64)
-        check_finite(
-            proba, f"the probabilities of {type(estimator).__name__}", "Scale X."
-        )
-        return spread(proba)
-
-    return answer
 
 
 def run_cascade(

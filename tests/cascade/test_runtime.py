@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from sk_calex import CascadeClassifier, FrozenBackbone
-from sk_calex.cascade._runtime import answer_of, cached_sources, run_cascade, tabulate
+from sk_calex.branches._as_branch import probabilities_of
+from sk_calex.cascade._runtime import cached_sources, run_cascade, tabulate
 from sk_calex.policies import ClassThresholds
 from tests._cascade_models import (
     STAGE_MACS,
@@ -237,12 +238,12 @@ class Fixed:
 
 
 def test_classes_that_a_branch_never_saw_have_probability_zero():
-    answer = answer_of(Fixed([0, 2], [0.3, 0.7]), n_classes=4)
+    answer = probabilities_of(Fixed([0, 2], [0.3, 0.7]), n_classes=4)
     np.testing.assert_array_equal(
         answer(torch.zeros(2, 3)), [[0.3, 0, 0.7, 0], [0.3, 0, 0.7, 0]]
     )
     with pytest.raises(ValueError, match="probabilities of Fixed"):
-        answer_of(Fixed([0, 1], [np.nan, 1]), 2)(torch.zeros(2, 3))
+        probabilities_of(Fixed([0, 1], [np.nan, 1]), 2)(torch.zeros(2, 3))
 
 
 def test_run_and_table_against_a_loop(cached, features):

@@ -70,7 +70,7 @@ def counted(monkeypatch, owner, name):
 
 @pytest.fixture
 def heads(monkeypatch):
-    return counted(monkeypatch, fitting, "_fitted")
+    return counted(monkeypatch, fitting, "fit_as_branch")
 
 
 def grid(estimator, margins=MARGINS, kind=GridSearchCV, **params):

@@ -1,0 +1,320 @@
+"""Seed, fit, ask and count any scikit-learn classifier as a branch.
+
+The one place that knows torch branches from other classifiers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.utils.validation import has_fit_parameter
+from torch import Tensor
+
+from sk_calex.branches._base import BaseBranch
+from sk_calex.branches._training import soften
+from sk_calex.utils._progress import bar
+from sk_calex.utils._validation import check_finite, softmax64
+
+__all__ = [
+    "Probabilities",
+    "clone_for_taps",
+    "count_target_classes",
+    "fit_as_branch",
+    "fit_with_weights",
+    "macs_of",
+    "probabilities_of",
+    "seed_estimator",
+]
+
+# A repeated row must carry at least this share of its sample to be worth its memory.
+_LEAST_SHARE = 0.01
+
+Probabilities = Callable[[Tensor], NDArray[np.float64]]
+"""Features of one stage, (n_samples, *shape), to probabilities (n_samples, C)."""
+
+
+def clone_for_taps(
+    branch: Any, taps: Sequence[str], seeds: np.random.RandomState
+) -> list[Any]:
+    """Clone a template for each tap and seed the clones.
+
+    Parameters
+    ----------
+    branch : classifier or list of classifiers
+        One template for all taps, or a list with one for each tap.
+    taps : sequence of str
+        Names of the taps, in cascade order.
+    seeds : RandomState
+        Source of the seeds; one is drawn for each tap.
+
+    Returns
+    -------
+    branches : list of classifiers
+        One unfitted clone for each tap. Parameters named `random_state` that were None
+        hold a seed, those of nested estimators included.
+
+    Raises
+    ------
+    ValueError
+        If `branch` is a list that does not have one classifier for each tap.
+    """
+    given = branch if isinstance(branch, list) else [branch] * len(taps)
+    if len(given) != len(taps):
+        raise ValueError(
+            f"branch is a list of {len(given)} classifiers but there are {len(taps)} "
+            f"taps: {list(taps)}. Give one for each tap, or a single one for all."
+        )
+    branches = []
+    for template in given:
+        own = clone(template)
+        seed_estimator(own, int(seeds.randint(2**31 - 1)))
+        branches.append(own)
+    return branches
+
+
+def seed_estimator(estimator: Any, seed: int) -> None:
+    """Set each `random_state` that is None, nested ones included.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Changed in place.
+    seed : int
+        Seed of the estimator itself, and of the generator that seeds nested ones.
+    """
+    if estimator.get_params(deep=False).get("random_state", 0) is None:
+        estimator.set_params(random_state=seed)
+    inner = np.random.RandomState(seed)
+    for name, value in sorted(estimator.get_params(deep=True).items()):
+        if name.endswith("__random_state") and value is None:
+            estimator.set_params(**{name: int(inner.randint(2**31 - 1))})
+
+
+def fit_as_branch(
+    branch: Any,
+    X: NDArray[Any],
+    shape: tuple[int, ...],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    soft_targets: NDArray[np.float64] | None,
+) -> Any:
+    """Fit a classifier on one tap, with weights and soft targets.
+
+    A torch branch takes both as they are. Any other classifier gets the rows of
+    positive weight; with soft targets, each row is repeated once for each class,
+    weighted by the class's probability.
+
+    Parameters
+    ----------
+    branch : classifier
+        Fitted in place.
+    X : ndarray of shape (n_samples, n_features)
+        Flattened features of the tap; may be a memory map.
+    shape : tuple of int
+        Shape of one sample's features, for a torch branch that has none of its own.
+    y : ndarray of int, shape (n_samples,)
+        Class codes.
+    sample_weight : ndarray of float64, shape (n_samples,)
+        Training weights; a row of weight 0 is absent.
+    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
+        Class probabilities to imitate.
+
+    Returns
+    -------
+    branch : classifier
+        The fitted classifier.
+
+    Raises
+    ------
+    ValueError
+        If the weights differ and `branch` takes none.
+    """
+    if isinstance(branch, BaseBranch):
+        if branch.feature_shape is None:
+            branch.set_params(feature_shape=shape)
+        return branch.fit(X, y, sample_weight=sample_weight, soft_targets=soft_targets)
+    rows = np.flatnonzero(sample_weight > 0)
+    labels, weight = y[rows], sample_weight[rows]
+    if soft_targets is not None:
+        share = _class_shares(branch, soft_targets[rows])
+        repeat, labels = np.nonzero(share)
+        weight = weight[repeat] * share[repeat, labels]
+        rows = rows[repeat]
+    with bar(unit="fit", total=1) as shown:
+        fitted = fit_with_weights(
+            branch,
+            X[rows],
+            labels,
+            weight,
+            "branch",
+            "Set targets='argmax' and alignment='hard' or 'none' (soft targets and "
+            "soft survivor weights are weights too), or give a branch whose fit takes "
+            "them.",
+        )
+        shown.update()
+    return fitted
+
+
+def count_target_classes(
+    branch: Any, y: NDArray[np.intp], soft_targets: NDArray[np.float64] | None
+) -> int:
+    """Count the classes that `fit_as_branch` would train a classifier on.
+
+    Parameters
+    ----------
+    branch : classifier
+        The classifier, fitted or not.
+    y : ndarray of int, shape (n_samples,)
+        Class codes of the rows of positive weight.
+    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
+        Their class probabilities to imitate.
+
+    Returns
+    -------
+    n_classes : int
+        Number of distinct classes.
+    """
+    if soft_targets is None or isinstance(branch, BaseBranch):
+        return len(np.unique(y))
+    return int((_class_shares(branch, soft_targets) > 0).any(axis=0).sum())
+
+
+def _class_shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weight of each class in a row that is repeated once for each class."""
+    share: NDArray[np.float64] = soften(soft, getattr(branch, "temperature", 1.0))
+    # Where no class has that much, the largest shares count.
+    least = np.minimum(_LEAST_SHARE, share.max(axis=1, keepdims=True))
+    share = np.where(share >= least, share, 0.0)
+    return share / share.sum(axis=1, keepdims=True)
+
+
+def fit_with_weights(
+    estimator: Any,
+    X: NDArray[Any],
+    y: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    role: str,
+    advice: str,
+) -> Any:
+    """Fit a classifier with weights, or without where all are equal and it takes none.
+
+    Equal weights are passed on, too: their size matters to a penalised classifier.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Fitted in place.
+    X : ndarray of shape (n_samples, n_features)
+        Features.
+    y : ndarray of int, shape (n_samples,)
+        Class codes.
+    weight : ndarray of float64, shape (n_samples,)
+        Weights, positive.
+    role : str
+        Parameter that holds the classifier, for the message.
+    advice : str
+        What to do where the weights cannot be passed on, for the message.
+
+    Returns
+    -------
+    estimator : classifier
+        The fitted classifier.
+
+    Raises
+    ------
+    ValueError
+        If the weights differ and the classifier's ``fit`` takes none.
+    """
+    if has_fit_parameter(estimator, "sample_weight"):
+        return estimator.fit(X, y, sample_weight=weight)
+    if np.ptp(weight) == 0:
+        return estimator.fit(X, y)
+    raise ValueError(
+        f"{role}={estimator!r} takes no sample_weight, and the weights of its samples "
+        f"differ. {advice}"
+    )
+
+
+def probabilities_of(estimator: Any, n_classes: int) -> Probabilities:
+    """Return the function that gives a fitted classifier's probabilities.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Fitted on class codes, perhaps on some of the classes only.
+    n_classes : int
+        Number of all classes.
+
+    Returns
+    -------
+    probabilities : callable
+        From features (n_samples, *shape), a tensor, to float64 probabilities of shape
+        (n_samples, n_classes). Classes that the classifier never saw get 0. It raises
+        ValueError where features or probabilities are not finite.
+    """
+    codes = np.asarray(estimator.classes_, dtype=np.intp)
+
+    def spread(proba: NDArray[np.float64]) -> NDArray[np.float64]:
+        if len(codes) == n_classes:
+            return proba
+        full = np.zeros((len(proba), n_classes))
+        full[:, codes] = proba
+        return full
+
+    if isinstance(estimator, BaseBranch):
+        branch, shape = estimator, estimator.feature_shape_
+
+        def ask_head(features: Tensor) -> NDArray[np.float64]:
+            # A branch may read the tap in another shape than the tap has.
+            logits = branch.answer_logits(features.reshape(-1, *shape))
+            return spread(softmax64(logits))
+
+        return ask_head
+
+    def ask(features: Tensor) -> NDArray[np.float64]:
+        rows = features.flatten(1).cpu().numpy()
+        check_finite(rows, f"the features for {type(estimator).__name__}", "Scale X.")
+        proba = estimator.predict_proba(rows)
+        proba = np.asarray(proba, dtype=np.float64)
+        check_finite(
+            proba, f"the probabilities of {type(estimator).__name__}", "Scale X."
+        )
+        return spread(proba)
+
+    return ask
+
+
+def macs_of(estimator: Any, role: str) -> int:
+    """Multiply-accumulates of one answer of a fitted classifier.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Fitted.
+    role : str
+        Parameter that holds the classifier, for the message.
+
+    Returns
+    -------
+    macs : int
+        Its attribute `macs_` where it has one, otherwise the number of its linear
+        weights `coef_`.
+
+    Raises
+    ------
+    ValueError
+        If the classifier has neither attribute.
+    """
+    macs = getattr(estimator, "macs_", None)
+    if macs is None and hasattr(estimator, "coef_"):
+        macs = np.asarray(estimator.coef_).size
+    if macs is None:
+        raise ValueError(
+            f"the MACs of {role} {estimator!r} cannot be counted. Set its attribute "
+            "macs_ to the multiply-accumulates of one answer."
+        )
+    return int(macs)
