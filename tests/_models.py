@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,16 @@ def tiny_vit(n_classes: int = 4, seed: int = 0) -> nn.Module:
 def as_stages(net: TinyNet) -> nn.Sequential:
     """Wrap the parts of a net as explicit stages, which are not traced."""
     return nn.Sequential(OrderedDict(net.named_children()))
+
+
+def quantized(module: nn.Module) -> nn.Module:
+    """A module whose linear and recurrent layers have 8-bit weights, for the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves this function to a package
+        return torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(module),
+            {nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell},
+        )[0]
 
 
 def images(n: int, seed: int = 0, dtype: str = "uint8") -> np.ndarray:

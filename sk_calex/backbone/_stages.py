@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sk_calex.backbone._trace import State, Step, TracedModule, check_order, unknown_tap
-from sk_calex.utils._flops import count_macs
+from sk_calex.utils._flops import checked_macs, unchecked_macs
 from sk_calex.utils._modes import inference_mode_for
 
 __all__ = ["Stages", "State", "inference_mode_for"]
@@ -137,10 +137,10 @@ class Stages:
             expected = module(x.clone())
             steps, live, packed = _cut(module, names, fold_norms)
             state: State = (x[:1],)
-            macs = []
+            counts = []
             for k, step in enumerate(steps):
                 steps[k] = step = _without_side_effects(step, state)
-                macs.append(count_macs(step, *state))
+                counts.append(unchecked_macs(step, *state, weights_of=module))
                 single, state = step(*state)
                 _check_rows(k, names, single, state, live[k], 1)
             state, shapes = (x,), []
@@ -149,6 +149,7 @@ class Stages:
                 _check_rows(k, names, output, state, live[k], len(x))
                 shapes.append(tuple(output.shape[1:]))
             _check_same(module, x, expected, output, single)
+        macs = checked_macs(counts)
         return cls(names, steps, shapes, macs, packed=packed)
 
     @property

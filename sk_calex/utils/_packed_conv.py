@@ -8,9 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import conv_flop_count
 
-__all__ = ["PackedConv2d", "can_pack", "flop_formulas", "pack"]
+__all__ = ["PackedConv2d", "can_pack", "pack"]
 
 _HINT_ROWS = 16
 
@@ -108,14 +107,3 @@ def _operators_work() -> bool:
         except (AttributeError, NotImplementedError, RuntimeError, TypeError):
             return False  # a build without oneDNN, or another signature
     return torch.allclose(found, expected, atol=1e-5)
-
-
-def flop_formulas() -> dict[Any, Any]:
-    """How `torch.utils.flop_counter` is to count packed convolutions: as plain ones."""
-    if not _operators_work():
-        return {}
-
-    def flops(x: Any, weight: Any, *args: Any, out_shape: Any = None) -> int:
-        return conv_flop_count(x, weight, out_shape)
-
-    return {torch.ops.mkldnn._convolution_pointwise: flops}

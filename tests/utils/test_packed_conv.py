@@ -139,7 +139,6 @@ def test_a_torch_without_the_operators(tried_anew, monkeypatch, error):
     monkeypatch.setattr(_packed, "_convolve", missing)
     layer = convolution(3, 4, 3)
     assert pack(layer) is layer
-    assert _packed.flop_formulas() == {}
     assert count_macs(layer, torch.zeros(1, 3, 3, 3)) == 3 * 4 * 9
 
 
