@@ -61,6 +61,8 @@ def margin_curve(
             Share of the samples answered at each depth.
         backbone_accuracy : float
             Accuracy of the last stage on all samples.
+        n_samples : float
+            Number of samples; with weights, their effective number (Kish).
 
     Raises
     ------
@@ -137,6 +139,8 @@ def operating_curve(
             Share of the samples answered at each depth.
         backbone_accuracy : float
             Accuracy of the last stage on all samples.
+        n_samples : float
+            Number of samples; with weights, their effective number (Kish).
 
     Raises
     ------
@@ -163,4 +167,5 @@ def operating_curve(
         flops_reduction=np.array([point.flops_reduction for point in points]),
         depth_share=np.array([point.depth_share for point in points]),
         backbone_accuracy=outcomes.backbone_accuracy,
+        n_samples=outcomes.effective_size,
     )

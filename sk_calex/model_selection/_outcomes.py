@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sk_calex.calibration._answers import StageTable
+from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.policies import first_exits
 from sk_calex.utils._validation import check_sample_weight
 
@@ -64,6 +65,13 @@ class Outcomes:
     def total(self) -> float:
         """Samples, or their total weight."""
         return float(self.table.n_samples if self.weight is None else self.weight.sum())
+
+    @property
+    def effective_size(self) -> float:
+        """Number of samples; with weights, Kish's effective number."""
+        if self.weight is None:
+            return float(self.table.n_samples)
+        return effective_sample_size(self.weight)
 
     @property
     def backbone_accuracy(self) -> float:

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch
 
 from sk_calex.inspection._reports import alignment_report, distribution_report
+from sk_calex.utils._intervals import clopper_pearson
 
-from ._style import check_axes, new_axes, short
+from ._style import panels_on, short_labels
 
 __all__ = ["AlignmentDisplay"]
 
@@ -29,10 +30,14 @@ class AlignmentDisplay:
     """Survivors against training weights, branch by branch.
 
     A row for each branch: shares over the true classes, and over the confidence of the
-    branch before. Grey bars are the samples that really reach the branch, hatched bars
-    the weighted training rows, dashes the training rows without weights. The titles
-    hold the total-variation distance (TV), what sampling alone would give, and the
-    effective sample size (ESS).
+    branch before. Grey bars are the samples that really reach the branch (survivors),
+    with 95 % Clopper-Pearson intervals; hatched bars the weighted training rows; dashes
+    the training rows without weights. Classes go from the most frequent among the
+    survivors to the rarest.
+
+    The titles hold the total-variation distance between survivors and weighted rows: 0
+    if they are alike, 1 if they have nothing in common. Beside it stand the distance
+    without weights, and what chance alone would give.
 
     Parameters
     ----------
@@ -101,8 +106,8 @@ class AlignmentDisplay:
         branches : sequence of int, default=None
             Branches to draw. None: all but the first, which every sample reaches, or
             the first where there is no other.
-        ax : array-like of Axes of shape (n_rows, n_columns), default=None
-            Panels, in the shape of `axes_`. None: those of a new figure.
+        ax : Figure, SubFigure or array-like of Axes, default=None
+            What to draw on; axes as many as panels. None: a new figure.
 
         Returns
         -------
@@ -151,8 +156,9 @@ class AlignmentDisplay:
             The same of the survivors.
         n_bins : int, default=10
             Bins of the confidence: 1, 2, 4, 5, 10 or 20.
-        ax : array-like of Axes of shape (n_rows, n_columns), default=None
-            Panels: one, or two with confidences. None: those of a new figure.
+        ax : Figure, SubFigure or array-like of Axes, default=None
+            What to draw on; axes as many as panels: one, or two with confidences.
+            None: a new figure.
 
         Returns
         -------
@@ -179,8 +185,8 @@ class AlignmentDisplay:
 
         Parameters
         ----------
-        ax : array-like of Axes of shape (n_rows, n_columns), default=None
-            Panels, in the shape of `axes_`. None: those of a new figure.
+        ax : Figure, SubFigure or array-like of Axes, default=None
+            What to draw on; axes as many as panels. None: a new figure.
         branches : sequence of int, default=None
             Branches to draw. None: all but the first, which every sample reaches, or
             the first where there is no other.
@@ -207,23 +213,22 @@ class AlignmentDisplay:
             )
         columns = 1 + bool(np.isfinite(report.tv_confidence[rows]).any())
         shape = (len(rows), columns)
-        if ax is None:
-            sizes = [max(4.2, 1.5 + 0.32 * len(report.classes)), 4.2][:columns]
-            tall = 3.6 if self._crowded() else 2.8  # slanted names need height
-            axes = new_axes(
-                self,
-                *shape,
-                figsize=(sum(sizes), 0.7 + tall * len(rows)),
-                width_ratios=sizes,
-            )
-        else:
-            axes = check_axes(ax, shape, f"{shape[0]} x {shape[1]} panels are drawn")
+        sizes = [max(4.2, 1.5 + 0.32 * len(report.classes)), 4.2][:columns]
+        tall = 3.6 if self._crowded() else 2.8  # slanted names need height
+        axes, whole = panels_on(
+            self,
+            ax,
+            shape,
+            f"{shape[0]} x {shape[1]} panels are drawn",
+            figsize=(sum(sizes), 0.7 + tall * len(rows)),
+            width_ratios=sizes,
+        )
         for panels, branch in zip(axes, rows, strict=True):
             self._plot_classes(panels[0], branch)
             if columns == 2:
                 self._plot_confidence(panels[1], branch)
         self.axes_, self.figure_ = axes, axes[0, 0].figure
-        if ax is None:
+        if whole:
             handles, labels = axes[0, 0].get_legend_handles_labels()
             self.figure_.legend(
                 [*handles[1:], handles[0]],  # bars first
@@ -237,31 +242,33 @@ class AlignmentDisplay:
 
     def _plot_classes(self, ax: Any, branch: int) -> None:
         report = self.report
-        at = np.arange(len(report.classes))
-        self._bars(ax, at, 1.0, report.class_share, branch)
+        order = np.argsort(-_shares(report.class_share, branch)[0], kind="stable")
+        names = np.array(self._class_names(), dtype=object)[order]
+        self._bars(ax, np.arange(len(order)), 1.0, report.class_share, branch, order)
         crowded = self._crowded()
         ax.set_xticks(
-            at,
-            self._class_names(),
+            np.arange(len(order)),
+            names,
             rotation=45 if crowded else 0,
             ha="right" if crowded else "center",
             rotation_mode="anchor",
             fontsize="small",
         )
         size, n = report.effective_sample_size[branch], report.n_train
-        ax.set(xlabel="Class", ylabel="Share (%)")
+        ax.set(xlabel="True class", ylabel="Share (%)")
         ax.set_title(
-            f"Branch {branch + 1} ({report.branch_names[branch]}), "
-            f"{report.n_survivors[branch]:,} survivors, ESS {size:,.0f} of {n:,}\n"
+            f"Branch {branch + 1} ({report.branch_names[branch]}): "
+            f"{report.n_survivors[branch]:,} survivors, "
+            f"{n:,} training rows worth {size:,.0f}\n"
             + self._distance("class", branch),
             fontsize="small",
         )
 
     def _class_names(self) -> list[str]:
-        return [short(label, 16) for label in self.report.classes]
+        return short_labels(self.report.classes, 16)
 
     def _crowded(self) -> bool:
-        """Whether the names of the classes have no room side by side."""
+        """Tell whether the names of the classes have no room side by side."""
         return sum(len(name) + 3 for name in self._class_names()) > 40
 
     def _plot_confidence(self, ax: Any, branch: int) -> None:
@@ -271,7 +278,9 @@ class AlignmentDisplay:
             return
         edges = 100 * report.confidence_edges
         width = edges[1]
-        self._bars(ax, edges[:-1] + width / 2, width, report.confidence_share, branch)
+        at = edges[:-1] + width / 2
+        order = np.arange(len(at))
+        self._bars(ax, at, width, report.confidence_share, branch, order)
         ax.set(xlabel="Confidence of the branch before (%)", ylabel="Share (%)")
         ax.set_xlim(-1, 101)
         ax.set_title(self._distance("confidence", branch), fontsize="small")
@@ -281,19 +290,43 @@ class AlignmentDisplay:
             self.report[f"tv_{what}{suffix}"][branch]
             for suffix in ("", "_unweighted", "_noise")
         )
-        return f"TV {tv:.3f}; unweighted {plain:.3f}; by chance {noise:.3f}"
+        return f"Distance {tv:.3f} (unweighted {plain:.3f}, by chance {noise:.3f})"
 
     def _bars(
-        self, ax: Any, at: NDArray[Any], width: float, shares: Bunch, branch: int
+        self,
+        ax: Any,
+        at: NDArray[Any],
+        width: float,
+        shares: Bunch,
+        branch: int,
+        order: NDArray[np.intp],
     ) -> None:
         half = 0.4 * width
-        real, trained, plain = (
-            100 * np.nan_to_num(shares[key][branch])
-            for key in ("survivors", "training", "unweighted")
+        real, trained, plain = (part[order] for part in _shares(shares, branch))
+        # Counts, as long as the survivors are not weighted; else an approximation.
+        n = self.report.n_survivors[branch]
+        errors = np.abs(clopper_pearson(real * n, n) - real) if n else None
+        ax.bar(
+            at - half / 2,
+            100 * real,
+            half,
+            yerr=None if errors is None else 100 * errors,
+            error_kw={"elinewidth": 0.8, "capsize": 1.5},
+            label="survivors",
+            **_SURVIVORS,
         )
-        ax.bar(at - half / 2, real, half, label="survivors", **_SURVIVORS)
-        ax.bar(at + half / 2, trained, half, label="weighted training", **_TRAINING)
-        ax.plot(at, plain, label="training, unweighted", markersize=9, **_UNWEIGHTED)
+        ax.bar(
+            at + half / 2, 100 * trained, half, label="weighted training", **_TRAINING
+        )
+        ax.plot(
+            at, 100 * plain, label="training, unweighted", markersize=9, **_UNWEIGHTED
+        )
         ax.grid(visible=True, axis="y", alpha=0.3)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
+
+
+def _shares(shares: Bunch, branch: int) -> list[NDArray[np.float64]]:
+    """Give the shares of survivors, weighted and plain training rows at a branch."""
+    keys = ("survivors", "training", "unweighted")
+    return [np.nan_to_num(shares[key][branch]) for key in keys]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch
 from sklearn.utils.validation import (
     check_consistent_length,
@@ -14,31 +15,36 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.inspection._reports import label_codes
 from sk_calex.model_selection import pareto_front
-from sk_calex.model_selection._estimators import cascade_in, input_of
+from sk_calex.model_selection._estimators import cascade_in, input_of, knob_of
 from sk_calex.model_selection._outcomes import Outcomes
 from sk_calex.policies import Oracle, first_exits
-from sk_calex.utils._validation import check_finite
+from sk_calex.utils._intervals import clopper_pearson
+from sk_calex.utils._validation import check_finite, check_sample_weight
 
 from ._points import knob_values, points_of_cv_results, points_of_predictions
 from ._style import (
+    axes_on,
     legend_label,
     line_style,
     mark_backbone,
     mark_operating_point,
     mark_oracle,
-    new_axes,
     place_legend,
+    place_values,
+    write_values,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 __all__ = ["CascadeDisplay"]
 
 # How the lines of this class are known again on axes that hold others too.
-_CURVE, _BEATEN = "sk_calex.curve", "sk_calex.beaten"
+_CURVE, _TAIL, _BEATEN = (f"sk_calex.{what}" for what in ("curve", "tail", "beaten"))
 
 
 class CascadeDisplay:
@@ -48,7 +54,9 @@ class CascadeDisplay:
     of `operating_curve`, :meth:`from_cv_results` for a grid search and
     :meth:`from_predictions` for answers from anywhere. Several methods share a picture
     by ``ax=display.ax_``: each gets a colour, a marker and dashes of its own, so they
-    also differ in black and white.
+    also differ in black and white. The numbers beside the points are values of the
+    knob, written where there is room. Points before the most accurate one are pale:
+    another point saves more and is not less accurate.
 
     Parameters
     ----------
@@ -67,14 +75,19 @@ class CascadeDisplay:
     oracle : (float, float), default=None
         Reduction and accuracy of the upper limit, marked as such.
     values : array-like of shape (n_points, ...), default=None
-        Value of the knob at each operating point; kept, not drawn.
+        Value of the knob at each operating point, written beside it if it is a number.
+    n_samples : float, default=None
+        Number of samples behind the accuracies, or their effective number if they are
+        weighted: 95 % Clopper-Pearson intervals are drawn. None: none are drawn.
+    value_name : str, default=None
+        What the values are, such as "margin", for the title.
     name : str, default=None
         Name in the legend. None: the curve has no entry.
 
     Attributes
     ----------
     line_ : matplotlib.lines.Line2D
-        The curve.
+        The curve, without its pale part.
     ax_ : matplotlib.axes.Axes
         Axes with the curve.
     figure_ : matplotlib.figure.Figure
@@ -93,7 +106,7 @@ class CascadeDisplay:
     >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
     >>> display = CascadeDisplay.from_estimator(cascade, X, y, name="CalexNet")
     >>> display.ax_.get_xlabel(), display.ax_.get_ylabel()
-    ('FLOPs reduction (%)', 'Accuracy (%)')
+    ('FLOPs saved (%)', 'Accuracy (%)')
     """
 
     line_: Any
@@ -111,6 +124,8 @@ class CascadeDisplay:
         operating_point: tuple[float, float] | None = None,
         oracle: tuple[float, float] | None = None,
         values: ArrayLike | None = None,
+        n_samples: float | None = None,
+        value_name: str | None = None,
         name: str | None = None,
     ) -> None:
         self.flops_reduction = flops_reduction
@@ -121,6 +136,8 @@ class CascadeDisplay:
         self.operating_point = operating_point
         self.oracle = oracle
         self.values = values
+        self.n_samples = n_samples
+        self.value_name = value_name
         self.name = name
 
     @classmethod
@@ -137,7 +154,7 @@ class CascadeDisplay:
         pareto: bool | str = False,
         sample_weight: ArrayLike | None = None,
         name: str | None = None,
-        ax: Axes | None = None,
+        ax: Axes | FigureBase | None = None,
         **kwargs: Any,
     ) -> CascadeDisplay:
         """Draw a fitted cascade of any method over its knob; nothing is trained.
@@ -169,8 +186,8 @@ class CascadeDisplay:
             Weights of the samples.
         name : str, default=None
             Name in the legend. None: the name of the cascade's class.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot`.
 
@@ -213,6 +230,8 @@ class CascadeDisplay:
             ),
             oracle=mark(oracle, lambda table: Oracle().depth(table, codes)),
             values=chosen,
+            n_samples=outcomes.effective_size,
+            value_name=knob_of(cascade).rpartition("__")[2],
             name=type(cascade).__name__ if name is None else name,
         )
         return display.plot(ax, pareto=pareto, **kwargs)
@@ -224,7 +243,7 @@ class CascadeDisplay:
         *,
         pareto: bool | str = False,
         name: str | None = None,
-        ax: Axes | None = None,
+        ax: Axes | FigureBase | None = None,
         **kwargs: Any,
     ) -> CascadeDisplay:
         """Draw what `margin_curve` or `operating_curve` returned.
@@ -237,8 +256,8 @@ class CascadeDisplay:
             As of :meth:`plot`.
         name : str, default=None
             Name in the legend. None: the curve has no entry.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot`.
 
@@ -257,6 +276,8 @@ class CascadeDisplay:
             accuracy=curve.accuracy,
             backbone_accuracy=curve.backbone_accuracy,
             values=curve.get("knob_values", curve.get("margins")),
+            n_samples=curve.get("n_samples"),
+            value_name="margin" if "margins" in curve else None,
             name=name,
         )
         return display.plot(ax, pareto=pareto, **kwargs)
@@ -275,7 +296,7 @@ class CascadeDisplay:
         values: ArrayLike | None = None,
         pareto: bool | str = False,
         name: str | None = None,
-        ax: Axes | None = None,
+        ax: Axes | FigureBase | None = None,
         **kwargs: Any,
     ) -> CascadeDisplay:
         """Draw answers and their depths, one row an operating point.
@@ -299,13 +320,14 @@ class CascadeDisplay:
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples.
         values : array-like of shape (n_points, ...), default=None
-            Value of the knob at each operating point; kept, not drawn.
+            Value of the knob at each operating point, written beside it if it is a
+            number.
         pareto : bool or "only", default=False
             As of :meth:`plot`.
         name : str, default=None
             Name in the legend. None: the curve has no entry.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot`.
 
@@ -338,6 +360,8 @@ class CascadeDisplay:
             y_true, y_pred, depth, costs, backbone_cost, backbone_pred, sample_weight
         )
         display = cls(**points, values=values, name=name)
+        weight = check_sample_weight(sample_weight, column_or_1d(y_true))
+        display.n_samples = effective_sample_size(weight)
         return display.plot(ax, pareto=pareto, **kwargs)
 
     @classmethod
@@ -350,7 +374,7 @@ class CascadeDisplay:
         best_index: int | None = None,
         pareto: bool | str = False,
         name: str | None = None,
-        ax: Axes | None = None,
+        ax: Axes | FigureBase | None = None,
         **kwargs: Any,
     ) -> CascadeDisplay:
         """Draw a search, with error bars of one standard deviation over its folds.
@@ -370,8 +394,8 @@ class CascadeDisplay:
             As of :meth:`plot`; useful where the grid varies more than the knob.
         name : str, default=None
             Name in the legend. None: the curve has no entry.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot`.
 
@@ -393,7 +417,7 @@ class CascadeDisplay:
 
     def plot(
         self,
-        ax: Axes | None = None,
+        ax: Axes | FigureBase | None = None,
         *,
         pareto: bool | str = False,
         spread: str = "band",
@@ -404,13 +428,13 @@ class CascadeDisplay:
 
         Parameters
         ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
         pareto : bool or "only", default=False
             True: the line joins the points that no other point beats, and the others
             stand small and grey. "only": without them.
         spread : {"band", "bars"}, default="band"
-            How the standard deviations are drawn.
+            How intervals and standard deviations are drawn.
         name : str, default=None
             Name in the legend. None: the `name` of the display.
         **kwargs : dict
@@ -434,46 +458,76 @@ class CascadeDisplay:
                 f"pareto={pareto!r} must be False, True or 'only', and "
                 f"spread={spread!r} 'band' or 'bars'."
             )
-        x, y, x_std, y_std = self._points()
-        if ax is None:
-            ax = new_axes(self)[0, 0]
+        x, y, x_std, low, high, values = self._points()
+        axes = axes_on(self, ax)
         from matplotlib import cbook
         from matplotlib.lines import Line2D
 
-        drawn = sum(line.get_gid() == _CURVE for line in ax.lines)
+        drawn = sum(line.get_gid() == _CURVE for line in axes.lines)
         if drawn == 0:
-            ax.set(xlabel="FLOPs reduction (%)", ylabel="Accuracy (%)")
-            ax.grid(visible=True, alpha=0.3)
+            axes.set(xlabel="FLOPs saved (%)", ylabel="Accuracy (%)")
+            axes.grid(visible=True, alpha=0.3)
+            if not axes.get_title():
+                axes.set_title(self._title(spread), fontsize="medium")
         name = self.name if name is None else name
         label = None if name is None else legend_label(name)
         style = line_style(drawn) | {"label": label, "gid": _CURVE, "markersize": 5}
         style |= cbook.normalize_kwargs(kwargs, Line2D)
-        front = pareto_front(x, y) if pareto else np.ones(len(x), dtype=bool)
+        front = pareto_front(x, y)
+        # What lies before the first point that none beats, or after the last one.
+        ends = np.flatnonzero(front)[[0, -1]]
+        shown = front if pareto else np.ones(len(x), dtype=bool)
         if pareto is True:
             beaten = {"marker": style["marker"], "linestyle": "none", "zorder": 1.5}
             beaten |= {"color": "0.6", "markersize": 3, "gid": _BEATEN}
-            ax.plot(x[~front], y[~front], **beaten)
-        x, y = x[front], y[front]
-        x_std, y_std = (None if s is None else s[front] for s in (x_std, y_std))
-        (self.line_,) = ax.plot(x, y, **style)
+            axes.plot(x[~front], y[~front], **beaten)
+        middle = shown & (np.arange(len(x)) >= ends[0]) & (np.arange(len(x)) <= ends[1])
+        (self.line_,) = axes.plot(x[middle], y[middle], **style)
         color = self.line_.get_color()
-        if spread == "bars" and not (x_std is None and y_std is None):
+        if not pareto:
+            pale = style | {"color": color, "alpha": 0.35, "label": None, "gid": _TAIL}
+            for part in (slice(None, ends[0] + 1), slice(ends[1], None)):
+                if len(x[part]) > 1:
+                    axes.plot(x[part], y[part], **pale)
+        if spread == "bars" and not (x_std is None and low is None):
             bars = {"fmt": "none", "ecolor": color, "elinewidth": 0.8, "capsize": 2}
-            ax.errorbar(x, y, xerr=x_std, yerr=y_std, **bars)
-        elif spread == "band" and y_std is not None:
-            ax.fill_between(x, y - y_std, y + y_std, color=color, alpha=0.2, lw=0)
+            axes.errorbar(
+                x[shown],
+                y[shown],
+                xerr=None if x_std is None else x_std[shown],
+                yerr=None if low is None else np.stack([y - low, high - y])[:, shown],
+                **bars,
+            )
+        elif spread == "band" and low is not None:
+            axes.fill_between(
+                x[shown], low[shown], high[shown], color=color, alpha=0.15, lw=0
+            )
         if self.operating_point is not None:
-            mark_operating_point(ax, self.operating_point, color)
+            mark_operating_point(axes, self.operating_point, color)
         if self.oracle is not None:
-            mark_oracle(ax, self.oracle, color, name)
+            mark_oracle(axes, self.oracle, color, name)
         if self.backbone_accuracy is not None:
-            mark_backbone(ax, self.backbone_accuracy)
-        place_legend(ax)
-        self.ax_, self.figure_ = ax, ax.figure
+            mark_backbone(axes, self.backbone_accuracy)
+        if values is not None:
+            write_values(axes, np.c_[x, y][shown], values[shown].tolist(), color)
+        place_values(axes)
+        place_legend(axes)
+        self.ax_, self.figure_ = axes, axes.figure
         return self
 
+    def _title(self, spread: str) -> str:
+        """Say what is drawn, what the numbers are, and what the band is."""
+        title, notes = "Accuracy against FLOPs saved", []
+        if self.value_name is not None and _numbers(self.values) is not None:
+            notes.append(f"numbers: {self.value_name}")
+        if self.accuracy_std is not None:
+            notes.append(f"{spread}: one standard deviation")
+        elif self.n_samples is not None:
+            notes.append(f"{spread}: 95 % interval, n = {self.n_samples:,.0f}")
+        return "\n".join([title, *([", ".join(notes)] if notes else [])])
+
     def _points(self) -> Any:
-        """Points and deviations in per cent, from the dearest point to the cheapest."""
+        """Points, their limits and values in per cent, from the dearest on."""
         parts: list[Any] = []
         for what in ("flops_reduction", "accuracy"):
             for suffix in ("", "_std"):
@@ -486,5 +540,25 @@ class CascadeDisplay:
                 parts.append(part)
         check_consistent_length(*(part for part in parts if part is not None))
         x, x_std, y, y_std = parts
+        low = high = None
+        if y_std is not None:
+            low, high = y - y_std, y + y_std
+        elif self.n_samples is not None:
+            right = y / 100 * self.n_samples
+            low, high = 100 * clopper_pearson(right, self.n_samples)
+        values = _numbers(self.values)
         order = np.argsort(np.asarray(x), kind="stable")
-        return [None if p is None else p[order] for p in (x, y, x_std, y_std)]
+        parts = [x, y, x_std, low, high, values]
+        return [None if p is None else p[order] for p in parts]
+
+
+def _numbers(values: Any) -> NDArray[np.float64] | None:
+    """Give the values if each is a number, such as a margin for all branches."""
+    if values is None:
+        return None
+    given = list(values)
+    if given and all(isinstance(v, Mapping) and len(v) == 1 for v in given):
+        given = [next(iter(v.values())) for v in given]  # of a grid over one parameter
+    if not all(isinstance(v, Real) and np.isfinite(float(v)) for v in given):
+        return None
+    return np.array(given, dtype=np.float64)

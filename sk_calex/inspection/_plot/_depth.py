@@ -16,11 +16,13 @@ from sklearn.utils.validation import (
 from sk_calex.inspection._reports import depth_names as names_of
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.utils._html import si
+from sk_calex.utils._intervals import clopper_pearson
 
-from ._style import legend_label, new_axes, short
+from ._style import axes_on, legend_label, short_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 __all__ = ["ExitDepthDisplay"]
 
@@ -31,9 +33,10 @@ _LEAST_WRITTEN = 0.06  # smaller shares have no room for a number
 class ExitDepthDisplay:
     """Share of the samples that each depth answers.
 
-    With classes, a stacked bar for each class and one for all samples; without, a bar
-    for each depth. Depths go from light to dark and are hatched, so they differ in
-    black and white.
+    With classes, a stacked bar for each class and one for all samples, from the class
+    that is answered at the lowest cost to the dearest; without, a bar for each depth
+    with its 95 % Clopper-Pearson interval. Depths go from light to dark and are
+    hatched, so they differ in black and white.
 
     Parameters
     ----------
@@ -48,6 +51,10 @@ class ExitDepthDisplay:
         Names of the depths. None: "depth 0", "depth 1", ...
     depth_costs : array-like of shape (n_depths,), default=None
         MACs of an answer at each depth, shown with its name.
+    n_samples : int, default=None
+        Number of samples behind the shares, for their intervals. None: no intervals.
+    class_counts : array-like of shape (n_classes,), default=None
+        Number of samples of each class, written beside its name. None: not written.
 
     Attributes
     ----------
@@ -85,12 +92,16 @@ class ExitDepthDisplay:
         classes: ArrayLike | None = None,
         depth_names: Sequence[str] | None = None,
         depth_costs: ArrayLike | None = None,
+        n_samples: int | None = None,
+        class_counts: ArrayLike | None = None,
     ) -> None:
         self.share = share
         self.class_share = class_share
         self.classes = classes
         self.depth_names = depth_names
         self.depth_costs = depth_costs
+        self.n_samples = n_samples
+        self.class_counts = class_counts
 
     @classmethod
     def from_estimator(
@@ -99,7 +110,8 @@ class ExitDepthDisplay:
         X: Any,
         y: ArrayLike | None = None,
         *,
-        ax: Axes | None = None,
+        ax: Axes | FigureBase | None = None,
+        sort: str = "cost",
         **kwargs: Any,
     ) -> ExitDepthDisplay:
         """Draw where a fitted cascade answers samples.
@@ -113,8 +125,14 @@ class ExitDepthDisplay:
         y : array-like of shape (n_samples,), default=None
             Labels by which the samples are grouped: the true ones, or any others.
             None: they are not grouped.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
+        sort : {"cost", "label"}, default="cost"
+            Order of the classes.
+
+            - "cost": from the one that is answered earliest to the latest, to see
+              which classes are easy.
+            - "label": as the labels are sorted, to find a class again.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.bar` or ``barh``.
 
@@ -146,6 +164,7 @@ class ExitDepthDisplay:
             depth_names=names,
             depth_costs=costs,
             ax=ax,
+            sort=sort,
             **kwargs,
         )
 
@@ -158,7 +177,8 @@ class ExitDepthDisplay:
         n_depths: int | None = None,
         depth_names: Sequence[str] | None = None,
         depth_costs: ArrayLike | None = None,
-        ax: Axes | None = None,
+        ax: Axes | FigureBase | None = None,
+        sort: str = "cost",
         **kwargs: Any,
     ) -> ExitDepthDisplay:
         """Draw depths, as ``predict(X, return_depth=True)`` or `exit_depth` gave them.
@@ -175,8 +195,14 @@ class ExitDepthDisplay:
             Names of the depths.
         depth_costs : array-like of shape (n_depths,), default=None
             MACs of an answer at each depth.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
+        sort : {"cost", "label"}, default="cost"
+            Order of the classes.
+
+            - "cost": from the one that is answered earliest to the latest, to see
+              which classes are easy.
+            - "label": as the labels are sorted, to find a class again.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.bar` or ``barh``.
 
@@ -204,30 +230,45 @@ class ExitDepthDisplay:
                 f"depth goes up to {depths.max()}, but n_depths={n_depths!r}: depths "
                 "count from 0."
             )
-        class_share = classes = None
+        class_share = classes = class_counts = None
         if labels is not None:
             groups = column_or_1d(labels)
             check_consistent_length(depths, groups)
             classes, codes = np.unique(groups, return_inverse=True)
             counts = np.zeros((len(classes), n))
             np.add.at(counts, (codes, depths), 1)
-            class_share = counts / counts.sum(axis=1, keepdims=True)
+            class_counts = counts.sum(axis=1).astype(np.intp)
+            class_share = counts / class_counts[:, None]
         display = cls(
             share=np.bincount(depths, minlength=n) / len(depths),
             class_share=class_share,
             classes=classes,
             depth_names=depth_names,
             depth_costs=depth_costs,
+            n_samples=len(depths),
+            class_counts=class_counts,
         )
-        return display.plot(ax, **kwargs)
+        return display.plot(ax, sort=sort, **kwargs)
 
-    def plot(self, ax: Axes | None = None, **kwargs: Any) -> ExitDepthDisplay:
+    def plot(
+        self,
+        ax: Axes | FigureBase | None = None,
+        *,
+        sort: str = "cost",
+        **kwargs: Any,
+    ) -> ExitDepthDisplay:
         """Draw the bars.
 
         Parameters
         ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
+        sort : {"cost", "label"}, default="cost"
+            Order of the classes.
+
+            - "cost": from the one that is answered earliest to the latest, to see
+              which classes are easy.
+            - "label": as the labels are sorted, to find a class again.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.bar` or ``barh``.
 
@@ -239,22 +280,22 @@ class ExitDepthDisplay:
         Raises
         ------
         ValueError
-            If names, costs or classes are not as many as the shares.
+            If names, costs, counts or classes are not as many as the shares, or
+            `sort` is unknown.
         ImportError
             If matplotlib is not installed.
         """
         share = column_or_1d(self.share).astype(np.float64)
         names = self._names(len(share))
-        rows, labels = self._rows(share)
-        if ax is None:
-            # A line of text a bar, and room for the axis and the legend.
-            height = 4.0 if rows is None else 1.4 + 0.24 * len(labels)
-            ax = new_axes(self, figsize=(6.4, height))[0, 0]
+        rows, labels = self._rows(share, sort)
+        # A line of text a bar, and room for the axis and the legend.
+        height = 4.0 if rows is None else 1.7 + 0.24 * len(labels)
+        axes = axes_on(self, ax, figsize=(6.4, height))
         if rows is None:
-            self._plot_depths(ax, share, names, kwargs)
+            self._plot_depths(axes, share, names, kwargs)
         else:
-            self._plot_classes(ax, rows, labels, names, kwargs)
-        self.ax_, self.figure_ = ax, ax.figure
+            self._plot_classes(axes, rows, labels, names, kwargs)
+        self.ax_, self.figure_ = axes, axes.figure
         return self
 
     def _names(self, n: int) -> list[str]:
@@ -272,21 +313,37 @@ class ExitDepthDisplay:
         return [f"{name}\n{si(cost)} MACs" for name, cost in priced]
 
     def _rows(
-        self, share: NDArray[np.float64]
+        self, share: NDArray[np.float64], sort: str
     ) -> tuple[NDArray[np.float64] | None, list[str]]:
-        """Shares of all samples and of each class, and what to write beside them."""
+        """Give the shares of all samples and of each class, and their labels."""
+        if sort not in ("cost", "label"):
+            raise ValueError(f"sort={sort!r} must be 'cost' or 'label'.")
         if self.class_share is None:
             return None, []
         by_class = np.asarray(self.class_share, dtype=np.float64)
         n = len(by_class)
         classes = np.arange(n) if self.classes is None else column_or_1d(self.classes)
-        if by_class.shape != (len(classes), len(share)):
+        counts = None if self.class_counts is None else column_or_1d(self.class_counts)
+        if by_class.shape != (len(classes), len(share)) or (
+            counts is not None and len(counts) != n
+        ):
             raise ValueError(
                 f"class_share must have shape ({len(classes)}, {len(share)}), one row "
-                f"a class and one column a depth of share; got {by_class.shape}."
+                f"a class and one column a depth of share, and class_counts as many "
+                f"entries as rows; got {by_class.shape} and class_counts={counts!r}."
             )
+        labels = short_labels(classes)
+        if counts is not None:
+            labels = [f"{x}, n = {k}" for x, k in zip(labels, counts, strict=True)]
+        if sort == "cost":
+            # Without costs, a depth counts as much as its number.
+            costs = self.depth_costs
+            prices = np.arange(len(share)) if costs is None else column_or_1d(costs)
+            order = np.argsort(by_class @ prices, kind="stable")  # NaN last
+            by_class, labels = by_class[order], [labels[i] for i in order]
         rows = np.vstack([share, by_class])
-        return np.nan_to_num(rows), ["all", *(short(label) for label in classes)]
+        every = "all" if self.n_samples is None else f"all, n = {self.n_samples}"
+        return np.nan_to_num(rows), [every, *labels]
 
     def _plot_depths(
         self,
@@ -296,12 +353,22 @@ class ExitDepthDisplay:
         kwargs: dict[str, Any],
     ) -> None:
         self.bars_ = []
+        errors = None
+        title = "Where samples are answered"
+        if self.n_samples is not None:
+            n = self.n_samples
+            low, high = clopper_pearson(share * n, n)
+            errors = 100 * np.stack([share - low, high - share])
+            title += f"\n{n:,} samples, lines: 95 % intervals"
         for k, style in enumerate(_depth_styles(len(share))):
+            if errors is not None:
+                style |= {"yerr": errors[:, [k]], "capsize": 4, "ecolor": "black"}
             bar = ax.bar([k], [100 * share[k]], 0.7, **(style | kwargs))
             ax.bar_label(bar, [f"{100 * share[k]:.1f} %"], padding=2)
             self.bars_.append(bar)
+        ax.set_title(title, fontsize="medium")
         ax.set_xticks(range(len(names)), names)
-        ax.set(ylabel="Share of samples (%)", xlabel="Answered at", ylim=(0, 107))
+        ax.set(ylabel="Share of samples (%)", xlabel="Answered at", ylim=(0, 110))
         ax.spines[["top", "right"]].set_visible(False)
 
     def _plot_classes(
@@ -334,10 +401,10 @@ class ExitDepthDisplay:
             self.bars_.append(bar)
         ax.set_yticks(at, labels)
         ax.invert_yaxis()
-        ax.set(xlabel="Share of samples (%)", xlim=(0, 100), ylabel="Class")
+        ax.set(xlabel="Share of the samples of a class (%)", xlim=(0, 100))
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(
-            title="Answered at",
+            title="Where samples are answered, by class",
             loc="lower left",
             bbox_to_anchor=(0, 1.01),
             ncols=max(1, min(len(names), 66 // (6 + max(map(len, names))))),

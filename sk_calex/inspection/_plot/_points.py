@@ -97,7 +97,11 @@ def points_of_cv_results(
         points["operating_point"] = (float(saved[best_index]), float(right[best_index]))
     for key in ("params", "margin"):
         if key in cv_results:
-            points["values"] = [cv_results[key][i] for i in np.flatnonzero(scored)]
+            found = [cv_results[key][i] for i in np.flatnonzero(scored)]
+            names = {name for each in found if key == "params" for name in each}
+            points["values"] = found
+            if len(names) < 2:  # of several, none is the knob
+                points["value_name"] = (names or {key}).pop().rpartition("__")[2]
             break
     return points
 

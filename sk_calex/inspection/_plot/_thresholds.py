@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,27 +18,43 @@ from sklearn.utils.validation import (
 from sk_calex.inspection._reports import precision_bars_of
 from sk_calex.model_selection._estimators import cascade_in
 from sk_calex.policies import ExitPolicy
+from sk_calex.utils._intervals import clopper_pearson
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
-from ._style import BAR, COLORS, check_axes, new_axes, short
+from ._style import BAR, COLORS, panels_on, short_labels
 
 __all__ = ["ThresholdDisplay"]
 
 _MOST_PANELS = 12
-_CURVE, _FEW, _LAST, _BAR, _CHOSEN = (
-    f"sk_calex.{what}" for what in ("precision", "few", "last", "bar", "chosen")
+_CURVE, _FEW, _LAST, _BAR, _CHOSEN, _NOTE = (
+    f"sk_calex.{what}" for what in ("precision", "few", "last", "bar", "chosen", "note")
+)
+
+
+_LEGEND = (
+    *("precision", "its 95 % interval", "too few samples"),
+    *("last stage on the same samples", "bar: precision asked for"),
+    *("chosen threshold", "chosen, below the bar (few samples)"),
 )
 
 
 class ThresholdDisplay:
     """Precision of a branch over the threshold of each predicted class.
 
-    One panel a class. The line is the precision of the samples at or above a threshold,
-    dotted where they are fewer than `min_support`; the grey line is the precision of
-    the last stage on the same samples. The dot is the threshold that was chosen, and
-    the dashed line the bar: the precision asked of the samples that exit there. With
-    local margins a class can lie below it, since its own deviation from the other
-    classes counts in part only. A class without a threshold never exits at the branch.
+    One panel per class. Read it from right to left: a lower threshold lets more samples
+    exit, of which fewer are right.
+
+    - The line is the precision of the samples at or above a threshold, dotted where
+      they are fewer than `min_support`; the band is its 95 % Clopper-Pearson interval.
+    - The grey line is the precision of the last stage on the same samples.
+    - The dot is the threshold that was chosen: what lies to its right exits. A class
+      without a dot never exits at this branch.
+    - The dashed line is the bar: the precision asked of the samples that exit.
+    - A hollow dot lies below its bar. With local margins that is no mistake: a class
+      with few samples is judged by all classes together, and its own deviation counts
+      in part only (`shrinkage`).
+
+    The axes show the part with enough samples.
 
     Parameters
     ----------
@@ -125,8 +142,8 @@ class ThresholdDisplay:
         classes : array-like of shape (n_classes,), default=None
             Labels of the predicted classes to draw. None: all, or the 12 that the
             branch answers most often.
-        ax : array-like of Axes of shape (n_classes,), default=None
-            Matplotlib's axes, one a class. None: those of a new figure.
+        ax : Figure, SubFigure or array-like of Axes, default=None
+            What to draw on; axes one per class. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
 
@@ -166,12 +183,13 @@ class ThresholdDisplay:
         thresholds = policy.thresholds_ if fitted else policy.thresholds
         return cls(
             curves=[_curve(answered[used] == c, *parts) for c in shown],
-            class_names=[short(label) for label in cascade.classes_[shown]],
+            class_names=short_labels(cascade.classes_[shown]),
             bars=precision_bars_of(cascade)[k][shown],
             thresholds=thresholds[k][shown],
             min_support=getattr(rule, "min_support", 0),
             score_name=_score_name(policy),
-            title=f"Branch {k + 1} ({name}), {used.sum():,} calibration samples",
+            title=f"Branch {k + 1} ({name}): precision of what would exit, by "
+            f"predicted class; {used.sum():,} calibration samples",
         ).plot(ax, **kwargs)
 
     @classmethod
@@ -214,8 +232,8 @@ class ThresholdDisplay:
         classes : array-like of shape (n_classes,), default=None
             Labels of the predicted classes to draw, in the order of `bars` and
             `thresholds`. None: all that occur, sorted.
-        ax : array-like of Axes of shape (n_classes,), default=None
-            Matplotlib's axes, one a class. None: those of a new figure.
+        ax : Figure, SubFigure or array-like of Axes, default=None
+            What to draw on; axes one per class. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
 
@@ -251,7 +269,7 @@ class ThresholdDisplay:
                 )
                 for label in shown
             ],
-            class_names=[short(label) for label in shown],
+            class_names=short_labels(shown),
             bars=bars,
             thresholds=thresholds,
             min_support=min_support,
@@ -262,8 +280,8 @@ class ThresholdDisplay:
 
         Parameters
         ----------
-        ax : array-like of Axes of shape (n_classes,), default=None
-            Matplotlib's axes, one a class. None: those of a new figure.
+        ax : Figure, SubFigure or array-like of Axes, default=None
+            What to draw on; axes one per class. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot` for the curves.
 
@@ -280,38 +298,62 @@ class ThresholdDisplay:
             If matplotlib is not installed.
         """
         n = len(self.curves)
-        if ax is None:
-            columns = min(n, 4)
-            rows = -(-n // columns)
-            size = (1.2 + 2.1 * columns, 1.1 + 1.7 * rows)
-            grid = new_axes(self, rows, columns, sharex=True, sharey=True, figsize=size)
-            axes, left = grid.ravel()[:n], grid[:, 0]
-            for empty in grid.ravel()[n:]:
-                empty.remove()
-            bottom = axes[-columns:]  # of each column, the last panel
-        else:
-            axes = check_axes(ax, (n,), f"{n} classes are to be drawn")
-            left, bottom = axes[:1], axes
+        columns = n if _is_axes(ax) else min(n, 4)
+        rows = -(-n // columns)
+        grid, whole = panels_on(
+            self,
+            ax,
+            (rows, columns),
+            f"{n} classes are to be drawn",
+            figsize=(1.2 + 2.2 * columns, 1.4 + 1.8 * rows),
+            **({} if _is_axes(ax) else {"sharex": True, "sharey": True}),
+        )
+        axes = grid.ravel()[:n]
+        for empty in grid.ravel()[n:]:
+            empty.remove()
         bars = np.full(n, np.nan) if self.bars is None else np.asarray(self.bars)
         chosen = self.thresholds
         taus = np.full(n, np.nan) if chosen is None else np.asarray(chosen)
-        drawn = [c[key] for c in self.curves for key in ("precision", "last_precision")]
-        every = np.concatenate([bars, *drawn])
-        floor = 100 * np.nanmin(every, initial=1.0) - 4
         parts = zip(axes, self.curves, self.class_names, bars, taus, strict=True)
         self.lines_ = [self._panel(*each, kwargs) for each in parts]
+        left, right, floor = self._window(bars, taus)
         for panel in axes:
-            panel.set_ylim(max(floor, -4), 104)
+            panel.set_xlim(left, right)
+            panel.set_ylim(floor, 100 + 0.04 * (100 - floor))
             panel.grid(visible=True, alpha=0.3)
-        for panel in bottom:
-            panel.set_xlabel(f"Threshold ({self.score_name})")
+        # Of each column the last panel, and of each row the first.
+        for panel in axes[-columns:] if whole else axes:
+            panel.set_xlabel(f"Threshold ({self.score_name})", fontsize="small")
             panel.tick_params(labelbottom=True)
-        for panel in left:
-            panel.set_ylabel("Precision (%)")
+        for panel in grid[:, 0]:
+            panel.set_ylabel("Precision (%)", fontsize="small")
         self.axes_, self.figure_ = axes, axes[0].figure
-        if ax is None:
+        if whole:
             self._dress(axes)
         return self
+
+    def _window(
+        self, bars: NDArray[Any], taus: NDArray[Any]
+    ) -> tuple[float, float, float]:
+        """Find the part of the axes with enough samples: left, right, lowest."""
+        known, heights = [taus[np.isfinite(taus)]], [bars[np.isfinite(bars)]]
+        for curve in self.curves:
+            enough = self._enough(curve)
+            known.append(curve.threshold[enough])
+            for part in (curve.precision, curve.last_precision):
+                heights.append(part[enough & np.isfinite(part)])
+        scores, every = np.concatenate(known), np.concatenate(heights)
+        low, high = (scores.min(), scores.max()) if len(scores) else (0.0, 1.0)
+        pad = 0.04 * (high - low) or 0.05
+        floor = 100 * every.min(initial=1.0)
+        return low - pad, high + pad, max(floor - 0.08 * (100 - floor) - 1, -4)
+
+    def _enough(self, curve: Bunch) -> NDArray[np.bool_]:
+        """Tell which points of a curve have as many samples as they must."""
+        enough: NDArray[np.bool_] = curve.support >= max(
+            self.min_support, np.finfo(float).tiny
+        )
+        return enough
 
     def _panel(
         self,
@@ -322,12 +364,19 @@ class ThresholdDisplay:
         tau: float,
         kwargs: dict[str, Any],
     ) -> Any:
-        """One class: the curve, its thin end, the bar and the chosen threshold."""
+        """Draw one class: its curve with the interval, bar and chosen threshold."""
         x, y = curve.threshold, 100 * curve.precision
-        enough = curve.support >= max(self.min_support, np.finfo(float).tiny)
+        enough = self._enough(curve)
         style = {"color": COLORS[0], "drawstyle": "steps-pre", "linewidth": 1.6}
         style |= {"label": "precision", "gid": _CURVE} | kwargs
         (line,) = ax.plot(x[enough], y[enough], **style)
+        if enough.any():
+            limits = 100 * clopper_pearson(
+                curve.precision * curve.support, curve.support
+            )
+            band = {"color": line.get_color(), "alpha": 0.15, "linewidth": 0}
+            band |= {"step": "pre", "label": "its 95 % interval"}
+            ax.fill_between(x[enough], *limits[:, enough], **band)
         if np.isfinite(curve.last_precision).any():
             last = {"color": "0.55", "linewidth": 1.0, "drawstyle": "steps-pre"}
             last |= {"label": "last stage on the same samples", "gid": _LAST}
@@ -335,40 +384,70 @@ class ThresholdDisplay:
         if not enough.all():
             # From the last point with enough support on, so that no gap opens.
             start = max(int(np.count_nonzero(enough)) - 1, 0)
-            few = {"color": style["color"], "linestyle": ":", "linewidth": 1.2}
+            few = {"color": line.get_color(), "linestyle": ":", "linewidth": 1.2}
             few |= {"label": "too few samples", "gid": _FEW}
             ax.plot(x[start:], y[start:], drawstyle="steps-pre", **few)
         if np.isfinite(bar):
-            ax.axhline(100 * bar, label="bar", gid=_BAR, **BAR)
-        note = ""
+            ax.axhline(100 * bar, label="bar: precision asked for", gid=_BAR, **BAR)
         if np.isfinite(tau):
             reached = np.searchsorted(x, tau)
             if reached < len(x):
-                dot = {"color": "black", "marker": "o", "markersize": 7}
-                dot |= {"linestyle": "none", "label": "chosen", "gid": _CHOSEN}
-                ax.plot([tau], [y[reached]], zorder=3, **dot)
+                self._mark_chosen(ax, tau, y[reached], bar)
         elif np.isinf(tau):
-            note = ": never exits" if tau > 0 else ": always exits"
-        ax.set_title(name + note, fontsize="medium")
+            note = "never exits" if tau > 0 else "always exits"
+            plate = {"boxstyle": "round", "facecolor": "white", "alpha": 0.8, "lw": 0}
+            ax.text(
+                0.5,
+                0.06,
+                note,
+                ha="center",
+                transform=ax.transAxes,
+                bbox=plate,
+                fontsize="small",
+                gid=_NOTE,
+            )
+        ax.set_title(name, fontsize="small")
         return line
 
+    def _mark_chosen(self, ax: Any, tau: float, height: float, bar: float) -> None:
+        """Draw the dot of a threshold, hollow where it lies below its bar."""
+        dot = {"color": "black", "marker": "o", "markersize": 7, "linestyle": "none"}
+        dot |= {"label": "chosen threshold", "gid": _CHOSEN, "zorder": 3}
+        if height < 100 * bar - 1e-9:
+            dot |= {
+                "markerfacecolor": "white",
+                "label": "chosen, below the bar (few samples)",
+            }
+        ax.plot([tau], [height], **dot)
+
     def _dress(self, axes: NDArray[Any]) -> None:
-        """One legend for all panels, and the title."""
+        """Give all panels one legend and one title."""
         figure = self.figure_
         entries: dict[str, Any] = {}
         for panel in axes:
             handles, labels = panel.get_legend_handles_labels()
             entries |= dict(zip(labels, handles, strict=True))
+        wide = figure.get_figure(root=True).get_figwidth() * figure.bbox.width
+        inches = wide / figure.get_figure(root=True).bbox.width
+        texts = [label for label in _LEGEND if label in entries]
+        texts += [label for label in entries if label not in _LEGEND]
+        columns = max(1, int(inches * 9 // (max(map(len, texts), default=1) + 7)))
         figure.legend(
-            list(entries.values()),
-            list(entries),
+            [entries[label] for label in texts],
+            texts,
             loc="outside lower center",
-            ncols=len(entries),
+            ncols=min(columns, len(texts)) or 1,
             frameon=False,
             fontsize="small",
         )
         if self.title is not None:
-            figure.suptitle(self.title, fontsize="medium")
+            lines = textwrap.wrap(self.title, max(20, int(11 * inches)))
+            figure.suptitle("\n".join(lines), fontsize="medium")
+
+
+def _is_axes(ax: Any) -> bool:
+    """Tell whether the caller gave axes, and not a figure or nothing."""
+    return ax is not None and not hasattr(ax, "subplots")
 
 
 _SCORES = {
@@ -380,7 +459,7 @@ _SCORES = {
 
 
 def _score_name(policy: Any) -> str:
-    """What an exit rule compares with its thresholds."""
+    """Name what an exit rule compares with its thresholds."""
     name = _SCORES.get(type(policy).__name__)
     return str(getattr(policy, "score", "confidence")) if name is None else name
 
@@ -400,7 +479,7 @@ def _branch_number(cascade: Any, branch: int | str) -> int:
 def _shown(
     labels: NDArray[Any], classes: ArrayLike | None, predicted: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    """Codes of the classes to draw: those asked for, or the most frequent answers."""
+    """Choose the classes to draw: those asked for, or the most frequent answers."""
     if classes is None:
         often = np.bincount(predicted, minlength=len(labels))
         return np.sort(np.argsort(-often, kind="stable")[:_MOST_PANELS])
@@ -420,7 +499,7 @@ def _curve(
     weight: NDArray[np.float64],
     last_right: NDArray[np.bool_] | None,
 ) -> Bunch:
-    """Precision and weight of the samples at or above each distinct score."""
+    """Measure the samples at or above each distinct score: precision and weight."""
     mine = mine & (weight > 0)
     levels, level = np.unique(scores[mine], return_inverse=True)
     w, n = weight[mine], len(levels)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from sk_calex import AlignmentDisplay, alignment_report
@@ -10,8 +11,10 @@ from tests.inspection._inspected import TRAIN, calexnet, data, reference, sdn
 
 def bars(panel):
     """Heights of the survivors' bars, of the training rows', and of the dashes."""
-    real, trained = ([p.get_height() for p in each] for each in panel.containers)
-    return real, trained, panel.lines[0].get_ydata()
+    both = [each for each in panel.containers if isinstance(each, BarContainer)]
+    real, trained = ([p.get_height() for p in each] for each in both)
+    (dashes,) = (x for x in panel.lines if x.get_label() == "training, unweighted")
+    return real, trained, dashes.get_ydata()
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +28,31 @@ def test_bars_are_the_shares_of_the_report(given):
     assert display.axes_.shape == (1, 2)  # the second branch: classes, confidence
     for panel, what in zip(display.axes_[0], ("class", "confidence"), strict=True):
         shares = report[f"{what}_share"]
+        order = np.argsort(-shares.survivors[1], kind="stable")
+        if what == "confidence":
+            order = np.arange(len(order))
         keys = ("survivors", "training", "unweighted")
         for drawn, key in zip(bars(panel), keys, strict=True):
-            np.testing.assert_allclose(drawn, 100 * shares[key][1])
+            np.testing.assert_allclose(drawn, 100 * shares[key][1][order])
         title = panel.get_title()
-        assert f"TV {report[f'tv_{what}'][1]:.3f};" in title
-        assert f"unweighted {report[f'tv_{what}_unweighted'][1]:.3f};" in title
-        assert f"by chance {report[f'tv_{what}_noise'][1]:.3f}" in title
+        assert f"Distance {report[f'tv_{what}'][1]:.3f} (" in title
+        assert f"unweighted {report[f'tv_{what}_unweighted'][1]:.3f}," in title
+        assert f"by chance {report[f'tv_{what}_noise'][1]:.3f})" in title
         assert panel.get_ylabel() == "Share (%)"
     title = display.axes_[0, 0].get_title()
     size = report.effective_sample_size[1]
-    assert f"Branch 2 (block1), {report.n_survivors[1]} survivors" in title
-    assert f"ESS {size:,.0f} of {len(TRAIN)}" in title
+    assert f"Branch 2 (block1): {report.n_survivors[1]} survivors" in title
+    assert f"{len(TRAIN)} training rows worth {size:,.0f}" in title
     ticks = [label.get_text() for label in display.axes_[0, 0].get_xticklabels()]
-    assert ticks == ["ant", "bee", "cat"]
+    often = np.argsort(-report.class_share.survivors[1], kind="stable")
+    assert ticks == [report.classes[i] for i in often]
     assert display.axes_[0, 1].get_xlabel() == "Confidence of the branch before (%)"
 
 
 def test_bars_differ_without_colour_and_the_legend_names_them(given):
     display = AlignmentDisplay.from_estimator(calexnet(), given.test, given.test_y)
-    real, trained = (each[0] for each in display.axes_[0, 0].containers)
+    kinds = display.axes_[0, 0].containers
+    real, trained = (each[0] for each in kinds if isinstance(each, BarContainer))
     assert real.get_hatch() != trained.get_hatch()
     (legend,) = display.figure_.legends
     entries = [text.get_text() for text in legend.get_texts()]
@@ -89,15 +97,17 @@ def test_one_branch_from_its_rows():
     )
     over_classes, over_confidence = display.axes_[0]
     real, trained, plain = bars(over_classes)
-    np.testing.assert_allclose(real, [0, 200 / 3, 100 / 3])
-    np.testing.assert_allclose(trained, [50, 50, 0])
-    np.testing.assert_allclose(plain, [50, 50, 0])
+    ticks = [label.get_text() for label in over_classes.get_xticklabels()]
+    assert ticks == ["b", "c", "a"]  # the most frequent survivors first
+    np.testing.assert_allclose(real, [200 / 3, 100 / 3, 0])
+    np.testing.assert_allclose(trained, [50, 0, 50])
+    np.testing.assert_allclose(plain, [50, 0, 50])
     real, trained, plain = bars(over_confidence)
     np.testing.assert_allclose(real, [100 / 3, 200 / 3])
     np.testing.assert_allclose(trained, [25, 75])
     np.testing.assert_allclose(plain, [25, 75])
     assert display.report.effective_sample_size == pytest.approx([64 / 24])
-    assert "TV 0.500" in over_classes.get_title()
+    assert "Distance 0.500" in over_classes.get_title()
     assert display.report.n_train == 4
 
 
@@ -155,3 +165,18 @@ def test_what_does_not_fit_is_refused(params, message):
     rows = {"y_train": [0, 1], "weight": [1, 1], "y_survivors": [0, 1]} | params
     with pytest.raises(ValueError, match=message):
         AlignmentDisplay.from_predictions(**rows)
+
+
+def test_survivors_have_clopper_pearson_intervals():
+    display = AlignmentDisplay.from_predictions(
+        [0, 1], [1, 1], [0] * 9 + [1], ax=Figure()
+    )
+    (survivors, _) = (
+        each
+        for each in display.axes_[0, 0].containers
+        if isinstance(each, BarContainer)
+    )
+    (lines,) = survivors.errorbar.lines[2]
+    (_, low), (_, high) = lines.get_segments()[0]
+    np.testing.assert_allclose([low, high], [55.498, 99.747], atol=1e-3)
+    assert display.figure_.legends

@@ -45,12 +45,23 @@ def stars(display: CascadeDisplay) -> list[tuple[float, float]]:
     return [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines]
 
 
+def drawn_points(display: CascadeDisplay) -> np.ndarray:
+    """Points of the curve with its pale ends, sorted."""
+    lines = [*of_kind(display, "curve"), *of_kind(display, "tail")]
+    return np.unique(np.concatenate([line.get_xydata() for line in lines]), axis=0)
+
+
+def values_of(display: CascadeDisplay) -> list[str]:
+    texts = [t for t in display.ax_.texts if t.get_gid() == "sk_calex.value"]
+    return [t.get_text() for t in texts if t.get_visible()]
+
+
 def test_curve_backbone_labels_and_legend() -> None:
     display = display_of().plot()
     np.testing.assert_allclose(display.line_.get_xdata(), [10, 30, 50])
     np.testing.assert_allclose(display.line_.get_ydata(), [90, 88, 70])
     assert stars(display) == [(0, 91)]
-    assert display.ax_.get_xlabel() == "FLOPs reduction (%)"
+    assert display.ax_.get_xlabel() == "FLOPs saved (%)"
     assert display.ax_.get_ylabel() == "Accuracy (%)"
     assert legend_of(display) == ["one", "backbone"]
     assert display.figure_ is display.ax_.figure
@@ -112,9 +123,9 @@ def test_estimator_and_curve_draw_the_same() -> None:
     display = CascadeDisplay.from_estimator(cascade, X, y, margins=margins)
     again = CascadeDisplay.from_curve(curve, name="again", ax=display.ax_)
     order = np.argsort(curve.flops_reduction, kind="stable")
-    for line in (display.line_, again.line_):
-        np.testing.assert_allclose(line.get_xdata(), 100 * curve.flops_reduction[order])
-        np.testing.assert_allclose(line.get_ydata(), 100 * curve.accuracy[order])
+    expected = 100 * np.c_[curve.flops_reduction, curve.accuracy][order]
+    np.testing.assert_allclose(drawn_points(display), np.unique(expected, axis=0))
+    np.testing.assert_array_equal(display.line_.get_xydata(), again.line_.get_xydata())
     np.testing.assert_array_equal(display.values, margins)
     np.testing.assert_array_equal(again.values, margins)
     assert stars(display) == [(0, 100 * curve.backbone_accuracy)]
@@ -166,11 +177,8 @@ def test_every_method_is_drawn_over_its_own_knob(cascade) -> None:
         fitted, given.test, given.test_y, values=values
     )
     curve = operating_curve(fitted, given.test, given.test_y, values)
-    order = np.argsort(curve.flops_reduction)
-    np.testing.assert_allclose(
-        display.line_.get_xdata(), 100 * curve.flops_reduction[order]
-    )
-    np.testing.assert_allclose(display.line_.get_ydata(), 100 * curve.accuracy[order])
+    expected = 100 * np.c_[curve.flops_reduction, curve.accuracy]
+    np.testing.assert_allclose(drawn_points(display), np.unique(expected, axis=0))
     # The point at which the cascade stands, on its own.
     (ring,) = of_kind(display, "point")
     assert ring.get_xdata()[0] == pytest.approx(
@@ -180,7 +188,7 @@ def test_every_method_is_drawn_over_its_own_knob(cascade) -> None:
         100 * fitted.score(given.test, given.test_y)
     )
     default = CascadeDisplay.from_estimator(fitted, given.test, given.test_y)
-    assert len(default.line_.get_xdata()) >= 10
+    assert len(default.values) >= 10
 
 
 def test_weights_of_samples_count() -> None:
@@ -282,10 +290,11 @@ def test_searches_are_drawn_with_bars_over_folds() -> None:
         results, flops="saved", best_index=search.best_index_, name="grid"
     )
     order = np.argsort(results["mean_test_saved"], kind="stable")
+    expected = np.c_[results["mean_test_saved"], results["mean_test_accuracy"]]
     np.testing.assert_allclose(
-        display.line_.get_xydata(),
-        100 * np.c_[results["mean_test_saved"], results["mean_test_accuracy"]][order],
+        drawn_points(display), np.unique(100 * expected[order], axis=0)
     )
+    assert "numbers: margin, bars: one standard deviation" in display.ax_.get_title()
     assert len(display.ax_.collections) == 2
     (ring,) = of_kind(display, "point")
     best = search.best_index_
@@ -299,8 +308,8 @@ def test_a_margin_search_is_drawn_too() -> None:
         FrozenEstimator(calexnet()), max_accuracy_drop=1.0, margins=[-0.1, 0.1]
     ).fit(given.test, given.test_y)
     display = CascadeDisplay.from_cv_results(search.cv_results_)
-    assert len(display.line_.get_xdata()) == 2
     assert display.values == [-0.1, 0.1]
+    assert display.value_name == "margin"
 
 
 @pytest.mark.parametrize("n_curves", [1, 7])
@@ -343,3 +352,86 @@ def test_knobs_are_named_rightly() -> None:
         CascadeDisplay.from_estimator(cascade, given.test, given.test_y, margins=[0])
     with pytest.raises(ValueError, match="never saw"):
         CascadeDisplay.from_estimator(cascade, given.test, ["dog"] * 240)
+
+
+def test_points_that_another_beats_at_both_ends_are_pale() -> None:
+    display = display_of([-0.1, 0.1, 0.2, 0.5], [0.85, 0.9, 0.88, 0.7]).plot()
+    np.testing.assert_allclose(display.line_.get_xdata(), [10, 20, 50])
+    (tail,) = of_kind(display, "tail")
+    np.testing.assert_allclose(tail.get_xydata(), [[-10, 85], [10, 90]])
+    assert tail.get_alpha() < 0.5
+    assert tail.get_color() == display.line_.get_color()
+    assert legend_of(display) == ["one", "backbone"]
+    # At one saving only the more accurate point is worth having.
+    display = display_of([0.1, 0.5, 0.5], [0.9, 0.7, 0.6]).plot()
+    np.testing.assert_allclose(display.line_.get_xdata(), [10, 50])
+    (tail,) = of_kind(display, "tail")
+    np.testing.assert_allclose(tail.get_xydata(), [[50, 70], [50, 60]])
+
+
+def test_points_are_labelled_with_their_value_where_there_is_room() -> None:
+    display = display_of(values=[0.0, 0.05, 0.1], value_name="margin").plot()
+    assert values_of(display) == ["0", "0.05", "0.1"]
+    title = display.ax_.get_title()
+    assert title == "Accuracy against FLOPs saved\nnumbers: margin"
+    x = np.linspace(0.1, 0.5, 200)
+    display = display_of(x, 0.9 - x**2, values=x).plot()
+    assert 3 <= len(values_of(display)) < 60
+    # A curve that comes later makes the labels of both move or go.
+    display = display_of(values=[0.0, 0.05, 0.1]).plot()
+    other = display_of(accuracy=[0.899, 0.879, 0.699], values=[1, 2, 3]).plot(
+        display.ax_
+    )
+    renderer = display.figure_.canvas.get_renderer()
+    display.figure_.canvas.draw()
+    boxes = [
+        t.get_window_extent(renderer) for t in display.ax_.texts if t.get_visible()
+    ]
+    assert len(boxes) >= 3
+    assert not any(
+        a.shrunk(0.9, 0.9).overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]
+    )
+    for display_ in (display, other):
+        path = Path(display.ax_.transData.transform(display_.line_.get_xydata()))
+        assert not any(
+            path.intersects_bbox(box.shrunk(0.8, 0.8), filled=False) for box in boxes
+        )
+
+
+@pytest.mark.parametrize(
+    "values", [[(0, 1)] * 3, ["a", "b", "c"], [{"a": 1, "b": 2}] * 3]
+)
+def test_values_that_are_no_numbers_are_not_written(values: list) -> None:
+    display = display_of(values=values, value_name="margin").plot()
+    assert values_of(display) == []
+    assert display.ax_.get_title() == "Accuracy against FLOPs saved"
+
+
+def test_the_number_of_samples_gives_clopper_pearson_intervals() -> None:
+    display = display_of([0.1, 0.3], [0.9, 0.5], n_samples=10).plot(spread="bars")
+    (bars,) = display.ax_.collections
+    # Of 9 and 5 of 10; tables of Clopper and Pearson.
+    expected = [[[10, 55.498], [10, 99.747]], [[30, 18.709], [30, 81.291]]]
+    np.testing.assert_allclose(bars.get_segments(), expected, atol=1e-3)
+    assert "bars: 95 % interval, n = 10" in display.ax_.get_title()
+    # Deviations over seeds say more than one test set: they are drawn where known.
+    both = display_of([0.1], [0.9], n_samples=10, accuracy_std=[0.01]).plot()
+    assert "band: one standard deviation" in both.ax_.get_title()
+
+
+def test_weighted_samples_count_as_their_effective_number() -> None:
+    rows = {"y_true": [0, 1, 1], "y_pred": [0, 1, 0], "depth": [0, 0, 0]}
+    costs = {"costs": [50.0, 110.0], "backbone_cost": 100.0}
+    assert CascadeDisplay.from_predictions(**rows, **costs).n_samples == 3
+    weighted = CascadeDisplay.from_predictions(**rows, **costs, sample_weight=[2, 1, 1])
+    assert weighted.n_samples == pytest.approx(16 / 6)
+
+
+def test_a_figure_or_a_part_of_one_is_drawn_on() -> None:
+    whole = Figure()
+    left, right = whole.subfigures(1, 2)
+    assert display_of().plot(left).figure_ is left
+    assert display_of().plot(right).ax_ in right.axes
+    assert display_of().plot(Figure()).ax_.get_title()
+    with pytest.raises(ValueError, match="ax holds 2 axes but one is drawn on"):
+        display_of().plot(Figure().subplots(2))

@@ -45,17 +45,24 @@ def test_shares_by_class_with_all_on_top():
     for name in NAMES:
         mine = depth[given.test_y == name]
         want.append(np.bincount(mine, minlength=3) / len(mine))
-    np.testing.assert_allclose(widths(display), 100 * np.array(want))
     np.testing.assert_allclose(display.class_share, want[1:])
     ticks = [label.get_text() for label in display.ax_.get_yticklabels()]
-    assert ticks == ["all", *NAMES]
+    cost = np.array(want[1:]) @ fitted.depth_costs_
+    order = np.argsort(cost, kind="stable")
+    count = [np.sum(given.test_y == name) for name in NAMES[order]]
+    assert ticks == [
+        "all, n = 240",
+        *(f"{name}, n = {n}" for name, n in zip(NAMES[order], count, strict=True)),
+    ]
     assert display.ax_.yaxis_inverted()  # "all" on top
+    shares = 100 * np.array([want[0], *(want[1 + i] for i in order)])
+    np.testing.assert_allclose(widths(display), shares)
     # Each row is full: the parts lie side by side.
     ends = [p.get_x() + p.get_width() for p in display.bars_[-1]]
     np.testing.assert_allclose(ends, 100)
     legend = [text.get_text() for text in display.ax_.get_legend().get_texts()]
     assert [entry.split(",")[0] for entry in legend] == ["stem", "block1", "last stage"]
-    assert display.ax_.get_xlabel() == "Share of samples (%)"
+    assert display.ax_.get_xlabel() == "Share of the samples of a class (%)"
 
 
 def test_depths_differ_without_colour():
@@ -165,3 +172,37 @@ def test_names_that_begin_with_an_underscore_are_in_the_legend():
     legend = display.ax_.get_legend() or display.figure_.legends[0]
     texts = [text.get_text().strip() for text in legend.get_texts()]
     assert texts == ["_blocks.2", "last stage"]
+
+
+def test_classes_go_from_the_cheapest_to_the_dearest_or_by_label():
+    rows = {"share": [0.5, 0.5], "class_share": [[0, 1], [1, 0], [0.5, 0.5]]}
+    display = ExitDepthDisplay(**rows)
+
+    def ticks():
+        return [label.get_text() for label in display.ax_.get_yticklabels()]
+
+    display.plot()
+    assert ticks() == ["all", "1", "2", "0"]
+    display.plot(sort="label")
+    assert ticks() == ["all", "0", "1", "2"]
+    with pytest.raises(ValueError, match="sort='size' must be 'cost' or 'label'"):
+        display.plot(sort="size")
+    with pytest.raises(ValueError, match="class_counts"):
+        ExitDepthDisplay(**rows, class_counts=[1]).plot()
+
+
+def test_shares_have_clopper_pearson_intervals():
+    display = ExitDepthDisplay.from_predictions([0] * 9 + [1])
+    (bars,) = display.bars_[0].errorbar.lines[2]
+    (x, low), (_, high) = bars.get_segments()[0]
+    assert x == 0
+    np.testing.assert_allclose([low, high], [55.498, 99.747], atol=1e-3)
+    assert "10 samples" in display.ax_.get_title()
+    bare = ExitDepthDisplay(share=[0.9, 0.1]).plot()
+    assert bare.bars_[0].errorbar is None
+
+
+def test_a_figure_is_drawn_on():
+    figure = Figure()
+    display = ExitDepthDisplay.from_predictions([0, 1], ax=figure)
+    assert figure.axes == [display.ax_]
