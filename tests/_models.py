@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 SHAPE = (3, 16, 16)
 
@@ -83,12 +86,22 @@ def labelled_images(
     return X.clip(0, 255).astype(np.uint8), y
 
 
+def hook_before(layer: nn.Module, hook: Callable[..., None]) -> RemovableHandle:
+    """Call a hook before one layer runs; it is none of the module's: no fingerprint."""
+
+    def on_layer(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is layer:
+            hook(module, args)
+
+    return register_module_forward_pre_hook(on_layer)
+
+
 @contextmanager
 def counted(net: TinyNet) -> Iterator[list[int]]:
     """Collect the sizes of the batches that enter a net, staged or not."""
     sizes: list[int] = []
     # On the activation: stages run copies of the convolutions, norms folded in.
-    hook = net.stem[2].register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
+    hook = hook_before(net.stem[2], lambda _, x: sizes.append(len(x[0])))
     try:
         yield sizes
     finally:

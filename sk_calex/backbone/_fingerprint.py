@@ -5,66 +5,76 @@ from __future__ import annotations
 import copyreg
 import functools
 import hashlib
+import importlib.metadata
+import inspect
 import os
 import random
 import sys
+import threading
 import types
+import uuid
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sk_calex.backbone._bytecode import changed_names, global_names, left_by_a_run
 from sk_calex.utils._modes import BOOKKEEPING
 
 __all__ = ["module_fingerprint"]
 
-_NUMBERS = bool | int | float | complex | np.generic
-_PLAIN = _NUMBERS | str | bytes | None
-# Their code is known by their names and versions.
-_INSTALLED = frozenset({"builtins", "torch", "numpy"}) | sys.stdlib_module_names
-# What a class carries that does not change what an object of it does once it is there.
-_CLASS_BOOKKEEPING = frozenset(
+_PLAIN = bool | int | float | complex | np.generic | str | bytes | None
+# Known by their names: a new version of them computes the same up to rounding.
+_BY_NAME = frozenset({"builtins", "torch", "numpy", "sk_calex"})
+_BY_NAME |= sys.stdlib_module_names
+# Objects that hold no data, or whose data change from run to run: their class counts.
+_BY_CLASS = (
+    *(type(threading.Lock()), type(threading.RLock()), type(os.environ)),
+    *(np.random.Generator, np.random.RandomState, random.Random, torch.Generator),
+    *(weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary),
+)
+# Members of a class that do not change what an object does once it is made.
+_NO_BEHAVIOUR = frozenset(
     f"__{name}__"
     for name in (
-        *("abstractmethods", "annotate", "annotate_func", "annotations"),
-        *("annotations_cache", "copy", "deepcopy", "dict", "doc", "firstlineno"),
-        *("getstate", "init", "module", "new", "orig_bases", "parameters", "qualname"),
-        *("reduce", "reduce_ex", "repr", "setstate", "slotnames"),
-        *("static_attributes", "str", "weakref"),
+        *("abstractmethods", "annotate_func", "annotations", "annotations_cache"),
+        *("copy", "deepcopy", "dict", "doc", "firstlineno", "getstate", "init"),
+        *("module", "new", "orig_bases", "parameters", "qualname", "reduce"),
+        *("reduce_ex", "repr", "setstate", "slotnames", "static_attributes", "str"),
+        "weakref",
     )
 ) | {"_abc_impl"}
-_WRAPPED = {
-    staticmethod: "__func__",
-    classmethod: "__func__",
-    property: "fget",
-    functools.cached_property: "func",
-    functools.singledispatchmethod: "func",
-    functools._lru_cache_wrapper: "__wrapped__",
+# Objects of a class that wrap functions, and where the functions are.
+_WRAPPERS: dict[type, tuple[str, ...]] = {
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget", "fset"),
+    functools.cached_property: ("func",),
+    functools.singledispatchmethod: ("func", "dispatcher"),
+    functools._lru_cache_wrapper: ("__wrapped__",),
+    functools.partial: ("func", "args", "keywords"),
+    types.MethodType: ("__func__", "__self__"),
 }
-
-_FOLLOWED = (types.FunctionType, tuple, staticmethod, classmethod, property)
-# What changes by itself, from run to run.
-_BY_NAME = (
-    *(np.random.Generator, np.random.RandomState, random.Random, torch.Generator),
-    type(os.environ),
-)
 
 
 def module_fingerprint(module: nn.Module, **settings: Any) -> str:
-    """Digest of all that decides a frozen module's features.
+    """Compute a digest of all that decides a frozen module's features.
+
+    Of a module count its class, attributes, parameters, buffers, forward hooks and
+    children; of a class its methods and attributes; of a function its code, defaults
+    and closure, and the data, functions and classes that its names stand for. Code of
+    an installed package counts by name and by the hashes that its installer recorded.
+    What cannot be read is refused or, among globals, found again by its process alone.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Counts by its class, that class's methods and attributes, its parameters and
-        buffers to the last bit, its other attributes, and its children.
+        The frozen network; training flags and ``requires_grad`` do not count.
     **settings : object
-        What else decides: taps, pooling, preprocessing, dtype, schema version. Data
-        count by value, modules as above, functions by code, defaults and closure, other
-        objects by the state that pickling would keep.
+        What else decides, by name: taps, pooling, preprocessing, dtype, schema version.
+        Data count by value, other objects by the state that pickling would keep.
 
     Returns
     -------
@@ -74,17 +84,15 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
     Raises
     ------
     TypeError
-        If a part can be read in none of these ways.
+        If an attribute or a setting cannot be read, such as an open file.
 
     Notes
     -----
-    Code is followed into the data and objects among the globals that it reads, and into
-    functions and classes of the same file. Those of other files count by name, and so
-    do globals and class attributes that cannot be read, such as locks, or that change
-    by themselves: generators, and what the code itself fills, such as a memo. The code
-    of torch, NumPy and the standard library does not count. Training flags, hooks and
-    tensors that `forward` keeps and does not read are left out. Code is compared as
-    bytecode, which differs between Python versions.
+    Torch, NumPy and the standard library count by name alone. Locks, random generators
+    and ``os.environ`` count by their class. A module that keeps its activations, and a
+    function that fills a global memo, get a new fingerprint after each run: their rows
+    are computed again. Code is compared as bytecode, which differs between Python
+    versions. Not seen are data that an installed package keeps in its own modules.
 
     Examples
     --------
@@ -113,14 +121,16 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
 class _Digest:
     """A walk over values that gives equal bytes to equal content, in any process.
 
-    Every piece is written with its length, so that no two structures read the same.
-    Objects met again are written as a number, which also ends cycles.
+    Every piece is written with its length, so that no two structures read the same. An
+    object has a digest of its own, taken once; inside itself it is written as a number.
     """
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=32)
-        self._seen: dict[int, tuple[int, Any]] = {}
-        self._unreadable: dict[int, Any] = {}
+        # By identity, which the references keep from being used again.
+        self._known: dict[int, tuple[str, Any]] = {}
+        self._open: list[int] = []
+        self._unreadable: dict[int, tuple[Exception, Any]] = {}
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
@@ -142,14 +152,45 @@ class _Digest:
             self._add_items(type(value).__qualname__, value)
         elif isinstance(value, set | frozenset):
             self._add_items("set", sorted(value, key=_rank))
-        elif isinstance(value, dict):
+        elif isinstance(value, dict | types.MappingProxyType):
             self._add_items("dict", sorted(value.items(), key=lambda kv: _rank(kv[0])))
-        elif id(value) in self._seen:
-            self._write("again", str(self._seen[id(value)][0]).encode())
+        elif id(value) in self._open:
+            up = self._open[::-1].index(id(value))
+            self._write("cycle", str(up).encode())
         else:
-            # The reference keeps the identity from being used again.
-            self._seen[id(value)] = (len(self._seen), value)
-            self._add_object(value)
+            self._write("object", self._digest_of(value).encode())
+
+    def _digest_of(self, value: Any) -> str:
+        key = id(value)
+        if key in self._unreadable:
+            raise self._unreadable[key][0]  # tried once: objects may share many
+        if key not in self._known:
+            outer, self._hash = self._hash, hashlib.blake2b(digest_size=32)
+            self._open.append(key)
+            try:
+                self._add_object(value)
+                self._known[key] = (self.hexdigest(), value)
+            except Exception as error:
+                self._unreadable[key] = (error, value)
+                raise
+            finally:
+                self._open.pop()
+                self._hash = outer
+        return self._known[key][0]
+
+    def _add_named(self, name: str, value: Any) -> None:
+        """Add what a name in code stands for, also where it cannot be read."""
+        try:
+            part = _Digest()
+            part._known, part._open = self._known, self._open
+            part._unreadable = self._unreadable
+            part.add(value)
+            content = part.hexdigest()
+        except RecursionError:
+            raise  # how deep one may go differs from call to call
+        except Exception:
+            content = _token_of(value)
+        self.add([name, content])
 
     def _add_items(self, kind: str, items: Any) -> None:
         self._write(kind, str(len(items)).encode())
@@ -171,114 +212,71 @@ class _Digest:
         elif isinstance(value, types.FunctionType):
             self._add_function(value)
         elif isinstance(value, types.CodeType):
-            self._add_code(value)
-        elif isinstance(value, types.MethodType):
-            self._add_items("method", (value.__func__, value.__self__))
-        elif isinstance(value, functools.partial):
-            self._add_items("partial", (value.func, value.args, value.keywords))
+            self._write("code", value.co_code)
+            self.add([value.co_names, value.co_consts])
         elif isinstance(value, types.ModuleType):
             self._write("module", value.__name__.encode())
-        elif type(value) in _WRAPPED:
-            self._write(type(value).__name__)
-            self.add(getattr(value, _WRAPPED[type(value)]))
-        elif isinstance(value, weakref.ref):
-            self._write("weakref")  # such as the LSTM's to its own weights
+        elif isinstance(value, _BY_CLASS):
+            self._write("by class", type(value).__qualname__.encode())
+        elif type(value) in _WRAPPERS:
+            parts = [getattr(value, name) for name in _WRAPPERS[type(value)]]
+            self._add_items(type(value).__name__, parts)
         else:
             self._add_state(value)
 
     def _add_module(self, module: nn.Module) -> None:
         self._write("nn.Module")
         self.add(type(module))
-        # Parameters, buffers and children are taken on their own.
-        own = {
-            name: value
-            for name, value in vars(module).items()
-            if name not in BOOKKEEPING and not left_by_a_run(module, name, value)
-        }
+        own = {k: v for k, v in vars(module).items() if k not in BOOKKEEPING}
         if isinstance(module, torch.fx.GraphModule):
             own = {"code": module.code}
         self.add([own, dict(module._parameters), dict(module._buffers)])
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            self._add_items("hooks", list(hooks.values()))
         # Children in order: it is that of execution in an nn.Sequential.
         self._add_items("children", list(module._modules.items()))
 
     def _add_class(self, cls: type) -> None:
         self._write("class", f"{cls.__module__}.{cls.__qualname__}".encode())
-        if cls.__module__.partition(".")[0] in _INSTALLED:
-            return
-        members = sorted(
-            item for item in vars(cls).items() if item[0] not in _CLASS_BOOKKEEPING
-        )
-        changed = set[str]().union(
-            *(changed_names(code) for _, member in members for code in _codes(member))
-        )
-        for name, member in members:
-            self.add(name)
-            followed = name == "__call__" or not name.startswith("__")
-            if followed and isinstance(member, _FOLLOWED):
-                self.add(member)
-            elif name not in changed:
-                self._add_if_readable(member)
+        installed = _installed_as(cls.__module__)
+        self.add(installed)
+        for name, member in sorted(vars(cls).items()):
+            if name in _NO_BEHAVIOUR or isinstance(member, types.GetSetDescriptorType):
+                continue
+            if installed is None:
+                self._add_named(name, member)
+            elif isinstance(member, types.FunctionType):
+                # It may have been replaced by a function of the user's.
+                inside = inspect.unwrap(member)
+                if _installed_as(_home(inside)) is None:
+                    self._add_named(name, member)
+                else:
+                    self._add_named(name, inside.__code__ if installed else None)
         self._add_items("bases", cls.__bases__)
 
-    def _add_if_readable(self, value: Any) -> None:
-        """Add what code reads; of what cannot be read its name has to do."""
-        before, n_seen = self._hash.copy(), len(self._seen)
-        if not isinstance(value, _BY_NAME) and id(value) not in self._unreadable:
-            try:
-                self.add(value)
-                return
-            except RecursionError:
-                raise  # how deep one may go differs from call to call
-            except Exception:
-                self._hash = before
-                while len(self._seen) > n_seen:
-                    self._seen.popitem()
-                self._unreadable[id(value)] = value
-        self._write("unreadable", type(value).__qualname__.encode())
-
     def _add_function(self, function: types.FunctionType) -> None:
-        self._write(
-            "function", f"{function.__module__}.{function.__qualname__}".encode()
-        )
-        # A function that was made by exec may have no module.
-        if str(function.__module__).partition(".")[0] in sys.stdlib_module_names:
+        module = _home(function)
+        self._write("function", f"{module}.{function.__qualname__}".encode())
+        installed = _installed_as(module)
+        self.add(installed)
+        closure = function.__closure__ or ()
+        if installed == "" and not closure:
             return
-        self.add([function.__defaults__, function.__kwdefaults__])
-        for name, value in sorted(vars(function).items()):
-            self.add(name)
-            self._add_if_readable(value)
-        for cell in function.__closure__ or ():
-            try:
-                self.add(cell.cell_contents)
-            except ValueError:
-                self._write("empty cell")
-        self.add(function.__code__)
-        changed = changed_names(function.__code__)
-        for name in sorted(global_names(function.__code__)):
-            value = function.__globals__.get(name)
-            self.add(name)
-            same_file = getattr(value, "__module__", None) == function.__module__
-            if isinstance(value, types.FunctionType | type) and not same_file:
-                self._write(
-                    "global", f"{value.__module__}.{value.__qualname__}".encode()
-                )
-            elif isinstance(value, types.FunctionType | type):
-                self.add(value)
-            elif name not in changed:
-                self._add_if_readable(value)
-
-    def _add_code(self, code: types.CodeType) -> None:
-        self._write("code", code.co_code)
-        self.add([code.co_names, code.co_consts])
+        self.add([_contents(cell) for cell in closure])
+        self.add([function.__defaults__, function.__kwdefaults__, vars(function)])
+        if installed != "":
+            self.add(function.__code__)
+        if installed is None:
+            for name, value in _named_by(function):
+                self._add_named(name, value)
 
     def _add_state(self, value: Any) -> None:
-        """What pickling would keep, and the code that makes it callable."""
+        """Add what pickling would keep, and the class, which may make it callable."""
         kind = type(value)
         if isinstance(value, types.BuiltinFunctionType | np.ufunc):
+            owner = getattr(value, "__module__", "")
             name = getattr(value, "__qualname__", value.__name__)
-            self._write(
-                "builtin", f"{getattr(value, '__module__', '')}.{name}".encode()
-            )
+            self._write("builtin", f"{owner}.{name}".encode())
             return
         reduce = copyreg.dispatch_table.get(kind)
         reduced = reduce(value) if reduce else value.__reduce_ex__(4)
@@ -290,13 +288,80 @@ class _Digest:
         self.add([maker, args, state, list(items or ()), list(pairs or ())])
 
 
-def _codes(member: Any) -> list[types.CodeType]:
-    member = getattr(member, _WRAPPED.get(type(member), ""), member)
-    return [member.__code__] if isinstance(member, types.FunctionType) else []
+def _home(function: Any) -> str:
+    """Name the module of a function; functools.wraps changes ``__module__``."""
+    return str(getattr(function, "__globals__", {}).get("__name__"))
+
+
+def _named_by(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """Find what the names in a function's code stand for in its module.
+
+    A name may also be an attribute: what it stands for is looked up in the user's own
+    modules that the code names, too. Found too much is a row computed again.
+    """
+    names = sorted(set(_names_in(function.__code__)))
+    spaces = [function.__globals__]
+    for name in names:
+        value = function.__globals__.get(name, sys.modules.get(name))
+        if not isinstance(value, types.ModuleType):
+            continue
+        if _installed_as(value.__name__) is None:
+            spaces.append(vars(value))
+    return [(name, space[name]) for space in spaces for name in names if name in space]
+
+
+def _names_in(code: types.CodeType) -> Iterable[str]:
+    """Give the names of globals and attributes in code, inner functions included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
+
+
+def _contents(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # empty: the name is not bound yet
+        return []
+
+
+def _installed_as(module: str | None) -> str | None:
+    """Tell how an installed module is known; None for code of the user's own."""
+    package = str(module).partition(".")[0]
+    return "" if package in _BY_NAME else _recorded(package)
+
+
+@functools.cache
+def _recorded(package: str) -> str | None:
+    """Digest the hashes of a package's files, as its installer recorded them.
+
+    None for code that is not installed, installed for editing, or without a record.
+    """
+    try:
+        record = importlib.metadata.distribution(package).read_text("RECORD")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        if not hasattr(sys.modules.get(package), "__path__"):
+            return None  # a script or a file beside it, as most modules of users are
+        names = importlib.metadata.packages_distributions().get(package, [])
+        if not names:
+            return None
+        record = importlib.metadata.distribution(names[0]).read_text("RECORD")
+    lines = (record or "").splitlines()
+    files = [x for x in lines if x.startswith(f"{package}/") and "sha256=" in x]
+    text = "\n".join(sorted(files)).encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest() if files else None
+
+
+_tokens: dict[int, tuple[str, Any]] = {}
+
+
+def _token_of(value: Any) -> str:
+    """Name an object that cannot be read: the same name for it alone, here alone."""
+    return _tokens.setdefault(id(value), (uuid.uuid4().hex, value))[0]
 
 
 def _rank(value: Any) -> str:
-    """What values are ordered by, in any process alike."""
+    """Give what values are ordered by, in any process alike."""
     if isinstance(value, _PLAIN):
         return repr(value)
     digest = _Digest()

@@ -23,7 +23,7 @@ from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._summary import backbone_summary
 from sk_calex.store import FeatureStore
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
-from sk_calex.utils._html import SummaryMixin, asked_by_printer, named
+from sk_calex.utils._html import SummaryMixin, named
 from sk_calex.utils._progress import bar
 from sk_calex.utils._validation import softmax64
 
@@ -419,22 +419,11 @@ class FrozenBackbone(
             new._skl_callbacks = self._skl_callbacks  # shared, as by scikit-learn
         return new
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters of this backbone.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Also those of parameters that are estimators.
-
-        Returns
-        -------
-        params : dict
-            Values by name; the very module. Only where scikit-learn prints an estimator
-            is its name in its place, for torch would print every layer.
-        """
-        params = super().get_params(deep)
-        return named(params) if asked_by_printer() else params
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        # Torch would print every layer of the module.
+        shown = copy.copy(self)
+        shown.__dict__.update(named({"module": self.module}))
+        return BaseEstimator.__repr__(shown, N_CHAR_MAX)
 
     def _summary(self) -> str:
         return backbone_summary(self)

@@ -31,7 +31,7 @@ Grid = tuple[int, int] | None
 """Height and width to which maps are averaged; None where a tap stays as it is."""
 
 # Part of the fingerprint: raised when the same module would give other features.
-_SCHEMA = 5
+_SCHEMA = 6
 
 _CHANNELS_LAST_GRID = 16
 

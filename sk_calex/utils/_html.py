@@ -6,7 +6,6 @@ Plain HTML tables: no script, nothing fetched, colours for light and dark pages.
 from __future__ import annotations
 
 import html
-import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 from torch import nn
 
-__all__ = ["Cell", "Named", "SummaryMixin", "asked_by_printer", "picked", "si", "table"]
+__all__ = ["Cell", "Named", "SummaryMixin", "named", "picked", "si", "table"]
 
 # So that a page stays small, whatever the network and the labels.
 MAX_ROWS = 10
@@ -91,16 +90,6 @@ def named(params: dict[str, Any]) -> dict[str, Any]:
         name: Named(value) if isinstance(value, nn.Module) else value
         for name, value in params.items()
     }
-
-
-def asked_by_printer() -> bool:
-    """Whether the caller's caller is scikit-learn's printer of estimators.
-
-    It prints the parameters of an estimator within another one without asking for its
-    ``repr``, so what they look like can be chosen nowhere else.
-    """
-    frame: Any = sys._getframe(2)
-    return frame.f_globals.get("__name__") == "sklearn.utils._pprint"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sk_calex import FeatureArray, FrozenBackbone
 from sk_calex.backbone import _extraction
 from sk_calex.backbone._extraction import rows_in_piece
 from sk_calex.store import FeatureStore, StoreWarning
-from tests._models import SHAPE, TinyNet, counted, images
+from tests._models import SHAPE, TinyNet, counted, hook_before, images
 
 TAPS = ["stem", "block1"]
 X = images(12)
@@ -242,7 +242,7 @@ def test_an_interruption_keeps_the_finished_rows(cache, expected):
         if len(batches) == 4:  # in the second piece
             raise KeyboardInterrupt
 
-    hook = backbone.module.block1[2].register_forward_pre_hook(interrupt)
+    hook = hook_before(backbone.module.block1[2], interrupt)
     with pytest.raises(KeyboardInterrupt):
         backbone.transform(X)
     hook.remove()

@@ -26,7 +26,7 @@ from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._shipment import Shipment
 from sk_calex.backbone._stages import Stages
 from sk_calex.store import FeatureStore, Section, StoreWarning
-from tests._models import SHAPE, TinyNet, counted, images
+from tests._models import SHAPE, TinyNet, counted, hook_before, images
 
 from ._extraction_models import Counting, Reading, assert_close
 
@@ -216,7 +216,7 @@ def test_who_is_overtaken_goes_on_elsewhere(cache, expected, monkeypatch):
     monkeypatch.setattr(
         _extraction._Queue, "shuffle", lambda queue: queue._left.reverse()
     )
-    hook = backbone.module.stem[2].register_forward_pre_hook(other_is_quicker)
+    hook = hook_before(backbone.module.stem[2], other_is_quicker)
     np.testing.assert_array_equal(backbone.transform(X), expected)
     assert order == [0, 8, 4]
     assert FeatureStore(cache).info()["rows"] == len(X)
