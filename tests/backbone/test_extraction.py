@@ -35,7 +35,7 @@ def make(cache=None, net=None, **parameters):
 
 def rows_computed(backbone, X):
     """Transform, and count the samples that the module saw."""
-    backbone.stages()  # cut again where weights were written to: that runs it, too
+    backbone.runner().stages()  # cut again where weights were written to: that runs it, too
     with counted(backbone.module) as sizes:
         features = backbone.transform(X)
     return sum(sizes), features
