@@ -21,6 +21,7 @@ from sk_calex.backbone._layout import FeatureArray
 from sk_calex.backbone._runner import DEFAULT_POOL, Runner, RunSettings
 from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._summary import backbone_summary
+from sk_calex.backbone._whole import check_module
 from sk_calex.store import FeatureStore
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._html import SummaryMixin, named
@@ -189,6 +190,7 @@ class FrozenBackbone(
         """
         for name in [name for name in vars(self) if name in _FITTED]:
             delattr(self, name)
+        check_module(self.module)
         self._validate_params()
         with Task.root(self, 0, X, y):
             samples = Samples(X)

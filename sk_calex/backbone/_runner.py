@@ -33,8 +33,6 @@ Grid = tuple[int, int] | None
 # Part of the fingerprint: raised when the same module would give other features.
 _SCHEMA = 6
 
-_CHANNELS_LAST_GRID = 16
-
 
 @dataclass(frozen=True, eq=False)
 class RunSettings:
@@ -148,7 +146,7 @@ class Runner:
                 f"{example.dtype}: {error}. Check the number of channels, the size and "
                 "`preprocess`."
             ) from error
-        stages = Stages.split(self._placed, taps, example, fold_norms=True)
+        stages = Stages.split(self._placed, taps, example, fast=True)
         self._parts = list(self._placed.modules())  # walking them takes longer
         self._cut_from = state_of(self._parts)
         return stages
@@ -255,8 +253,6 @@ class Runner:
         state : tuple of Tensor
             What the stages after this one need.
         """
-        if self._device.type == "cpu" and not self._stages.packed:
-            state = tuple(_in_format(value) for value in state)
         output, state = self._stages.advance(stage, state)
         if stage < self.layout.n_taps:
             output = self._pool(stage, output)
@@ -350,18 +346,6 @@ class Runner:
         new = object.__new__(type(self))
         vars(new).update(self.__getstate__())
         return new
-
-
-def _in_format(value: Tensor) -> Tensor:
-    """Channels last where it pays without packed weights: for maps of 16 x 16 on.
-
-    Measured on a ResNet18: the first stage in half the time, the last in twice.
-    """
-    if value.ndim != 4:
-        return value
-    large = min(value.shape[2:]) >= _CHANNELS_LAST_GRID
-    form = torch.channels_last if large else torch.contiguous_format
-    return value.contiguous(memory_format=form)
 
 
 def state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:

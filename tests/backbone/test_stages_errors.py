@@ -99,26 +99,42 @@ def test_a_module_without_an_output_of_its_own():
     )
 
 
-@pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize(
-    ("function", "undo", "what"),
+    ("function", "undo", "what", "traced"),
     [
-        (lambda x: (x, x), lambda x: x[0], "tuple"),
-        (lambda x: x.split(3, 1), lambda x: torch.cat(x, 1), "tuple"),
-        (lambda x: x.sum(), lambda x: x.expand(1, 6), r"shape \(\)"),
+        (lambda x: {"a": x, "n": 3}, lambda x: x["a"], "dict with .*'int'", False),
+        (lambda x: {"a": x}, lambda x: x["a"].relu(), "dict for a batch of 1", True),
         (
             lambda x: x.view(-1, 3),
             lambda x: x.view(-1, 6),
-            r"\(2, 3\) for a batch of 1",
+            r"\(2, 3\) for a .* 1",
+            False,
         ),
-        (lambda x: x.mean(0, True), lambda x: x, r"\(1, 6\) for a batch of 3"),
+        (
+            lambda x: x.view(-1, 3),
+            lambda x: x.view(-1, 6),
+            r"\(2, 3\) for a .* 1",
+            True,
+        ),
+        (lambda x: x > 0, lambda x: x.float(), r"dtype torch\.bool", False),
+        (lambda x: (9 * x).int(), lambda x: x.float(), r"dtype torch\.int32", True),
+        (torch.fft.fft, lambda x: x.real, r"dtype torch\.complex64", True),
+        (
+            lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
+            torch.dequantize,
+            r"dtype torch\.quint8",
+            False,
+        ),
     ],
-    ids=["tuple", "split", "scalar", "more rows", "one row"],
+    ids=["numbers", "dict", "rows", "rows fx", "bool", "int", "complex", "quantised"],
 )
-def test_a_tap_must_be_a_tensor_with_a_row_per_sample(function, undo, what, traced):
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_tap_must_be_a_real_tensor_with_a_row_per_sample(
+    function, undo, what, traced
+):
     module = chain(function, undo)
     given, tap = (Around(module), "body.1") if traced else (module, "1")
-    fails(given, [tap], f"tap '{tap}'.*{what}")
+    fails(given, [tap], f"'{tap}'.*{what}")
 
 
 def test_a_tap_must_depend_on_the_input():
@@ -144,23 +160,21 @@ def test_a_tap_must_depend_on_the_input():
 
 
 def test_a_value_without_rows_cannot_cross():
-    class Size(nn.Module):
-        def __init__(self, function):
+    class Windows(nn.Module):
+        """Two windows a sample, side by side along the first dimension."""
+
+        def __init__(self):
             super().__init__()
-            self.function = function
-            self.early = nn.Linear(6, 6)
-            self.late = nn.Linear(6, 3)
+            self.early, self.late = nn.Linear(6, 6), nn.Linear(6, 3)
 
         def forward(self, x):
-            value = self.function(x)
-            return self.late(self.early(x).reshape(x.shape[0], -1) + value)
+            windows = x.reshape(-1, 3)
+            return self.late(self.early(x) + windows.reshape(-1, 6))
 
-    message = r"cannot be cut at tap 'early': '{}', which is needed after it, is {}"
-    fails(Size(lambda x: x.size(1)), ["early"], message.format("size", "6 for a batch"))
-    mean = message.format("mean", r"a tensor of shape \(1, 6\) for a batch of 3")
-    fails(Size(lambda x: x.mean(0, keepdim=True)), ["early"], mean)
+    message = r"cannot be cut at tap 'early': 'reshape', .* a tensor of shape \(2, 3\)"
+    fails(Windows(), ["early"], message)
     # Moved to where the value is not needed any more, the same module is fine.
-    Stages.split(Size(lambda x: x.size(1)), ["add"], torch.randn(3, 6))
+    Stages.split(Windows(), ["add"], torch.randn(3, 6))
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -171,8 +185,9 @@ def test_the_module_must_return_logits(traced):
         return Around(module) if traced else module
 
     tap = ["body.0" if traced else "0"]
-    fails(given(lambda x: (x, x)), tap, "tuple|must return one tensor, the logits")
-    fails(given(lambda x: x.split(1, dim=1)), tap, "the module's output is a tuple")
+    fails(given(lambda x: (x, x)), tap, "a tuple of 2: it must return one tensor")
+    fails(given(lambda x: {"a": x}), tap, r"keys \['a'\]; say .* output='logits'")
+    fails(given(lambda x: 3), tap, "the module's output is a int for a batch of 1")
     fails(given(lambda x: x.sum(0)), tap, r"the module's output is .* shape \(3,\)")
     fails(given(lambda x: x.argmax(1)), tap, "floating-point.*int64")
     fails(given(lambda x: x / 0.0 * 0.0), tap, "finite.*nan")
@@ -203,3 +218,32 @@ def test_writing_through_a_second_name_is_refused():
             return view + y + z
 
     fails(Aliased(), ["tap"], "do not reproduce the module")
+
+
+def test_hooks_of_what_is_taken_apart_are_refused():
+    module = Around(chain(nn.ReLU()))
+    hook = module.body.register_forward_hook(lambda *_: None)
+    fails(module, ["body.0"], r"'body', of class Sequential, has forward hooks.*remove")
+    hook.remove()
+    Stages.split(module, ["body.0"], torch.randn(3, 6))
+    explicit = chain(nn.ReLU())
+    explicit[0].register_forward_hook(lambda *_: None)  # run as a whole: called
+    Stages.split(explicit, ["0"], torch.randn(3, 6))
+    explicit.register_forward_pre_hook(lambda *_: None)
+    fails(explicit, ["0"], "module '', of class Sequential, has forward hooks")
+
+
+def test_autocast_inside_forward_is_refused():
+    def inside(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return nn.functional.linear(x, torch.eye(6)).float()
+
+    fails(chain(inside), ["0"], r"Sequential uses torch\.autocast.*amp='bfloat16'")
+
+
+@pytest.mark.parametrize("output", ["scores", 5, "0"])
+def test_an_output_that_is_not_there_is_refused(output):
+    module = chain(nn.ReLU())
+    module.append(Lambda(lambda x: {"logits": x} if output == "scores" else (x,)))
+    with pytest.raises(ValueError, match=f"output={output!r} is no part of what"):
+        Stages.split(module, ["0"], torch.randn(3, 6), output=output)

@@ -49,7 +49,7 @@ def test_folded_stages_give_the_same_values_without_normalising(resnet):
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     taps = ["layer1", "layer2"]
     plain = Stages.split(resnet, taps, x)
-    folded = Stages.split(resnet, taps, x, fold_norms=True)
+    folded = Stages.split(resnet, taps, x, fast=True)
     for a, b in zip(run(plain, resnet, x), run(folded, resnet, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     assert norm_calls(resnet, plain, x) == 20
@@ -59,7 +59,7 @@ def test_folded_stages_give_the_same_values_without_normalising(resnet):
 
 def test_a_tapped_convolution_keeps_its_own_value(resnet):
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    folded = Stages.split(resnet, ["layer1.0.conv1"], x, fold_norms=True)
+    folded = Stages.split(resnet, ["layer1.0.conv1"], x, fast=True)
     with inference_mode_for(resnet):
         expected = resnet.layer1[0].conv1(
             resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(x))))
@@ -72,7 +72,7 @@ def test_a_tapped_convolution_keeps_its_own_value(resnet):
 def test_the_module_keeps_its_weights(resnet):
     before = {name: value.clone() for name, value in resnet.state_dict().items()}
     x = torch.randn(2, 3, 32, 32)
-    run(Stages.split(resnet, ["layer1"], x, fold_norms=True), resnet, x)
+    run(Stages.split(resnet, ["layer1"], x, fast=True), resnet, x)
     for name, value in resnet.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
@@ -96,7 +96,7 @@ def test_what_others_see_is_not_folded(hook):
     module, x = Shared().eval(), torch.randn(2, 3, 4, 4)
     if hook:
         module.norm.register_forward_hook(lambda *_: None)
-    stages = Stages.split(module, ["relu"], x, fold_norms=True)
+    stages = Stages.split(module, ["relu"], x, fast=True)
     with inference_mode_for(module):
         torch.testing.assert_close(run(stages, module, x)[-1], module(x))
 
@@ -115,7 +115,7 @@ def test_a_normalisation_called_by_keyword_is_folded():
     module = Named().eval()
     module.norm.running_mean.normal_()
     x = torch.randn(2, 3, 8, 8)
-    stages = Stages.split(module, ["norm"], x, fold_norms=True)
+    stages = Stages.split(module, ["norm"], x, fast=True)
     assert norm_calls(module, stages, x) == 0
     with torch.inference_mode():
         torch.testing.assert_close(run(stages, module, x)[-1], module(x))

@@ -164,9 +164,9 @@ def test_traced_stages_are_packed_and_equal_without_it(monkeypatch):
     torch.manual_seed(0)
     module = torchvision.models.resnet18(num_classes=5).eval()
     x = torch.randn(3, 3, 32, 32, generator=seeded())
-    packed = Stages.split(module, ["layer1", "layer3"], x, fold_norms=True)
+    packed = Stages.split(module, ["layer1", "layer3"], x, fast=True)
     monkeypatch.setattr(_packed, "_operators_work", lambda: False)
-    plain = Stages.split(module, ["layer1", "layer3"], x, fold_norms=True)
+    plain = Stages.split(module, ["layer1", "layer3"], x, fast=True)
     assert packed.packed
     assert not plain.packed
     assert packed.macs == plain.macs
@@ -181,9 +181,7 @@ def test_a_watched_convolution_is_not_packed():
     wrapped = Wrapped(module)
     seen = []
     module[0].register_forward_hook(lambda *_: seen.append(1))
-    stages = Stages.split(
-        wrapped, ["module.0"], torch.randn(2, 3, 4, 4), fold_norms=True
-    )
+    stages = Stages.split(wrapped, ["module.0"], torch.randn(2, 3, 4, 4), fast=True)
     seen.clear()
     outputs(stages, wrapped, torch.randn(2, 3, 4, 4))
     assert not stages.packed
