@@ -3,12 +3,10 @@
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import FeatureArray, TapLayout
 from sk_calex.branches._branches import BranchClassifier, PrototypePoolingClassifier
-from sk_calex.calibration._calibrator import (
-    SurvivorThresholdCalibrator,
-    class_precision,
-    precision_bars,
-)
+from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
+from sk_calex.calibration._thresholds import class_precision, precision_bars
 from sk_calex.cascade._alignment import (
+    SurvivorAlignment,
     effective_sample_size,
     exit_probability,
     survivor_weights,
@@ -49,6 +47,7 @@ __all__ = [
     "FrozenBackbone",
     "MarginSearchCV",
     "PrototypePoolingClassifier",
+    "SurvivorAlignment",
     "SurvivorThresholdCalibrator",
     "TapLayout",
     "ThresholdDisplay",

@@ -6,7 +6,13 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from sk_calex import BranchClassifier, FrozenBackbone
+from sk_calex import (
+    BranchClassifier,
+    CascadeClassifier,
+    FrozenBackbone,
+    SurvivorAlignment,
+    SurvivorThresholdCalibrator,
+)
 from tests._models import TinyNet
 
 TAPS = ["stem", "block1"]
@@ -63,3 +69,30 @@ def small_branch(head="conv", **params):
         "device": "cpu",
     } | params
     return BranchClassifier(head, **params)
+
+
+def composed(**flat):
+    """Parameters of a `CascadeClassifier`, with its parts made of flat settings.
+
+    Those of the calibrator by their names, those of the alignment as
+    ``alignment_margin`` etc.
+    """
+    own = ("margin_mode", "min_support", "rule", "shrinkage", "calibrate_on")
+    chosen = {name: flat.pop(name) for name in own if name in flat}
+    if chosen and flat.get("calibrator") is None:
+        chosen = {"margin_mode": "local"} | chosen
+        flat["calibrator"] = SurvivorThresholdCalibrator(**chosen)
+    parts = {
+        name.removeprefix("alignment_"): flat.pop(name)
+        for name in list(flat)
+        if name.startswith("alignment_") or name == "cross_fit"
+    }
+    if parts:
+        parts = {"kind": flat.pop("alignment", "soft")} | parts
+        flat["alignment"] = SurvivorAlignment(**parts)
+    return flat
+
+
+def flat_cascade(backbone=None, **flat):
+    """A `CascadeClassifier` of flat settings, see `composed`."""
+    return CascadeClassifier(backbone, **composed(**flat))

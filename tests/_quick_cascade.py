@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit
 
 from sk_calex import CascadeClassifier
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import composed, images, small_branch, tiny_backbone
 
 X, Y = images(180)
 TEST, TEST_Y = images(90, seed=1)
@@ -25,7 +25,7 @@ def cascade(**params):
         "cv": FIXED,
         "random_state": 0,
     } | params
-    return CascadeClassifier(**params)
+    return CascadeClassifier(**composed(**params))
 
 
 def on_images(**params):

@@ -20,6 +20,7 @@ import sk_calex
 PACKAGES = (
     "sk_calex",
     "sk_calex.baselines",
+    "sk_calex.calibration",
     "sk_calex.datasets",
     "sk_calex.policies",
 )
@@ -60,6 +61,9 @@ NO_FORMULA = {
     "sk_calex.datasets.get_data_home",
     "sk_calex.datasets.load_cinic10",
     "sk_calex.policies.first_exits",
+    "sk_calex.calibration.StageAnswer",
+    "sk_calex.calibration.StageTable",
+    "sk_calex.calibration.class_precision",
 }
 
 

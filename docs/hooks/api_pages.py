@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PACKAGES = (
     "sk_calex",
     "sk_calex.baselines",
+    "sk_calex.calibration",
     "sk_calex.datasets",
     "sk_calex.policies",
 )
@@ -47,24 +48,41 @@ def summary(package: str, name: str) -> str:
     return text.partition("\n")[0]
 
 
+def places() -> dict[str, dict[str, str]]:
+    """Give each public name one page, and the package to import it from.
+
+    A folder's own face comes before the top of the package, which shows the rest on the
+    pages of the folders that they live in.
+    """
+    pages: dict[str, dict[str, str]] = {}
+    seen: set[str] = set()
+    for package in sorted(PACKAGES, key=lambda name: name.count("."), reverse=True):
+        for home, names in sorted(public_names(package).items()):
+            page = home if package == "sk_calex" else package
+            for name in names:
+                if name not in seen:
+                    seen.add(name)
+                    pages.setdefault(page, {})[name] = package
+    return dict(sorted(pages.items()))
+
+
 def build_pages() -> dict[str, str]:
     """Give the text of every API page by its path below the docs folder."""
     index = ["# API reference", ""]
     pages: dict[str, str] = {}
-    for package in PACKAGES:
-        for home, names in sorted(public_names(package).items()):
-            title = home.removeprefix("sk_calex.")
-            path = f"{title}.md"
-            text = [f"# {title}", ""]
-            index += [f"## [{title}]({path})", ""]
-            for name in names:
-                # Named where it is defined: re-exports are aliases to the renderer.
-                defined = getattr(importlib.import_module(package), name).__module__
-                text += [f"::: {defined}.{name}", ""]
-                line = summary(package, name)
-                index.append(f"- [`{name}`][{defined}.{name}]: {line}")
-            index.append("")
-            pages[f"api/{path}"] = "\n".join(text)
+    for page, names in places().items():
+        title = page.removeprefix("sk_calex.")
+        path = f"{title}.md"
+        text = [f"# {title}", ""]
+        index += [f"## [{title}]({path})", ""]
+        for name, package in names.items():
+            # Named where it is defined: re-exports are aliases to the renderer.
+            defined = getattr(importlib.import_module(package), name).__module__
+            text += [f"::: {defined}.{name}", ""]
+            line = summary(package, name)
+            index.append(f"- [`{name}`][{defined}.{name}]: {line}")
+        index.append("")
+        pages[f"api/{path}"] = "\n".join(text)
     pages[INDEX] = "\n".join(index)
     return pages
 

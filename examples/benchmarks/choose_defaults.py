@@ -20,7 +20,7 @@ from _common import cifar_features, environment, read_json, write_json
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from sk_calex import CascadeClassifier, PrototypePoolingClassifier
-from sk_calex.policies import PrecisionThresholds
+from sk_calex.calibration import SurvivorThresholdCalibrator
 
 ALPHAS = (0.0, 0.5, 1.0)
 LOCAL = np.r_[-0.02, np.linspace(0, 0.1, 11), np.linspace(0.12, 0.2, 5), 0.25, 0.3]
@@ -61,7 +61,7 @@ def points(policy, margins, chosen_on, judged_on, costs):
 def judged(gate, proba, y, costs, seed):
     """`points` on validation rows that chose no threshold, the mean over the folds."""
     settings, margins = gate
-    policy = PrecisionThresholds(**settings)
+    policy = SurvivorThresholdCalibrator(**settings)
     folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=2, random_state=seed)
     return np.mean(
         [
@@ -154,7 +154,7 @@ def main():
             for name, gate in GATES.items():
                 held = judged(gate, *chosen_on, costs, seed)
                 run["validation"][name] = held.tolist()
-                policy = PrecisionThresholds(**gate[0])
+                policy = SurvivorThresholdCalibrator(**gate[0])
                 seen = points(policy, gate[1], chosen_on, judged_on, costs)
                 run["test"][name] = seen.tolist()
             runs.append(run)

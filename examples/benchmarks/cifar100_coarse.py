@@ -22,6 +22,8 @@ from sk_calex import (
     BranchClassifier,
     CascadeClassifier,
     PrototypePoolingClassifier,
+    SurvivorAlignment,
+    SurvivorThresholdCalibrator,
     margin_curve,
 )
 
@@ -34,14 +36,22 @@ METHODS = {
     "reference": {
         "alignment": "none",
         "targets": "argmax",
-        "calibrate_on": "all",
-        "margin_mode": "relative",
+        "calibrator": SurvivorThresholdCalibrator(
+            margin_mode="relative", calibrate_on="all"
+        ),
     },
     "ensemble": {"ensemble": True},
-    "paper_gate": {"margin_mode": "relative", "alignment_margin": -0.1},
+    "paper_gate": {
+        "calibrator": SurvivorThresholdCalibrator(margin_mode="relative"),
+        "alignment": SurvivorAlignment(margin=-0.1),
+    },
     "no_weights": {"alignment": "none"},
-    "pure_weights": {"alignment_mixture": 1.0},
-    "calibrated_on_all": {"calibrate_on": "all"},
+    "pure_weights": {"alignment": SurvivorAlignment(mixture=1.0)},
+    "calibrated_on_all": {
+        "calibrator": SurvivorThresholdCalibrator(
+            margin_mode="local", calibrate_on="all"
+        )
+    },
     "labels": {"targets": "labels"},
     "argmax": {"targets": "argmax"},
     "soft_alone": {"branch": PrototypePoolingClassifier(alpha=1.0)},
@@ -54,8 +64,9 @@ EPOCHS = 12
 
 
 def margins_of(method):
-    mode = METHODS[method].get("margin_mode", "local")
-    return LOCAL_MARGINS if mode == "local" else MEAN_MARGINS
+    calibrator = METHODS[method].get("calibrator")
+    local = calibrator is None or calibrator.margin_mode == "local"
+    return LOCAL_MARGINS if local else MEAN_MARGINS
 
 
 def run(method, seed, features, train, split, test_features, test, memory):

@@ -42,15 +42,9 @@ from sk_calex.baselines import (
     SDNClassifier,
     ZTWClassifier,
 )
+from sk_calex.calibration import SurvivorThresholdCalibrator
 from sk_calex.model_selection import operating_curve
-from sk_calex.policies import (
-    LearnedGate,
-    Oracle,
-    PrecisionThresholds,
-    Quota,
-    RegretPriced,
-    SharedThreshold,
-)
+from sk_calex.policies import LearnedGate, Oracle, Quota, RegretPriced, SharedThreshold
 
 MARGINS = np.r_[-0.02, -0.01, np.linspace(0, 0.3, 61), 0.35, 0.4, 0.5, 0.6, 0.8]
 PRECISION_MARGINS = np.r_[np.linspace(-0.6, 0.3, 37), 0.4, 0.5]
@@ -89,7 +83,7 @@ def methods(epochs, memory):
 
 # Other rules on CalexNet's branches: nothing is trained for them.
 RULES = {
-    "precision margins": (PrecisionThresholds(), PRECISION_MARGINS),
+    "precision margins": (SurvivorThresholdCalibrator(-0.15), PRECISION_MARGINS),
     "shared threshold": (SharedThreshold(), THRESHOLDS),
     "regret-priced": (RegretPriced(), PRICES),
     "learned gate": (LearnedGate(), THRESHOLDS),
@@ -144,7 +138,7 @@ def run(name, estimator, values, seed, data):
     if name == "CalexNet":
         record["oracle"] = oracle(estimator, *data["test"])
         for rule, (policy, knob) in RULES.items():
-            estimator.set_policy(policy)
+            estimator.set_calibrator(policy)
             parts = {k: data[k] for k in ("validation", "test")}
             other = {"method": f"CalexNet, {rule}", "seed": seed, "fit_seconds": 0.0}
             records.append(other | curves(estimator, knob, parts))

@@ -143,7 +143,7 @@ def ours(data: Data, seed: int, epochs: int | None = None) -> list[dict[str, Any
     records.append(fallback_on(said, cascade.depth_costs_, data, seed, method))
     for rule in OUR_RULES:
         policy, values = RULES[rule]
-        cascade.set_policy(policy)
+        cascade.set_calibrator(policy)
         other = {"method": f"{OURS}, {rule}", "seed": seed, "fit_seconds": 0.0}
         records.append(other | curves(cascade, values, rows))
     return records

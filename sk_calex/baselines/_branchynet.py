@@ -10,13 +10,12 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.backbone._layout import TapLayout
-from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
-from sk_calex.cascade._learning import Lesson
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import EntropyThreshold, ExitPolicy
 
 from ._joint import JointCascade
-from ._nets import LabelNet
 
 __all__ = ["BranchyNetClassifier"]
 
@@ -39,8 +38,10 @@ class BranchyNetClassifier(JointCascade):
         Parameters of the head.
     final_estimator : classifier, default=None
         Answers in the backbone's place, as of `CascadeClassifier`.
-    policy : ExitPolicy, default=None
-        Another exit rule in place of the method's own.
+    calibrator : ExitPolicy, default=None
+        Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
+        of the method's own. It decides by its own knob: leave the method's at its
+        default then.
     solver : {"auto", "adam", "lbfgs"}, default="auto"
         Mini-batch AdamW, or full-batch L-BFGS without randomness; "auto" is L-BFGS up
         to 100,000 numbers in the taps.
@@ -56,7 +57,8 @@ class BranchyNetClassifier(JointCascade):
     cv : float, int or splitter, default=0.2
         What is held out to fit the exit rule, as of `CascadeClassifier`.
     input : {"samples", "features"}, default="samples"
-        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+        What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
+        that share it.
     memory : str or joblib.Memory, default=None
         Where trained heads are cached: a search over the knob trains them once.
     device : str, default="auto"
@@ -72,7 +74,7 @@ class BranchyNetClassifier(JointCascade):
         Sorted labels.
     net_ : ExitNet
         The trained heads, in eval mode.
-    policy_ : ExitPolicy
+    calibrator_ : ExitPolicy
         The fitted exit rule.
     n_iter_ : int
         Epochs or iterations done.
@@ -132,7 +134,7 @@ class BranchyNetClassifier(JointCascade):
         head: str = "conv",
         head_params: dict[str, Any] | None = None,
         final_estimator: Any = None,
-        policy: ExitPolicy | None = None,
+        calibrator: ExitPolicy | None = None,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -151,7 +153,7 @@ class BranchyNetClassifier(JointCascade):
         self.head = head
         self.head_params = head_params
         self.final_estimator = final_estimator
-        self.policy = policy
+        self.calibrator = calibrator
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -164,14 +166,14 @@ class BranchyNetClassifier(JointCascade):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _net(self, lesson: Lesson, generator: torch.Generator) -> ExitNet:
+    def _net(self, data: TrainingData, generator: torch.Generator) -> ExitNet:
         return LabelNet(
-            lesson.layout.shapes,
-            lesson.n_classes,
+            data.layout.shapes,
+            data.n_classes,
             self.head,
             self.head_params,
             generator,
-            self._weights(lesson.layout),
+            self._weights(data.layout),
         )
 
     def _weights(self, layout: TapLayout) -> list[float] | None:

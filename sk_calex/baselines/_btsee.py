@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sk_calex.branches._branches import BranchClassifier
+from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
+from sk_calex.calibration._exit_rule import ExitPolicy
+from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._cascade import CascadeClassifier
-from sk_calex.policies import ExitPolicy
 
 __all__ = ["BTSEEClassifier"]
 
@@ -30,12 +32,13 @@ class BTSEEClassifier(CascadeClassifier):
         Calibration samples (total weight) that must stand at or above a threshold.
     final_estimator : classifier, default=None
         Answers in the backbone's place, as of `CascadeClassifier`.
-    policy : ExitPolicy, default=None
-        Another exit rule in place of the method's own.
+    calibrator : ExitPolicy, default=None
+        Exit rule in place of the method's own, as of `CascadeClassifier`.
     cv : float, int or splitter, default=0.2
         What calibrates, as of `CascadeClassifier`.
     input : {"samples", "features"}, default="samples"
-        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+        What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
+        that share it.
     memory : str or joblib.Memory, default=None
         Where fitted branches are cached.
     n_jobs : int, default=None
@@ -57,7 +60,7 @@ class BTSEEClassifier(CascadeClassifier):
         MACs of an answer at each depth, heads included.
     enabled_, precision_, support_, reference_precision_, effective_sample_size_
         As of `CascadeClassifier`.
-    training_profile_, backbone_, final_estimator_, policy_, layout_, n_features_in_
+    training_profile_, backbone_, final_estimator_, calibrator_, layout_, n_features_in_
         As of `CascadeClassifier`.
 
     Notes
@@ -72,8 +75,9 @@ class BTSEEClassifier(CascadeClassifier):
     are predicted as c keep the precision that the margin asks for. It is
     `CascadeClassifier` with these settings, bit for bit:
 
-        branch=BranchClassifier("conv1d"), alignment="hard", targets="argmax",
-        alignment_margin=-0.1, calibrate_on="survivors", margin_mode="relative"
+        branch=BranchClassifier("conv1d"), targets="argmax",
+        alignment=SurvivorAlignment("hard", margin=-0.1),
+        calibrator=SurvivorThresholdCalibrator(margin_mode="relative")
 
     After the description of the first version of the paper: the survivor subset, the
     answers of the backbone as labels, the class-precision margin and the 1-D
@@ -95,16 +99,20 @@ class BTSEEClassifier(CascadeClassifier):
     """
 
     # What makes the method: no parameters here.
-    alignment = "hard"
     targets = "argmax"
-    calibrate_on = "survivors"
-    margin_mode = "relative"
-    rule = "smallest"
-    shrinkage = 200.0
     ensemble = False
-    alignment_bandwidth = 0.0
-    alignment_mixture = 1.0
-    cross_fit = None
+    _margin_of_alignment = "alignment_margin"
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        name: constraint
+        for name, constraint in CascadeClassifier._parameter_constraints.items()
+        if name not in ("alignment", "targets", "ensemble")
+    } | {
+        "alignment_margin": SurvivorAlignment._parameter_constraints["margin"],
+        "min_support": SurvivorThresholdCalibrator._parameter_constraints[
+            "min_support"
+        ],
+    }
 
     def __init__(
         self,
@@ -115,7 +123,7 @@ class BTSEEClassifier(CascadeClassifier):
         branch: Any = None,
         min_support: float = 10,
         final_estimator: Any = None,
-        policy: ExitPolicy | None = None,
+        calibrator: ExitPolicy | None = None,
         cv: Any = 0.2,
         input: str = "samples",
         memory: Any = None,
@@ -129,13 +137,21 @@ class BTSEEClassifier(CascadeClassifier):
         self.branch = branch
         self.min_support = min_support
         self.final_estimator = final_estimator
-        self.policy = policy
+        self.calibrator = calibrator
         self.cv = cv
         self.input = input
         self.memory = memory
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+
+    def _rule(self) -> SurvivorThresholdCalibrator:
+        return SurvivorThresholdCalibrator(
+            self.margin, margin_mode="relative", min_support=self.min_support
+        )
+
+    def _alignment(self) -> SurvivorAlignment:
+        return SurvivorAlignment("hard", margin=self.alignment_margin)
 
     def _default_branch(self) -> Any:
         return BranchClassifier("conv1d")

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_calex.backbone._layout import TapLayout
-from sk_calex.branches._heads import WeightedBatchNorm
+from sk_calex.branches._heads import WeightedBatchNorm, build_head
 from sk_calex.branches._solvers import History, adam_loop, lbfgs_loop
 from sk_calex.calibration._answers import StageAnswer
 from sk_calex.utils._callbacks import handed
@@ -21,14 +22,14 @@ from sk_calex.utils._flops import count_macs
 from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import as_tensor, check_finite, softmax64
 
-__all__ = ["ExitNet", "ExitRows", "fit_exit_net"]
+__all__ = ["ExitNet", "ExitRows", "LabelNet", "fit_exit_net"]
 
 # Below this many numbers in the taps a full-batch solver is both exact and quick.
 _LBFGS_MAX_SIZE = 100_000
 
 
 class ExitNet(nn.Module):
-    """Base of the networks of branches: one head a tap, and a loss over all of them.
+    """Base of the networks of branches: one head for each tap, and one loss for all.
 
     A subclass fills `heads` and writes `loss`; where the outputs of a branch are more
     than class logits, or build on an earlier branch, also `exit` and `read`; and where
@@ -41,6 +42,10 @@ class ExitNet(nn.Module):
     n_classes : int
         Number of classes.
 
+    See Also
+    --------
+    JointCascade : Trains such a network and fits its exit rule.
+
     Notes
     -----
     `memory` is what a branch hands to the next: a tensor with a row a sample, so that
@@ -51,6 +56,25 @@ class ExitNet(nn.Module):
     those. Full-batch training then takes one branch after the other: where a branch
     builds on what it may not change, the gradient is not that of the whole sum, and a
     line search along it would be misled.
+
+    Our definition of what such methods share.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_calex.baselines import ExitNet
+    >>> class LinearHeads(ExitNet):
+    ...     def __init__(self, shapes, n_classes):
+    ...         super().__init__(shapes, n_classes)
+    ...         self.heads = torch.nn.ModuleList(
+    ...             torch.nn.Linear(shape[0], n_classes) for shape in shapes
+    ...         )
+    ...     def loss(self, outputs, labels, final, weight):
+    ...         loss = torch.nn.functional.cross_entropy(outputs[-1], labels)
+    ...         return loss
+    >>> net = LinearHeads([(4,), (8,)], n_classes=3)
+    >>> [outputs.shape[1] for outputs in net([torch.ones(5, 4), torch.ones(5, 8)])]
+    [3, 3]
     """
 
     separable: ClassVar[bool] = False
@@ -63,7 +87,7 @@ class ExitNet(nn.Module):
     def exit(
         self, branch: int, tap: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs of a branch, and what it hands to the next.
+        """Compute the outputs of a branch, and what it hands to the next.
 
         Parameters
         ----------
@@ -86,7 +110,7 @@ class ExitNet(nn.Module):
     def loss(
         self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
     ) -> Tensor:
-        """Mean loss of some rows.
+        """Compute the mean loss of some rows.
 
         Parameters
         ----------
@@ -109,7 +133,22 @@ class ExitNet(nn.Module):
     def read(
         self, branch: int, outputs: Tensor
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Probabilities (n_samples, n_classes) and the method's own gate, or None."""
+        """Turn the outputs of a branch into probabilities and the method's own gate.
+
+        Parameters
+        ----------
+        branch : int
+            Index of the branch.
+        outputs : Tensor of shape (n_samples, n_outputs)
+            As `exit` returns them.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_samples, n_classes)
+            Probabilities.
+        gate : ndarray of float64, shape (n_samples,), or None
+            Confidence that the method itself computes; None where it has none.
+        """
         return softmax64(outputs), None
 
     def finish(self, rows: ExitRows) -> None:
@@ -122,7 +161,18 @@ class ExitNet(nn.Module):
         """
 
     def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of all branches."""
+        """Compute the outputs of all branches.
+
+        Parameters
+        ----------
+        taps : sequence of Tensor of shape (n_samples, *shape)
+            Features of each tap.
+
+        Returns
+        -------
+        outputs : list of Tensor of shape (n_samples, n_outputs)
+            As of `exit`, for each branch.
+        """
         memory, outputs = None, []
         for k, tap in enumerate(taps):
             output, memory = self.exit(k, tap, memory)
@@ -132,7 +182,7 @@ class ExitNet(nn.Module):
     def answer(
         self, branch: int, features: Tensor, before: StageAnswer | None
     ) -> StageAnswer:
-        """What a branch of a net in eval mode says of the samples that reach it.
+        """Answer the samples that reach a branch, by a net in eval mode.
 
         Parameters
         ----------
@@ -166,7 +216,13 @@ class ExitNet(nn.Module):
         return StageAnswer(proba, before, gate=gate, memory=memory)
 
     def macs(self) -> list[int]:
-        """Multiply-accumulates of each branch for one sample, counted by torch."""
+        """Count the multiply-accumulates of each branch for one sample.
+
+        Returns
+        -------
+        macs : list of int
+            Counted by torch, for each branch alone.
+        """
         parameter = next(self.parameters())
         counts, memory = [], None
         with inference_mode_for(self):
@@ -178,6 +234,58 @@ class ExitNet(nn.Module):
 
     def _norms(self) -> list[WeightedBatchNorm]:
         return [m for m in self.modules() if isinstance(m, WeightedBatchNorm)]
+
+
+class LabelNet(ExitNet):
+    """Heads of one kind on all taps, trained on the labels.
+
+    The loss is ``sum_k v_k mean w CE(z_k, y)``.
+
+    Parameters
+    ----------
+    shapes : sequence of tuple of int
+        Shape of one sample's features at each tap.
+    n_classes : int
+        Number of classes.
+    head : str
+        Name of the head, of `sk_calex.branches._heads.HEADS`.
+    head_params : dict or None
+        Its parameters.
+    generator : torch.Generator
+        Source of the initial parameters.
+    branch_weights : sequence of float, default=None
+        Weights v of the branches' losses; None: all 1.
+    """
+
+    separable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        n_classes: int,
+        head: str,
+        head_params: dict[str, Any] | None,
+        generator: torch.Generator,
+        branch_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(shapes, n_classes)
+        weights = [1.0] * len(shapes) if branch_weights is None else branch_weights
+        self.branch_weights = tuple(weights)
+        params = head_params or {}
+        self.heads = nn.ModuleList(
+            build_head(head, shape, n_classes, generator=generator, **params)
+            for shape in shapes
+        )
+
+    def loss(
+        self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
+    ) -> Tensor:
+        """``sum_k v_k mean w CE(z_k, y)``; see `ExitNet.loss`."""
+        losses = [
+            v * F.cross_entropy(z, labels, reduction="none")
+            for v, z in zip(self.branch_weights, outputs, strict=False)
+        ]
+        return (weight * torch.stack(losses).sum(dim=0)).mean()
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from joblib import Memory
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_memory
 from torch import nn
@@ -20,13 +19,14 @@ from sk_calex.baselines._exit_net import ExitNet, ExitRows, fit_exit_net
 from sk_calex.branches._heads import fuse_for_inference
 from sk_calex.branches._solvers import History
 from sk_calex.calibration._answers import StageAnswer, StageTable
-from sk_calex.cascade._content import digest_for
-from sk_calex.cascade._learning import LearningCascade, Lesson
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._fit_key import digest_for
 from sk_calex.cascade._runtime import Answer, cached_sources, tabulate
-from sk_calex.policies import ExitPolicy, Policy
-from sk_calex.utils._callbacks import Task, handing, with_callbacks
+from sk_calex.cascade._training_data import TrainingData
+from sk_calex.utils._callbacks import Task, handing
 from sk_calex.utils._modes import trainable
-from sk_calex.utils._progress import bar, showing
+from sk_calex.utils._progress import showing
 from sk_calex.utils._validation import resolve_device
 
 __all__ = ["JointCascade"]
@@ -34,13 +34,13 @@ __all__ = ["JointCascade"]
 _ROWS = 1024
 
 
-class JointCascade(LearningCascade):
-    """Base of the baselines: trains an `ExitNet`, then fits an exit rule.
+class JointCascade(BaseCascade):
+    """Base of the methods whose heads are trained together, in one `ExitNet`.
 
-    A subclass gives `_net`, the untrained network, `_rule`, the exit rule with its
-    parameters, and `knob`, the parameter that moves along the curve. Its ``__init__``
-    takes the knob, its own parameters and as many of the shared ones as it likes; the
-    others keep the defaults below.
+    A subclass gives `_net`, the untrained network, `_rule`, the exit rule at the
+    present value of the knob, and `knob`, the parameter that moves along the curve. Its
+    ``__init__`` takes the knob, its own parameters and as many of the shared ones as it
+    likes; the others keep the defaults below.
 
     Attributes
     ----------
@@ -48,17 +48,56 @@ class JointCascade(LearningCascade):
         Sorted labels.
     net_ : ExitNet
         The trained heads, in eval mode.
-    policy_ : ExitPolicy
+    calibrator_ : ExitPolicy
         The fitted exit rule.
     n_iter_ : int
         Epochs or iterations done.
     loss_curve_ : list of float
         Mean loss of each epoch (adam) or evaluation (lbfgs).
+
+    See Also
+    --------
+    ExitNet : Base of the networks.
+
+    Notes
+    -----
+    Our definition of what such methods share. The fit splits the samples by `cv`,
+    trains the network on the one part (`ExitNet.loss` on cached features), and fits the
+    exit rule on its answers to the other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch.nn.functional as F
+    >>> from sklearn.datasets import make_classification
+    >>> from sk_calex.baselines import ExitNet, JointCascade
+    >>> from sk_calex.policies import SharedThreshold
+    >>> class LinearHeads(ExitNet):
+    ...     def __init__(self, shapes, n_classes):
+    ...         super().__init__(shapes, n_classes)
+    ...         self.heads = torch.nn.ModuleList(
+    ...             torch.nn.Linear(shape[0], n_classes) for shape in shapes
+    ...         )
+    ...     def loss(self, outputs, labels, final, weight):
+    ...         losses = [F.cross_entropy(z, labels, reduction="none") for z in outputs]
+    ...         return (weight * torch.stack(losses).sum(dim=0)).mean()
+    >>> class LinearCascade(JointCascade):
+    ...     knob = "threshold"
+    ...     def __init__(self, threshold=0.9, random_state=None):
+    ...         self.threshold = threshold
+    ...         self.random_state = random_state
+    ...     def _net(self, data, generator):
+    ...         return LinearHeads(data.layout.shapes, data.n_classes)
+    ...     def _rule(self):
+    ...         return SharedThreshold(self.threshold)
+    >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
+    >>> LinearCascade(random_state=0).fit(X, y).predict(X).shape
+    (500,)
     """
 
     backbone: Any = None
     final_estimator: Any = None
-    policy: ExitPolicy | None = None
+    calibrator: ExitPolicy | None = None
     solver: str = "auto"
     max_iter: int | None = None
     batch_size: int = 256
@@ -74,7 +113,7 @@ class JointCascade(LearningCascade):
     _parameter_constraints: dict[str, list[Any]] = {
         "backbone": [object, None],
         "final_estimator": [HasMethods(["fit", "predict_proba"]), None],
-        "policy": [ExitPolicy, None],
+        "calibrator": [ExitPolicy, None],
         "solver": [StrOptions({"adam", "lbfgs", "auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -88,113 +127,59 @@ class JointCascade(LearningCascade):
         "verbose": ["verbose"],
     }
 
-    def _net(self, lesson: Lesson, generator: torch.Generator) -> ExitNet:
-        """The untrained network for the taps of a lesson."""
+    def _net(self, data: TrainingData, generator: torch.Generator) -> ExitNet:
+        """The untrained network for the taps of a data."""
         raise NotImplementedError
 
-    def _rule(self) -> ExitPolicy:
-        """The method's exit rule, unfitted, at the present value of the knob."""
-        raise NotImplementedError
+    def _check_params(self) -> None:
+        # Errors come before the work.
+        resolve_device(self.device)
+        check_memory(self.memory)
 
-    @with_callbacks
-    def fit(
-        self,
-        X: Any,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        **params: Any,
-    ) -> Self:
-        """Train the heads on one part of the samples, fit the exit rule on the other.
+    def _train(self, data: TrainingData, task: Task) -> None:
+        pairs = data.folds.pairs
+        n_nets = 1 + (len(pairs) if data.folds.out_of_fold else 0)
+        with task.part("heads", n_nets) as part, handing(part):
+            answers = self._train_nets(data)
+        held = data.folds.calibration
+        self.calibration_ = CalibrationSet(answers, data.codes[held], data.weight[held])
 
-        Parameters
-        ----------
-        X : array, tensor or Dataset of shape (n_samples, ...)
-            Samples, as of `CascadeClassifier`.
-        y : array-like of shape (n_samples,)
-            Labels of any kind.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights in training and calibration.
-        **params : dict
-            Metadata for `cv`'s ``split``, such as ``groups``, with metadata routing.
-
-        Returns
-        -------
-        self : object
-            The fitted cascade.
-
-        Raises
-        ------
-        ValueError
-            If `X`, `y` and the backbone do not fit each other, a value is not finite,
-            or a class is absent from a part of the split.
-        TypeError
-            If `backbone` is not a `FrozenBackbone`.
-        """
-        self._validate_params()
-        resolve_device(self.device)  # an error should come before the work
+    def _train_nets(self, data: TrainingData) -> StageTable:
+        """Train the heads; return the answers to the calibration samples."""
+        seed = int(data.seeds.randint(2**31 - 1))
         memory = check_memory(self.memory)
-        with Task.root(self, 3, X, y, sample_weight) as task:
-            with self._recalled(X, y, sample_weight, params) as known:
-                if not known:
-                    with task.part("features"):
-                        lesson = self._lesson(X, y, sample_weight, params)
-                    pairs = lesson.folds.pairs
-                    n_nets = 1 if len(pairs) == 1 else 1 + len(pairs)
-                    with task.part("heads", n_nets) as part, handing(part):
-                        self._train(lesson, memory)
-            with (
-                task.part("calibration"),
-                showing(self.verbose, "calibration"),
-                bar(unit="rule", total=1) as shown,
-            ):
-                self._calibrate()
-                shown.update()
-        return self
-
-    def _train(self, lesson: Lesson, memory: Memory) -> None:
-        """Train the heads; sets all that calibration needs."""
-        seed = int(lesson.seeds.randint(2**31 - 1))
-        held = lesson.folds.calibration
-        self._calibration_codes = lesson.codes[held]
-        self._calibration_weight = lesson.weight[held]
+        held, pairs = data.folds.calibration, data.folds.pairs
         # joblib would copy the features to hash them, and do so for every fold.
-        content = digest_for(
-            memory, lesson.features, lesson.codes, lesson.final, lesson.weight
-        )
-        trained = partial(self._trained, lesson, seed, memory, content)
-        if len(lesson.folds.pairs) == 1:
-            net = trained(lesson.folds.train)
-            self._set_net(net)
-            self.calibration_answers_ = self._table(lesson, held)
-        else:
-            stages = lesson.layout.n_taps + 1
-            table = StageTable.empty(stages, len(held), lesson.n_classes)
-            for i, (train, part) in enumerate(lesson.folds.pairs):
-                label = f"heads, fold {i + 1} of {len(lesson.folds.pairs)}"
-                net = trained(train, label)
-                self._set_net(net)
-                table.fill(np.searchsorted(held, part), self._table(lesson, part))
-            self._set_net(trained(lesson.folds.train))
-            self.calibration_answers_ = table
+        content = digest_for(memory, data.features, data.codes, data.final, data.weight)
+        train_net = partial(self._train_net, data, seed, memory, content)
+        if not data.folds.out_of_fold:
+            self._set_net(train_net(data.folds.train))
+            return self._table_of_rows(data, held)
+        table = StageTable.empty(data.layout.n_taps + 1, len(held), data.n_classes)
+        for i, (train, part) in enumerate(pairs):
+            self._set_net(train_net(train, f"heads, fold {i + 1} of {len(pairs)}"))
+            table.fill(np.searchsorted(held, part), self._table_of_rows(data, part))
+        self._set_net(train_net(data.folds.train))
+        return table
 
-    def _trained(
+    def _train_net(
         self,
-        lesson: Lesson,
+        data: TrainingData,
         seed: int,
         memory: Memory,
         content: str,
         rows: NDArray[np.intp],
         label: str = "heads",
     ) -> ExitNet:
-        rows = rows[lesson.weight[rows] > 0]
+        rows = rows[data.weight[rows] > 0]
         generator = torch.Generator().manual_seed(seed)
-        data = ExitRows(
-            lesson.features,
-            lesson.layout,
+        training_rows = ExitRows(
+            data.features,
+            data.layout,
             rows,
-            lesson.codes[rows],
-            lesson.final[rows],
-            lesson.weight[rows],
+            data.codes[rows],
+            data.final[rows],
+            data.weight[rows],
         )
         device = resolve_device(self.device)
         settings = {
@@ -206,12 +191,12 @@ class JointCascade(LearningCascade):
             "device": device,
         }
         with trainable(), showing(self.verbose, label):
-            net = self._net(lesson, generator)
+            net = self._net(data, generator)
             known = {"ignore": ["net", "rows"]} if isinstance(memory, Memory) else {}
-            trained, history = memory.cache(_train, **known)(
+            trained, history = memory.cache(_train_anywhere, **known)(
                 net,
-                [_content(net), content, lesson.layout, rows],
-                data,
+                [_describe(net), content, data.layout, rows],
+                training_rows,
                 settings,
                 int(torch.randint(2**31 - 1, (), generator=generator)),
             )
@@ -221,49 +206,38 @@ class JointCascade(LearningCascade):
     def _set_net(self, net: ExitNet) -> None:
         self.net_ = net
         self.branches_ = list(net.heads)
-        self._fused = fuse_for_inference(net)
-        self._head_macs = self._fused.macs()
+        self._fused_net_ = fuse_for_inference(net)
+        self._head_macs_ = self._fused_net_.macs()
 
-    def _table(self, lesson: Lesson, rows: NDArray[np.intp]) -> StageTable:
-        """What the stages say of some rows of the features."""
-        n_stages = lesson.layout.n_taps + 1
-        table = StageTable.empty(n_stages, len(rows), lesson.n_classes)
+    def _table_of_rows(self, data: TrainingData, rows: NDArray[np.intp]) -> StageTable:
+        """Answers of the stages to some rows of the training data."""
+        n_stages = data.layout.n_taps + 1
+        table = StageTable.empty(n_stages, len(rows), data.n_classes)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            sources = cached_sources(lesson.features[part], lesson.layout, _ROWS)
-            # Those of a final estimator were taken out of fold.
-            last: Answer = partial(_given, lesson.final[part])
+            sources = cached_sources(data.features[part], data.layout, _ROWS)
+            # Those of a final estimator were computed out of fold.
+            last: Answer = partial(_answer_with, data.final[part])
             answers = [*self._branch_answers(), last]
-            said = tabulate(sources, answers, len(part), lesson.n_classes)
+            said = tabulate(sources, answers, len(part), data.n_classes)
             table.fill(np.arange(start, start + len(part)), said)
         return table
 
     def _branch_answers(self) -> list[Answer]:
         n_branches = self.layout_.n_taps
-        return [partial(self._fused.answer, branch) for branch in range(n_branches)]
+        return [
+            partial(self._fused_net_.answer, branch) for branch in range(n_branches)
+        ]
 
     def _answers(self) -> list[Answer]:
         return [*self._branch_answers(), self._last_answer()]
 
     def _branch_macs(self) -> list[int]:
-        return self._head_macs
-
-    def _calibrate(self) -> Self:
-        self.policy_ = self._fit_policy(self._present_rule())
-        return self
-
-    def _present_rule(self) -> ExitPolicy:
-        return self._rule() if self.policy is None else self.policy
-
-    def _policy(self) -> Policy:
-        return self.policy_
-
-    def _policy_at(self, value: float | Sequence[float]) -> Policy:
-        return self._fit_policy(self._present_rule(), value)
+        return self._head_macs_
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
-        state.pop("_fused", None)  # rebuilt from the net
+        state.pop("_fused_net_", None)  # rebuilt from the net
         if "net_" in state:
             state["net_"] = copy.deepcopy(state["net_"]).cpu()
             state["branches_"] = list(state["net_"].heads)
@@ -275,10 +249,10 @@ class JointCascade(LearningCascade):
             # "auto" is resolved again: the machine that loads may have no GPU.
             if str(self.device) == "auto":
                 self.net_.to(resolve_device("auto"))
-            self._fused = fuse_for_inference(self.net_)
+            self._fused_net_ = fuse_for_inference(self.net_)
 
 
-def _train(
+def _train_anywhere(
     net: ExitNet,
     content: list[Any],
     rows: ExitRows,
@@ -291,7 +265,7 @@ def _train(
     return net.cpu(), history
 
 
-def _content(net: nn.Module) -> list[Any]:
+def _describe(net: nn.Module) -> list[Any]:
     """What joblib can tell networks apart by: tensors it hashes by where they lie."""
     inherited = set(vars(nn.Module()))
     content: list[Any] = []
@@ -302,7 +276,7 @@ def _content(net: nn.Module) -> list[Any]:
     return [*content, {name: tensor.detach().numpy() for name, tensor in tensors}]
 
 
-def _given(
+def _answer_with(
     proba: NDArray[np.float64], features: torch.Tensor, before: StageAnswer | None
 ) -> StageAnswer:
     return StageAnswer(proba, before)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
+from sklearn.utils._param_validation import Interval
+
+from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
+from sk_calex.calibration._exit_rule import ExitPolicy
+from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._cascade import CascadeClassifier
-from sk_calex.policies import ExitPolicy
 
 __all__ = ["NoAlignmentClassifier"]
 
@@ -14,8 +19,9 @@ class NoAlignmentClassifier(CascadeClassifier):
     """The reference that has neither alignment nor soft targets.
 
     Every branch is trained and calibrated on all samples, as if nothing exited before
-    it. What ``CascadeClassifier(margin_mode="relative")`` gains over it at the same
-    margin, its alignment, its targets and its calibration rows gain.
+    it. What a `CascadeClassifier` with the same calibrator, but ``calibrate_on=
+    "survivors"``, gains over it at the same margin is due to its alignment, its targets
+    and its calibration rows.
 
     Parameters
     ----------
@@ -31,12 +37,13 @@ class NoAlignmentClassifier(CascadeClassifier):
         Calibration samples (total weight) that must stand at or above a threshold.
     final_estimator : classifier, default=None
         Answers in the backbone's place, as of `CascadeClassifier`.
-    policy : ExitPolicy, default=None
-        Another exit rule in place of the method's own.
+    calibrator : ExitPolicy, default=None
+        Exit rule in place of the method's own, as of `CascadeClassifier`.
     cv : float, int or splitter, default=0.2
         What calibrates, as of `CascadeClassifier`.
     input : {"samples", "features"}, default="samples"
-        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+        What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
+        that share it.
     memory : str or joblib.Memory, default=None
         Where fitted branches are cached.
     n_jobs : int, default=None
@@ -58,7 +65,7 @@ class NoAlignmentClassifier(CascadeClassifier):
         MACs of an answer at each depth, heads included.
     enabled_, precision_, support_, reference_precision_, effective_sample_size_
         As of `CascadeClassifier`.
-    training_profile_, backbone_, final_estimator_, policy_, layout_, n_features_in_
+    training_profile_, backbone_, final_estimator_, calibrator_, layout_, n_features_in_
         As of `CascadeClassifier`.
 
     Notes
@@ -72,7 +79,10 @@ class NoAlignmentClassifier(CascadeClassifier):
     them, that are predicted as c keep the precision that the margin asks for. It is
     `CascadeClassifier` with these settings, bit for bit:
 
-        alignment="none", targets="argmax", calibrate_on="all", margin_mode="relative"
+        alignment="none", targets="argmax",
+        calibrator=SurvivorThresholdCalibrator(
+            margin_mode="relative", calibrate_on="all"
+        )
 
     The comparison that the paper names "no alignment, no distillation" (Aperstein &
     Apartsin 2026); the margins and their thresholds are as of `CascadeClassifier`.
@@ -92,17 +102,14 @@ class NoAlignmentClassifier(CascadeClassifier):
     """
 
     # What makes the reference: no parameters here.
-    alignment = "none"
     targets = "argmax"
-    calibrate_on = "all"
-    margin_mode = "relative"
-    rule = "smallest"
-    shrinkage = 200.0
     ensemble = False
-    alignment_margin = 0.0
-    alignment_bandwidth = 0.0
-    alignment_mixture = 1.0
-    cross_fit = None
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        name: constraint
+        for name, constraint in CascadeClassifier._parameter_constraints.items()
+        if name not in ("alignment", "targets", "ensemble")
+    } | {"min_support": [Interval(Real, 0, None, closed="left")]}
 
     def __init__(
         self,
@@ -112,7 +119,7 @@ class NoAlignmentClassifier(CascadeClassifier):
         branch: Any = None,
         min_support: float = 10,
         final_estimator: Any = None,
-        policy: ExitPolicy | None = None,
+        calibrator: ExitPolicy | None = None,
         cv: Any = 0.2,
         input: str = "samples",
         memory: Any = None,
@@ -125,10 +132,27 @@ class NoAlignmentClassifier(CascadeClassifier):
         self.branch = branch
         self.min_support = min_support
         self.final_estimator = final_estimator
-        self.policy = policy
+        self.calibrator = calibrator
         self.cv = cv
         self.input = input
         self.memory = memory
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+
+    def _rule(self) -> SurvivorThresholdCalibrator:
+        return SurvivorThresholdCalibrator(
+            self.margin,
+            margin_mode="relative",
+            min_support=self.min_support,
+            calibrate_on="all",
+        )
+
+    def _alignment(self) -> SurvivorAlignment:
+        return SurvivorAlignment("none")
+
+    def _split_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        trained, moved = super()._split_params()
+        # Without survivor weights no threshold reaches the training.
+        moved["min_support"] = trained.pop("min_support")
+        return trained, moved

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 import torch
 from sklearn.utils._param_validation import StrOptions
 
-from sk_calex.baselines._exit_net import ExitNet
+from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
-from sk_calex.cascade._learning import Lesson
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, Patience
 
 from ._joint import JointCascade
-from ._nets import LabelNet
 
 __all__ = ["PABEEClassifier"]
 
@@ -34,8 +33,10 @@ class PABEEClassifier(JointCascade):
         Parameters of the head.
     final_estimator : classifier, default=None
         Answers in the backbone's place, as of `CascadeClassifier`.
-    policy : ExitPolicy, default=None
-        Another exit rule in place of the method's own.
+    calibrator : ExitPolicy, default=None
+        Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
+        of the method's own. It decides by its own knob: leave the method's at its
+        default then.
     solver : {"auto", "adam", "lbfgs"}, default="auto"
         Mini-batch AdamW, or full-batch L-BFGS without randomness; "auto" is L-BFGS up
         to 100,000 numbers in the taps.
@@ -51,7 +52,8 @@ class PABEEClassifier(JointCascade):
     cv : float, int or splitter, default=0.2
         What is held out to fit the exit rule, as of `CascadeClassifier`.
     input : {"samples", "features"}, default="samples"
-        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+        What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
+        that share it.
     memory : str or joblib.Memory, default=None
         Where trained heads are cached: a search over the knob trains them once.
     device : str, default="auto"
@@ -67,7 +69,7 @@ class PABEEClassifier(JointCascade):
         Sorted labels.
     net_ : ExitNet
         The trained heads, in eval mode.
-    policy_ : ExitPolicy
+    calibrator_ : ExitPolicy
         The fitted exit rule.
     n_iter_ : int
         Epochs or iterations done.
@@ -126,7 +128,7 @@ class PABEEClassifier(JointCascade):
         head: str = "gap",
         head_params: dict[str, Any] | None = None,
         final_estimator: Any = None,
-        policy: ExitPolicy | None = None,
+        calibrator: ExitPolicy | None = None,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -144,7 +146,7 @@ class PABEEClassifier(JointCascade):
         self.head = head
         self.head_params = head_params
         self.final_estimator = final_estimator
-        self.policy = policy
+        self.calibrator = calibrator
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -157,12 +159,12 @@ class PABEEClassifier(JointCascade):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _net(self, lesson: Lesson, generator: torch.Generator) -> ExitNet:
-        n_taps = lesson.layout.n_taps
+    def _net(self, data: TrainingData, generator: torch.Generator) -> ExitNet:
+        n_taps = data.layout.n_taps
         total = n_taps * (n_taps + 1) / 2
         return LabelNet(
-            lesson.layout.shapes,
-            lesson.n_classes,
+            data.layout.shapes,
+            data.n_classes,
             self.head,
             self.head_params,
             generator,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sk_calex.baselines._exit_net import ExitNet
 from sk_calex.branches._layers import BranchHead, integers, linear, trunk
-from sk_calex.cascade._learning import Lesson
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, OwnGate
 from sk_calex.utils._flops import depth_costs
 from sk_calex.utils._validation import softmax64
@@ -119,8 +119,10 @@ class PTEENetClassifier(JointCascade):
         Channels of the convolutions, as of the head "conv".
     final_estimator : classifier, default=None
         Answers in the backbone's place, as of `CascadeClassifier`.
-    policy : ExitPolicy, default=None
-        Another exit rule in place of the method's own.
+    calibrator : ExitPolicy, default=None
+        Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
+        of the method's own. It decides by its own knob: leave the method's at its
+        default then.
     solver : {"auto", "adam", "lbfgs"}, default="auto"
         Mini-batch AdamW, or full-batch L-BFGS without randomness; "auto" is L-BFGS up
         to 100,000 numbers in the taps.
@@ -139,7 +141,8 @@ class PTEENetClassifier(JointCascade):
         What is held out to fit the exit rule, as of `CascadeClassifier`; this method's
         own takes no statistics of it.
     input : {"samples", "features"}, default="samples"
-        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+        What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
+        that share it.
     memory : str or joblib.Memory, default=None
         Where trained heads are cached: a search over the knob trains them once.
     device : str, default="auto"
@@ -155,7 +158,7 @@ class PTEENetClassifier(JointCascade):
         Sorted labels.
     net_ : ExitNet
         The trained heads, in eval mode.
-    policy_ : ExitPolicy
+    calibrator_ : ExitPolicy
         The fitted exit rule.
     relative_costs_ : ndarray of float64, shape (n_branches + 1,)
         Costs in the loss: `depth_costs_` over the cost of the plain backbone, or
@@ -227,7 +230,7 @@ class PTEENetClassifier(JointCascade):
         cost_weight: float = 1.0,
         widths: tuple[int, ...] = (96, 128),
         final_estimator: Any = None,
-        policy: ExitPolicy | None = None,
+        calibrator: ExitPolicy | None = None,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -245,7 +248,7 @@ class PTEENetClassifier(JointCascade):
         self.cost_weight = cost_weight
         self.widths = widths
         self.final_estimator = final_estimator
-        self.policy = policy
+        self.calibrator = calibrator
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -258,16 +261,16 @@ class PTEENetClassifier(JointCascade):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _net(self, lesson: Lesson, generator: torch.Generator) -> ExitNet:
+    def _net(self, data: TrainingData, generator: torch.Generator) -> ExitNet:
         net = PTEENet(
-            lesson.layout.shapes,
-            lesson.n_classes,
+            data.layout.shapes,
+            data.n_classes,
             tuple(self.widths),
             float(self.cost_weight),
             generator,
         )
-        self._head_macs = net.macs()
-        self.relative_costs_ = self._relative_costs(lesson.layout.n_taps)
+        self._head_macs_ = net.macs()
+        self.relative_costs_ = self._relative_costs(data.layout.n_taps)
         net.costs = tuple(self.relative_costs_.tolist())
         return net
 

@@ -24,7 +24,7 @@ from sk_calex.branches._layers import (
     pooled_grid,
 )
 from sk_calex.cascade._ensembles import LogMean, fit_log_mean
-from sk_calex.cascade._learning import Lesson
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, SharedThreshold
 from sk_calex.utils._packed_conv import pack
 from sk_calex.utils._progress import labelled
@@ -211,8 +211,10 @@ class ZTWClassifier(JointCascade):
         Channels of each head's convolution.
     final_estimator : classifier, default=None
         Answers in the backbone's place, as of `CascadeClassifier`.
-    policy : ExitPolicy, default=None
-        Another exit rule in place of the method's own.
+    calibrator : ExitPolicy, default=None
+        Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
+        of the method's own. It decides by its own knob: leave the method's at its
+        default then.
     solver : {"auto", "adam", "lbfgs"}, default="auto"
         Mini-batch AdamW, or full-batch L-BFGS without randomness; "auto" is L-BFGS up
         to 100,000 numbers in the taps, one head after the other. The ensembles always
@@ -230,7 +232,8 @@ class ZTWClassifier(JointCascade):
         What is held out to fit the exit rule, as of `CascadeClassifier`; this method's
         own takes no statistics of it.
     input : {"samples", "features"}, default="samples"
-        Whether `X` holds samples or the output of `FrozenBackbone.transform`.
+        What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
+        that share it.
     memory : str or joblib.Memory, default=None
         Where trained heads are cached: a search over the knob trains them once.
     device : str, default="auto"
@@ -246,7 +249,7 @@ class ZTWClassifier(JointCascade):
         Sorted labels.
     net_ : ExitNet
         The trained heads, in eval mode.
-    policy_ : ExitPolicy
+    calibrator_ : ExitPolicy
         The fitted exit rule.
     n_iter_ : int
         Epochs or iterations done on the heads.
@@ -323,7 +326,7 @@ class ZTWClassifier(JointCascade):
         ensemble: bool = True,
         width: int = 96,
         final_estimator: Any = None,
-        policy: ExitPolicy | None = None,
+        calibrator: ExitPolicy | None = None,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -341,7 +344,7 @@ class ZTWClassifier(JointCascade):
         self.ensemble = ensemble
         self.width = width
         self.final_estimator = final_estimator
-        self.policy = policy
+        self.calibrator = calibrator
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -354,10 +357,10 @@ class ZTWClassifier(JointCascade):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _net(self, lesson: Lesson, generator: torch.Generator) -> ExitNet:
+    def _net(self, data: TrainingData, generator: torch.Generator) -> ExitNet:
         return ZTW(
-            lesson.layout.shapes,
-            lesson.n_classes,
+            data.layout.shapes,
+            data.n_classes,
             self.width,
             bool(self.ensemble),
             generator,

@@ -1,11 +1,15 @@
-"""When a branch is sure enough: thresholds per class from the rows that reach it."""
+"""When a branch is sure enough: what stages answer, and thresholds from a margin."""
 
 from __future__ import annotations
 
-from ._calibrator import (
-    SurvivorThresholdCalibrator,
-    class_precision,
-    precision_bars,
-)
+from ._answers import StageAnswer, StageTable
+from ._calibrator import SurvivorThresholdCalibrator
+from ._thresholds import class_precision, precision_bars
 
-__all__ = ["SurvivorThresholdCalibrator", "class_precision", "precision_bars"]
+__all__ = [
+    "StageAnswer",
+    "StageTable",
+    "SurvivorThresholdCalibrator",
+    "class_precision",
+    "precision_bars",
+]

@@ -1,4 +1,4 @@
-"""What a stage says of samples, and what exit rules read off it."""
+"""What a stage answers to samples, and what exit rules read off it."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Signals(Protocol):
 
 
 class StageAnswer:
-    """Probabilities of one stage for the samples that reach it.
+    """Hold the probabilities of one stage for the samples that reach it.
 
     Parameters
     ----------
     proba : ndarray of float64, shape (n_samples, n_classes)
         Probabilities; what a sample that exits here is answered.
     before : StageAnswer, default=None
-        What the stage before said of the same samples. None at the first stage.
+        Answer of the stage before to the same samples; None at the first stage.
     gate : ndarray of float64, shape (n_samples,), default=None
         The method's own confidence.
     memory : Tensor of shape (n_samples, ...), default=None
@@ -71,7 +71,7 @@ class StageAnswer:
     Examples
     --------
     >>> import numpy as np
-    >>> from sk_calex.calibration._answers import StageAnswer
+    >>> from sk_calex.calibration import StageAnswer
     >>> first = StageAnswer(np.array([[0.7, 0.3], [0.4, 0.6]]))
     >>> second = StageAnswer(np.array([[0.6, 0.4], [0.5, 0.5]]), first)
     >>> second.predicted, second.streak
@@ -114,7 +114,18 @@ class StageAnswer:
         return self.confidence - second
 
     def keep(self, rows: NDArray[np.intp]) -> StageAnswer:
-        """The same of some of the samples only: those that go on."""
+        """Keep some of the samples: those that go on.
+
+        Parameters
+        ----------
+        rows : ndarray of intp, shape (n_kept,)
+            Indices of the samples.
+
+        Returns
+        -------
+        answer : StageAnswer
+            The answer to these samples.
+        """
         memory = self.memory
         if memory is not None:
             memory = memory[torch.from_numpy(rows).to(memory.device)]
@@ -126,7 +137,7 @@ class StageAnswer:
 
 @dataclass(frozen=True)
 class StageTable:
-    """What every stage said of the same samples, nobody having exited.
+    """Hold the answers of every stage to the same samples, without exits.
 
     Parameters
     ----------
@@ -142,7 +153,7 @@ class StageTable:
     Examples
     --------
     >>> import numpy as np
-    >>> from sk_calex.calibration._answers import StageTable
+    >>> from sk_calex.calibration import StageTable
     >>> proba = np.array([[[0.7, 0.3], [0.4, 0.6]], [[0.6, 0.4], [0.5, 0.5]]])
     >>> table = StageTable.from_probabilities(proba)
     >>> table.predicted
@@ -161,7 +172,18 @@ class StageTable:
 
     @classmethod
     def empty(cls, n_stages: int, n_samples: int, n_classes: int) -> StageTable:
-        """A table to be filled by `put`."""
+        """Make a table to be filled by `put`.
+
+        Parameters
+        ----------
+        n_stages, n_samples, n_classes : int
+            Its size; the last stage is the backbone or final estimator.
+
+        Returns
+        -------
+        table : StageTable
+            Of NaN and class 0.
+        """
         shape = (n_stages, n_samples)
         confidence, entropy, gap, gate = (np.full(shape, np.nan) for _ in range(4))
         predicted = np.zeros(shape, dtype=np.intp)
@@ -169,7 +191,7 @@ class StageTable:
 
     @classmethod
     def from_probabilities(cls, probabilities: ArrayLike) -> StageTable:
-        """Table of cached probabilities.
+        """Make a table of cached probabilities.
 
         Parameters
         ----------
@@ -200,7 +222,18 @@ class StageTable:
 
     @classmethod
     def of(cls, stages: Iterable[NDArray[np.float64]]) -> StageTable:
-        """Table of probabilities that need no check."""
+        """Make a table of probabilities without checking them.
+
+        Parameters
+        ----------
+        stages : iterable of ndarray of float64, shape (n_samples, n_classes)
+            Probabilities of each stage.
+
+        Returns
+        -------
+        table : StageTable
+            What exit rules need of them.
+        """
         answers = [StageAnswer(proba) for proba in stages]
         table = cls.empty(len(answers), *answers[0].proba.shape)
         for k, answer in enumerate(answers):
@@ -210,7 +243,17 @@ class StageTable:
     def put(
         self, stage: int, rows: slice | NDArray[np.intp], answer: StageAnswer
     ) -> None:
-        """Enter what a stage said of some rows."""
+        """Enter the answers of a stage to some rows.
+
+        Parameters
+        ----------
+        stage : int
+            Index of the stage.
+        rows : slice or ndarray of intp, shape (n_rows,)
+            Rows of the table.
+        answer : StageAnswer
+            Answers to these rows.
+        """
         self.predicted[stage, rows] = answer.predicted
         self.confidence[stage, rows] = answer.confidence
         self.entropy[stage, rows] = answer.entropy
@@ -219,7 +262,15 @@ class StageTable:
             self.gate[stage, rows] = answer.gate
 
     def fill(self, rows: NDArray[np.intp], part: StageTable) -> None:
-        """Enter the table of some of the samples."""
+        """Enter a table of some of the samples.
+
+        Parameters
+        ----------
+        rows : ndarray of intp, shape (n_rows,)
+            Rows of this table.
+        part : StageTable
+            The other table, of these rows.
+        """
         self.predicted[:, rows] = part.predicted
         self.confidence[:, rows] = part.confidence
         self.entropy[:, rows] = part.entropy
@@ -246,11 +297,33 @@ class StageTable:
         return streak
 
     def stage(self, stage: int) -> Signals:
-        """Signals of one stage."""
+        """Return the signals of one stage.
+
+        Parameters
+        ----------
+        stage : int
+            Index of the stage.
+
+        Returns
+        -------
+        signals : Signals
+            What an exit rule may look at.
+        """
         return _Row(self, stage)
 
     def of_stages(self, stages: Sequence[int]) -> StageTable:
-        """The same of some of the stages, as if there were no others."""
+        """Keep some of the stages, as if there were no others.
+
+        Parameters
+        ----------
+        stages : sequence of int
+            Their indices.
+
+        Returns
+        -------
+        table : StageTable
+            Of these stages.
+        """
         rows = list(stages)
         return StageTable(
             self.predicted[rows],
@@ -262,7 +335,18 @@ class StageTable:
         )
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> StageTable:
-        """The same of some of the samples."""
+        """Keep some of the samples.
+
+        Parameters
+        ----------
+        rows : ndarray of intp or bool, shape (n_rows,) or (n_samples,)
+            Indices of the samples, or a mask.
+
+        Returns
+        -------
+        table : StageTable
+            Of these samples.
+        """
         return StageTable(
             self.predicted[:, rows],
             self.confidence[:, rows],

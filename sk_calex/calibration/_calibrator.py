@@ -1,184 +1,110 @@
-"""Per-class precision thresholds on the samples that really reach a branch."""
+"""Confidence thresholds per class, from the calibration samples that reach a branch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-    column_or_1d,
-)
+from sklearn.utils.validation import check_consistent_length
 
-from sk_calex.calibration._thresholds import find_local_thresholds, find_thresholds
+from sk_calex.calibration._answers import StageTable
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._thresholds import (
+    BranchThresholds,
+    exits_at,
+    find_local_thresholds,
+    find_thresholds,
+    precision_bars,
+)
+from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._validation import (
-    check_margin,
+    check_labels,
+    check_margins,
     check_probabilities,
     check_sample_weight,
 )
 
-__all__ = ["SurvivorThresholdCalibrator", "class_precision", "precision_bars"]
+__all__ = ["SurvivorThresholdCalibrator"]
 
 
-def class_precision(
-    y: ArrayLike,
-    predicted: ArrayLike,
-    n_classes: int,
-    sample_weight: ArrayLike | None = None,
-) -> NDArray[np.float64]:
-    """Precision of a classifier for each class that it predicts.
-
-    Parameters
-    ----------
-    y : array-like of int, shape (n_samples,)
-        True classes, in ``0 .. n_classes - 1``.
-    predicted : array-like of int, shape (n_samples,)
-        Predicted classes.
-    n_classes : int
-        Number of classes C.
-    sample_weight : array-like of shape (n_samples,), default=None
-        Weights; an integer weight means repetition.
-
-    Returns
-    -------
-    precision : ndarray of float64, shape (n_classes,)
-        Share of right answers among the samples predicted as each class; NaN for a
-        class that is never predicted.
-
-    Raises
-    ------
-    ValueError
-        If a class lies outside ``0 .. n_classes - 1``, lengths differ or a weight is
-        negative.
-
-    Examples
-    --------
-    >>> from sk_calex import class_precision
-    >>> class_precision([0, 0, 1], [0, 1, 1], n_classes=2)
-    array([1. , 0.5])
-    """
-    truth = _check_codes(y, n_classes, "y")
-    guess = _check_codes(predicted, n_classes, "predicted")
-    check_consistent_length(truth, guess)
-    weight = check_sample_weight(sample_weight, truth)
-    total = np.bincount(guess, weights=weight, minlength=n_classes)
-    right = np.bincount(guess, weights=weight * (truth == guess), minlength=n_classes)
-    out = np.full(n_classes, np.nan)
-    np.divide(right, total, out=out, where=total > 0)
-    return out
-
-
-def precision_bars(
-    reference_precision: ArrayLike, margin: float, margin_mode: str = "relative"
-) -> NDArray[np.float64]:
-    """Precision that each class must reach to exit.
-
-    Parameters
-    ----------
-    reference_precision : array-like of shape (n_classes,)
-        Precision of the backbone for each predicted class; NaN where unknown.
-    margin : float
-        Finite and below 1. Positive margins accept less precision than the backbone's,
-        negative ones ask for more.
-    margin_mode : {"relative", "absolute"}, default="relative"
-        ``(1 - margin) * precision`` or ``precision - margin``.
-
-    Returns
-    -------
-    bars : ndarray of float64, shape (n_classes,)
-        The bars, clipped to [0, 1]. A class of unknown precision gets 1.
-
-    Raises
-    ------
-    ValueError
-        If the margin is not finite or not below 1, or `margin_mode` is unknown.
-
-    Notes
-    -----
-    CalexNet's class-precision margin (Aperstein & Apartsin 2026, Eq. 8). The relative
-    form was seen in a third party's work only; the absolute one is our definition.
-
-    Examples
-    --------
-    >>> from sk_calex import precision_bars
-    >>> precision_bars([0.8, 0.5], margin=0.1)
-    array([0.72, 0.45])
-    >>> precision_bars([0.8, 0.5], margin=-0.3, margin_mode="absolute")
-    array([1. , 0.8])
-    """
-    reference = np.asarray(reference_precision, dtype=np.float64)
-    margin = check_margin(margin)
-    if margin_mode == "relative":
-        bars = (1 - margin) * reference
-    elif margin_mode == "absolute":
-        bars = reference - margin
-    else:
-        raise ValueError(
-            f"margin_mode={margin_mode!r} is unknown. Use 'relative' or 'absolute'."
-        )
-    return np.clip(np.where(np.isnan(bars), 1.0, bars), 0.0, 1.0)
-
-
-class SurvivorThresholdCalibrator(BaseEstimator):
-    """Confidence threshold of each class at which a branch is precise enough to exit.
+class SurvivorThresholdCalibrator(ExitPolicy):
+    """Exit where the confidence reaches the threshold of the predicted class.
 
     For each class the calibrator takes the lowest threshold at which the samples that
     the branch predicts as that class, with at least that confidence, are right often
     enough. Only survivors count: the samples that no earlier branch has answered.
 
+    It is fitted on the answers of all stages of a cascade, as any exit rule
+    (`CascadeClassifier` does so in its own fit), or on those of a single branch.
+
     Parameters
     ----------
-    margin : float, default=0.0
-        How much precision may be given up against `reference_precision`: finite and
-        below 1. Negative margins ask for more than the reference; a bar is never above
-        1.
+    margin : float or sequence of float, default=0.0
+        How much precision may be given up against the reference, the last stage:
+        finite and below 1; a sequence holds one margin for each branch. Negative
+        margins ask for more than the reference has; a bar is never above 1. Inside a
+        `CascadeClassifier` leave it at 0: there the cascade's own `margin` counts.
     margin_mode : {"relative", "absolute", "local"}, default="relative"
-        "relative" and "absolute": the samples that exit as class c must reach a bar of
-        ``(1 - margin) * reference_precision[c]`` or ``reference_precision[c] - margin``
-        on average. "local": exiting may cost at most `margin` of accuracy against the
-        reference at each confidence down to the threshold, the lowest included.
+        Where the margin holds:
+
+        - "relative": the samples that exit as class c reach a bar of
+          ``(1 - margin) * reference precision`` on average: the paper's gate;
+        - "absolute": the same with ``reference precision - margin``, when a margin
+          should mean points of precision;
+        - "local": at each confidence down to the threshold an exit costs at most
+          `margin` of accuracy against the reference. Use it when a margin of 0 should
+          lose nothing that the calibration samples show.
     min_support : float, default=10
-        A threshold counts only if at least this many samples (total sample weight)
-        lie at or above it. A class without such a threshold never exits.
+        Calibration samples (total weight) that must lie at or above a threshold. A
+        class without such a threshold never exits.
     rule : {"smallest", "first_violation"}, default="smallest"
-        Precision is not monotone in the threshold. "smallest" takes the lowest
-        threshold that meets the bar; "first_violation" lowers the threshold only
-        until the bar is first missed. The cost of "local" is monotone: both are one.
+        Which threshold to take, as precision is not monotone in it:
+
+        - "smallest": the lowest threshold that meets the bar;
+        - "first_violation": lower the threshold only until the bar is first missed,
+          which is more cautious.
+
+        Not used by "local", whose cost is monotone.
     shrinkage : float, default=200
-        "local": samples (total weight) at which half of a class's own deviation from
-        the trend of all classes is believed. 0 believes all of it, ``inf`` nothing.
+        Samples (total weight) at which half of a class's own deviation from the trend
+        of all classes is believed: 0 believes all of it, ``inf`` none. Used by "local".
+    calibrate_on : {"survivors", "all"}, default="survivors"
+        Calibration samples of a branch:
+
+        - "survivors": those that no earlier branch answers, as at prediction;
+        - "all": all of them, which is what the paper compares with.
 
     Attributes
     ----------
-    thresholds_ : ndarray of float64, shape (n_classes,)
+    thresholds_ : ndarray of float64, shape (n_branches, n_classes)
         Confidence at or above which a sample predicted as the class exits; ``inf``
-        where disabled.
-    enabled_ : ndarray of bool, shape (n_classes,)
+        where disabled. Fitted on a single branch, this and the next four have shape
+        (n_classes,).
+    enabled_ : ndarray of bool, shape (n_branches, n_classes)
         Whether the class exits at all.
-    precision_ : ndarray of float64, shape (n_classes,)
-        Precision on the calibration survivors at or above the threshold; NaN where
-        disabled. It is an estimate on the samples that chose the threshold, hence
-        optimistic.
-    support_ : ndarray of float64, shape (n_classes,)
+    precision_ : ndarray of float64, shape (n_branches, n_classes)
+        Precision on the calibration samples at or above the threshold; NaN where
+        disabled. The same samples chose the threshold, so it is optimistic.
+    support_ : ndarray of float64, shape (n_branches, n_classes)
         Sample weight at or above the threshold.
-    bars_ : ndarray of float64, shape (n_classes,)
+    bars_ : ndarray of float64, shape (n_branches, n_classes)
         Precision that was asked for. With "local", that of the reference on the samples
         that exit as the class, less the margin: NaN where the class is disabled, and
         `precision_` may lie a little below it, as classes share a trend.
+    reference_precision_ : ndarray of float64, shape (n_classes,)
+        Precision of the reference for each class that it predicts; NaN where unknown.
     classes_ : ndarray of shape (n_classes,)
         Class of each column.
     n_features_in_ : int
-        Number of columns seen in fit, one a class.
+        Number of columns, one for each class.
 
     See Also
     --------
-    CascadeClassifier : Calibrates one branch after the other with this rule.
+    CascadeClassifier : Trains branches and calibrates them with this rule.
 
     Notes
     -----
@@ -197,71 +123,94 @@ class SurvivorThresholdCalibrator(BaseEstimator):
     samples pay for hard ones; a bar on the cost at the threshold does not, so that a
     margin of 0 gives up nothing that the calibration samples show.
 
+    References
+    ----------
+    Aperstein, Y. & Apartsin, A. (2026). CalexNet. Electronics 15(10), 2149.
+
     Examples
     --------
     >>> import numpy as np
     >>> from sk_calex import SurvivorThresholdCalibrator
-    >>> proba = np.array([[.9, .1], [.8, .2], [.7, .3], [.6, .4], [.2, .8], [.4, .6]])
+    >>> branch = np.array([[.9, .1], [.8, .2], [.7, .3], [.6, .4], [.2, .8], [.4, .6]])
     >>> y = np.array([0, 0, 1, 0, 1, 1])
     >>> calibrator = SurvivorThresholdCalibrator(margin=0.2, min_support=1)
-    >>> calibrator.fit(proba, y).thresholds_.round(3)
+    >>> calibrator.fit(branch, y).thresholds_.round(3)
     array([0.8, 0.6])
-    >>> calibrator.exits(proba)
+    >>> calibrator.exits(0, branch)
     array([ True,  True, False, False,  True,  True])
+
+    Of a whole cascade, here of one branch and the last stage:
+
+    >>> last = np.eye(2)[y]
+    >>> calibrator.fit([branch, last], y).thresholds_.round(3)
+    array([[0.8, 0.6]])
+    >>> calibrator.depth([branch, last])
+    array([0, 0, 1, 1, 0, 0])
     """
 
+    knob: ClassVar[str] = "margin"
     _parameter_constraints: dict[str, list[Any]] = {
-        "margin": [Real],
+        "margin": [Real, "array-like"],
         "margin_mode": [StrOptions({"relative", "absolute", "local"})],
         "min_support": [Interval(Real, 0, None, closed="left")],
         "rule": [StrOptions({"smallest", "first_violation"})],
         "shrinkage": [Interval(Real, 0, None, closed="both")],
+        "calibrate_on": [StrOptions({"survivors", "all"})],
     }
 
     def __init__(
         self,
-        margin: float = 0.0,
+        margin: float | Sequence[float] = 0.0,
         *,
         margin_mode: str = "relative",
         min_support: float = 10,
         rule: str = "smallest",
         shrinkage: float = 200,
+        calibrate_on: str = "survivors",
     ) -> None:
         self.margin = margin
         self.margin_mode = margin_mode
         self.min_support = min_support
         self.rule = rule
         self.shrinkage = shrinkage
+        self.calibrate_on = calibrate_on
 
     def fit(
         self,
-        X: ArrayLike,
+        answers: StageTable | ArrayLike,
         y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
         *,
+        costs: ArrayLike | None = None,
         reference_precision: ArrayLike | None = None,
         reference_correct: ArrayLike | None = None,
         survivors: ArrayLike | None = None,
-        sample_weight: ArrayLike | None = None,
-    ) -> SurvivorThresholdCalibrator:
-        """Find the threshold of each class.
+    ) -> Self:
+        """Find the threshold of each class at each branch.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_classes)
-            Probabilities of one branch.
+        answers : array-like of shape (n_samples, n_classes) or \
+                (n_stages, n_samples, n_classes), or StageTable
+            Probabilities of one branch, or of the branches in cascade order and the
+            last stage, for samples that trained none of them.
         y : array-like of shape (n_samples,)
-            True labels. Either their sorted unique values are the classes of the
-            columns, or they are integers in ``0 .. n_classes - 1``.
-        reference_precision : array-like of shape (n_classes,), default=None
-            Precision of the backbone for each predicted class, in [0, 1]; NaN where
-            unknown, which asks for 1. None means all ones. Not used by "local".
-        reference_correct : array-like of bool, shape (n_samples,), default=None
-            Whether the backbone is right on each sample: what "local" compares with,
-            and needs.
-        survivors : array-like of bool, shape (n_samples,), default=None
-            The samples that reach the branch. None means all.
+            True labels. For one branch their sorted unique values are the classes of
+            the columns, or they are integers in ``0 .. n_classes - 1``; for all stages
+            they are such integers.
         sample_weight : array-like of shape (n_samples,), default=None
-            Integer weights mean repetition, zero means absence.
+            Weights: an integer means repetition, zero means absence.
+        costs : array-like of shape (n_stages,), default=None
+            Not used; for the interface of the exit rules.
+        reference_precision : array-like of shape (n_classes,), default=None
+            For one branch: precision of the backbone for each predicted class, in
+            [0, 1]; NaN where unknown, which asks for 1. None means all ones. Not used
+            by "local".
+        reference_correct : array-like of bool, shape (n_samples,), default=None
+            For one branch: whether the backbone is right on each sample, which "local"
+            compares with.
+        survivors : array-like of bool, shape (n_samples,), default=None
+            For one branch: the samples that reach it. None means all.
 
         Returns
         -------
@@ -271,90 +220,170 @@ class SurvivorThresholdCalibrator(BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` does not hold probabilities, `y` does not fit its columns, lengths
-            differ, a precision lies outside [0, 1], the margin is not below 1, or
-            ``margin_mode="local"`` comes without `reference_correct`.
+            If `answers` does not hold probabilities, `y` does not fit its columns,
+            lengths differ, a precision lies outside [0, 1], the margin is not below 1,
+            ``margin_mode="local"`` comes without `reference_correct`, or what describes
+            one branch is given for all stages.
         """
-        self._validate_params()
-        margin = check_margin(self.margin)
+        about_one = {
+            "reference_precision": reference_precision,
+            "reference_correct": reference_correct,
+            "survivors": survivors,
+        }
+        if isinstance(answers, StageTable) or np.ndim(answers) == 3:
+            given = [name for name, value in about_one.items() if value is not None]
+            if given:
+                raise ValueError(
+                    f"{given[0]} describes one branch, but answers holds all stages, "
+                    "which tell it by themselves. Leave it out, or give the "
+                    "probabilities of one branch, of shape (n_samples, n_classes)."
+                )
+            return super().fit(answers, y, sample_weight, costs=costs)
+        with all_or_nothing(self):
+            self._validate_params()
+            self._fit_one_branch(answers, y, sample_weight, **about_one)
+        return self
+
+    def _fit_one_branch(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        reference_precision: ArrayLike | None,
+        reference_correct: ArrayLike | None,
+        survivors: ArrayLike | None,
+    ) -> None:
+        margin = check_margins(self.margin, 1)[0]
         proba = check_probabilities(X)
-        labels = column_or_1d(y)
+        labels = check_labels(y)
         check_consistent_length(proba, labels)
-        check_classification_targets(labels)
         n, n_classes = proba.shape
-        self.classes_, codes = _column_classes(labels, n_classes)
+        classes, codes = _column_classes(labels, n_classes)
         weight = check_sample_weight(sample_weight, proba)
-        reached = _check_survivors(survivors, n) & (weight > 0)
+        reached = _check_survivors(survivors, n)
         reference = _check_reference(reference_precision, n_classes)
-        predicted = proba.argmax(axis=1)
-        said = (
-            proba.max(axis=1)[reached],
-            predicted[reached],
-            (predicted == codes)[reached],
-        )
+        right = np.zeros(n, dtype=bool)
         if self.margin_mode == "local":
-            found = find_local_thresholds(
-                *said,
-                _check_mask(reference_correct, n, "reference_correct")[reached],
-                weight[reached],
-                n_classes,
+            right = _check_mask(reference_correct, n, "reference_correct")
+        predicted = proba.argmax(axis=1)
+        found = self._find_thresholds(
+            proba.max(axis=1),
+            predicted,
+            predicted == codes,
+            right,
+            weight,
+            reached,
+            reference,
+            margin,
+        )
+        self._set_found([found], reference, classes)
+        for name in _FOUND:
+            setattr(self, f"{name}_", getattr(self, f"{name}_")[0])
+
+    def _fit(self, given: CalibrationSet) -> None:
+        answers = given.answers
+        n_branches = answers.n_stages - 1
+        margins = check_margins(self.margin, n_branches)
+        reaching = np.ones(answers.n_samples, dtype=bool)
+        found = []
+        for k in range(n_branches):
+            found.append(self.branch_thresholds(given, k, reaching, margins[k]))
+            reaching &= ~exits_at(
+                answers.confidence[k], answers.predicted[k], found[-1].thresholds
+            )
+        classes = np.arange(answers.n_classes)
+        self._set_found(found, given.reference_precision, classes)
+
+    def _set_found(
+        self,
+        found: Sequence[BranchThresholds],
+        reference: NDArray[np.float64],
+        classes: NDArray[Any],
+    ) -> None:
+        for name in _FOUND:
+            setattr(self, f"{name}_", np.stack([getattr(f, name) for f in found]))
+        self.reference_precision_ = reference
+        self.classes_, self.n_features_in_ = classes, len(classes)
+
+    def branch_thresholds(
+        self,
+        given: CalibrationSet,
+        branch: int,
+        survivors: NDArray[np.bool_],
+        margin: float,
+    ) -> BranchThresholds:
+        """Find the thresholds of one branch of a cascade; the calibrator is not fitted.
+
+        Parameters
+        ----------
+        given : CalibrationSet
+            Answers of this branch and of the last stage, at least.
+        branch : int
+            Index of the branch.
+        survivors : ndarray of bool, shape (n_samples,)
+            The samples that no earlier branch answers.
+        margin : float
+            In place of the parameter `margin`.
+
+        Returns
+        -------
+        found : BranchThresholds
+            Thresholds, and the precision and support of what exits. A class without
+            calibration samples never exits.
+        """
+        found = self._find_thresholds(
+            given.answers.confidence[branch],
+            given.answers.predicted[branch],
+            given.right[branch],
+            given.right[-1],
+            given.weight,
+            survivors,
+            given.reference_precision,
+            margin,
+        )
+        n_classes = given.answers.n_classes
+        known = np.bincount(given.labels, given.weight, n_classes) > 0
+        return found if known.all() else found.disable(~known)
+
+    def _find_thresholds(
+        self,
+        scores: NDArray[np.float64],
+        predicted: NDArray[np.intp],
+        right: NDArray[np.bool_],
+        reference_right: NDArray[np.bool_],
+        weight: NDArray[np.float64],
+        survivors: NDArray[np.bool_],
+        reference: NDArray[np.float64],
+        margin: float,
+    ) -> BranchThresholds:
+        rows = weight > 0
+        if self.calibrate_on == "survivors":
+            rows = rows & survivors
+        if self.margin_mode == "local":
+            return find_local_thresholds(
+                scores[rows],
+                predicted[rows],
+                right[rows],
+                reference_right[rows],
+                weight[rows],
+                len(reference),
                 margin,
                 min_support=self.min_support,
                 shrinkage=self.shrinkage,
             )
-        else:
-            found = find_thresholds(
-                *said,
-                weight[reached],
-                precision_bars(reference, margin, self.margin_mode),
-                min_support=self.min_support,
-                rule=self.rule,
-            )
-        self.bars_ = found.bars
-        self.thresholds_, self.enabled_ = found.thresholds, found.enabled
-        self.precision_, self.support_ = found.precision, found.support
-        self.n_features_in_ = n_classes
-        return self
-
-    def exits(self, X: ArrayLike) -> NDArray[np.bool_]:
-        """Tell which samples may exit.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_classes)
-            Probabilities of the branch.
-
-        Returns
-        -------
-        exits : ndarray of bool, shape (n_samples,)
-            True where the confidence reaches the threshold of the predicted class.
-
-        Raises
-        ------
-        ValueError
-            If `X` does not hold probabilities over the classes seen in fit.
-        """
-        check_is_fitted(self)
-        proba = check_probabilities(X)
-        if proba.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {proba.shape[1]} features, but {type(self).__name__} is "
-                f"expecting {self.n_features_in_} features as input: one column for "
-                "each class seen in fit."
-            )
-        return proba.max(axis=1) >= self.thresholds_[proba.argmax(axis=1)]
-
-
-def _check_codes(codes: ArrayLike, n_classes: int, name: str) -> NDArray[np.intp]:
-    array = np.asarray(codes)
-    integers = array.ndim == 1 and array.dtype.kind in "iu"
-    if not integers or np.any((array < 0) | (array >= n_classes)):
-        raise ValueError(
-            f"{name} must hold one class a sample, as integers from 0 to "
-            f"{n_classes - 1} (n_classes={n_classes}); got {array!r}. "
-            "np.unique(labels, return_inverse=True) makes such codes."
+        return find_thresholds(
+            scores[rows],
+            predicted[rows],
+            right[rows],
+            weight[rows],
+            precision_bars(reference, margin, self.margin_mode),
+            min_support=self.min_support,
+            rule=self.rule,
         )
-    return array.astype(np.intp)
+
+
+# Fields of BranchThresholds, which become attributes of the calibrator.
+_FOUND = ("thresholds", "enabled", "precision", "support", "bars")
 
 
 def _column_classes(

@@ -6,16 +6,128 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.isotonic import IsotonicRegression
+from sklearn.utils.validation import check_consistent_length
 
-__all__ = ["HAIR", "BranchThresholds", "find_local_thresholds", "find_thresholds"]
+from sk_calex.utils._validation import check_margin, check_sample_weight
+
+__all__ = [
+    "HAIR",
+    "BranchThresholds",
+    "class_precision",
+    "exits_at",
+    "find_local_thresholds",
+    "find_thresholds",
+    "just_below",
+    "precision_bars",
+    "prefix_ends",
+]
 
 # A threshold lies a hair below the lowest score it admits, so that the last bits of a
 # float32 head, which depend on the batch size, cannot flip a calibration sample.
 HAIR = 1e-6
 # Means of the same samples differ in their last bits when a weight stands for copies.
 _ROUNDING = 1e-9
+
+
+def class_precision(
+    y: ArrayLike,
+    predicted: ArrayLike,
+    n_classes: int,
+    sample_weight: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """Compute the precision of a classifier for each class that it predicts.
+
+    Parameters
+    ----------
+    y : array-like of int, shape (n_samples,)
+        True classes, in ``0 .. n_classes - 1``.
+    predicted : array-like of int, shape (n_samples,)
+        Predicted classes.
+    n_classes : int
+        Number of classes C.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights; an integer weight means repetition.
+
+    Returns
+    -------
+    precision : ndarray of float64, shape (n_classes,)
+        Share of right answers among the samples predicted as each class; NaN for a
+        class that is never predicted.
+
+    Raises
+    ------
+    ValueError
+        If a class lies outside ``0 .. n_classes - 1``, lengths differ or a weight is
+        negative.
+
+    Examples
+    --------
+    >>> from sk_calex import class_precision
+    >>> class_precision([0, 0, 1], [0, 1, 1], n_classes=2)
+    array([1. , 0.5])
+    """
+    truth = _check_codes(y, n_classes, "y")
+    guess = _check_codes(predicted, n_classes, "predicted")
+    check_consistent_length(truth, guess)
+    weight = check_sample_weight(sample_weight, truth)
+    total = np.bincount(guess, weights=weight, minlength=n_classes)
+    right = np.bincount(guess, weights=weight * (truth == guess), minlength=n_classes)
+    out = np.full(n_classes, np.nan)
+    np.divide(right, total, out=out, where=total > 0)
+    return out
+
+
+def precision_bars(
+    reference_precision: ArrayLike, margin: float, margin_mode: str = "relative"
+) -> NDArray[np.float64]:
+    """Compute the precision that each class must reach to exit.
+
+    Parameters
+    ----------
+    reference_precision : array-like of shape (n_classes,)
+        Precision of the backbone for each predicted class; NaN where unknown.
+    margin : float
+        Finite and below 1. Positive margins accept less precision than the backbone's,
+        negative ones ask for more.
+    margin_mode : {"relative", "absolute"}, default="relative"
+        ``(1 - margin) * precision`` or ``precision - margin``.
+
+    Returns
+    -------
+    bars : ndarray of float64, shape (n_classes,)
+        The bars, clipped to [0, 1]. A class of unknown precision gets 1.
+
+    Raises
+    ------
+    ValueError
+        If the margin is not finite or not below 1, or `margin_mode` is unknown.
+
+    Notes
+    -----
+    CalexNet's class-precision margin (Aperstein & Apartsin 2026, Eq. 8). The relative
+    form was seen in a third party's work only; the absolute one is our definition.
+
+    Examples
+    --------
+    >>> from sk_calex import precision_bars
+    >>> precision_bars([0.8, 0.5], margin=0.1)
+    array([0.72, 0.45])
+    >>> precision_bars([0.8, 0.5], margin=-0.3, margin_mode="absolute")
+    array([1. , 0.8])
+    """
+    reference = np.asarray(reference_precision, dtype=np.float64)
+    margin = check_margin(margin)
+    if margin_mode == "relative":
+        bars = (1 - margin) * reference
+    elif margin_mode == "absolute":
+        bars = reference - margin
+    else:
+        raise ValueError(
+            f"margin_mode={margin_mode!r} is unknown. Use 'relative' or 'absolute'."
+        )
+    return np.clip(np.where(np.isnan(bars), 1.0, bars), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +143,16 @@ class BranchThresholds:
     precision: NDArray[np.float64]
     support: NDArray[np.float64]
     bars: NDArray[np.float64]
+
+    def disable(self, classes: NDArray[np.bool_]) -> BranchThresholds:
+        """Let some classes never exit."""
+        return BranchThresholds(
+            np.where(classes, np.inf, self.thresholds),
+            self.enabled & ~classes,
+            np.where(classes, np.nan, self.precision),
+            np.where(classes, 0.0, self.support),
+            self.bars,
+        )
 
 
 class _Prefixes:
@@ -168,3 +290,41 @@ def find_local_thresholds(
         of_reference = _share(prefixes.weight_of(reference_correct), total)
         bars = np.where(rows >= 0, of_reference[rows] - margin, np.nan).clip(0, 1)
     return _outcome(prefixes, rows, correct, bars)
+
+
+def exits_at(
+    scores: NDArray[np.float64],
+    predicted: NDArray[np.intp],
+    thresholds: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """The gate of one branch: who reaches the threshold of its predicted class."""
+    mask: NDArray[np.bool_] = scores >= thresholds[predicted]
+    return mask
+
+
+def just_below(falling: NDArray[np.float64], last: int) -> float:
+    """Threshold that admits the scores up to `last` of a falling sequence, no more.
+
+    A hair below the last one, as with CalexNet's thresholds: the last bits of a score,
+    which depend on the size of the batch, cannot flip a calibration sample.
+    """
+    lower = falling[last + 1] if last + 1 < len(falling) else -np.inf
+    gap = min((falling[last] - lower) / 2, HAIR)
+    return float(max(falling[last] - gap, np.nextafter(lower, np.inf)))
+
+
+def prefix_ends(falling: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Where a prefix of falling scores may end: ties stay together."""
+    return np.flatnonzero(np.diff(falling, append=-np.inf) < 0)
+
+
+def _check_codes(codes: ArrayLike, n_classes: int, name: str) -> NDArray[np.intp]:
+    array = np.asarray(codes)
+    integers = array.ndim == 1 and array.dtype.kind in "iu"
+    if not integers or np.any((array < 0) | (array >= n_classes)):
+        raise ValueError(
+            f"{name} must hold one class a sample, as integers from 0 to "
+            f"{n_classes - 1} (n_classes={n_classes}); got {array!r}. "
+            "np.unique(labels, return_inverse=True) makes such codes."
+        )
+    return array.astype(np.intp)

@@ -1,12 +1,18 @@
-"""The cascade: branches trained in order, thresholds, and the run that exits early."""
+"""The cascade: branches trained in order, an exit rule, and early exits."""
 
 from __future__ import annotations
 
-from ._alignment import effective_sample_size, exit_probability, survivor_weights
+from ._alignment import (
+    SurvivorAlignment,
+    effective_sample_size,
+    exit_probability,
+    survivor_weights,
+)
 from ._cascade import CascadeClassifier
 
 __all__ = [
     "CascadeClassifier",
+    "SurvivorAlignment",
     "effective_sample_size",
     "exit_probability",
     "survivor_weights",

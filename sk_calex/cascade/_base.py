@@ -1,232 +1,435 @@
-"""What every cascade shares: reading inputs, running, and the price of an answer."""
+"""What every cascade shares: one fit, one exit rule, the run, and the cost of it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
     MetaEstimatorMixin,
     clone,
+    is_classifier,
 )
-from sklearn.frozen import FrozenEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import (
+    MetadataRouter,
+    MethodMapping,
+    process_routing,
+)
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import macs_of, probabilities_of
 from sk_calex.calibration._answers import StageTable
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy, first_exits
+from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep, recall_table
+from sk_calex.cascade._inputs import (
+    feature_batches,
+    input_batches,
+    reads_samples,
+    training_features,
+)
+from sk_calex.cascade._last_stage import (
+    LastStage,
+    all_classes,
+    final_estimator_for,
+    fit_final_estimator,
+    output_order,
+    read_backbone,
+)
 from sk_calex.cascade._runtime import (
     Answer,
-    Source,
-    backbone_answer,
-    cached_sources,
     every_answer,
     independent,
     run_cascade,
-    staged_sources,
     tabulate,
 )
 from sk_calex.cascade._summary import cascade_summary
-from sk_calex.policies import ExitPolicy, Policy, first_exits
+from sk_calex.cascade._training_data import TrainingData, make_folds
+from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
+from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._flops import depth_costs, flops_reduction
 from sk_calex.utils._html import SummaryMixin
-from sk_calex.utils._validation import note_features
+from sk_calex.utils._progress import bar, showing
+from sk_calex.utils._validation import check_labels, check_sample_weight
 
 __all__ = ["BaseCascade"]
 
-# The first is what other types become: not every integer is a float32.
-_DTYPES = [np.float64, np.float32, np.float16]
 
+class BaseCascade(
+    CallbackSupportMixin,
+    SummaryMixin,
+    ClassifierMixin,
+    MetaEstimatorMixin,
+    BaseEstimator,
+):
+    """Base of the cascades: fits stages and an exit rule, and runs them.
 
-class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    """Base of the cascades: `predict` and its family over a policy.
-
-    A subclass fits `classes_`, `layout_`, `branches_`, `final_estimator_`, `backbone_`
-    and says in `_policy` who exits where.
+    A subclass names in `knob` the parameter that moves it along the accuracy-cost
+    curve, gives its own exit rule in `_rule`, and trains the branches in `_train`.
     """
 
+    knob: ClassVar[str]
     backbone: Any
+    final_estimator: Any
+    calibrator: ExitPolicy | None
+    cv: Any
     input: str
-    classes_: NDArray[Any]
-    layout_: TapLayout
-    branches_: list[Any]
+    random_state: Any
+    verbose: int
+
     backbone_: FrozenBackbone | None
+    branches_: list[Any]
+    calibration_: CalibrationSet
+    calibrator_: ExitPolicy
+    classes_: NDArray[Any]
     final_estimator_: Any
-    calibration_answers_: StageTable
-    _calibration_codes: NDArray[np.intp]
-    _calibration_weight: NDArray[np.float64]
-    _output_order: NDArray[np.intp]
+    layout_: TapLayout
+    _last_stage_: LastStage
 
-    def _policy(self) -> Policy:
+    # -- what a subclass gives ---------------------------------------------------
+
+    def _rule(self) -> ExitPolicy:
+        """Return the method's own exit rule, unfitted, at the value of the knob."""
         raise NotImplementedError
 
-    def _policy_at(self, value: float | Sequence[float]) -> Policy:
-        """The rule at another value of the method's knob; nothing is changed."""
+    def _train(self, data: TrainingData, task: Task) -> None:
+        """Train the branches; set `branches_` and `calibration_`."""
         raise NotImplementedError
 
-    def _fit_policy(
-        self, policy: ExitPolicy, value: float | Sequence[float] | None = None
-    ) -> ExitPolicy:
-        """A policy fitted on the calibration samples, at another value of its knob."""
-        policy = clone(policy)
-        if value is not None:
-            policy.set_params(**{policy.knob: value})
-        return policy.fit(
-            self.calibration_answers_,
-            self._calibration_codes,
-            self._calibration_weight,
-            costs=self.depth_costs_ if policy.needs_costs else None,
-        )
+    def _check_params(self) -> None:
+        """Refuse parameters that `_parameter_constraints` cannot tell."""
+
+    def _split_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what reaches the training, and what only moves a trained cascade."""
+        trained = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and not name.endswith("_")
+        }
+        moved = {name: trained.pop(name) for name in (self.knob, "calibrator")}
+        return trained, moved
 
     def _of_taps(self, taps: Sequence[int]) -> Self:
-        """What this cascade is with some of its branches only, for cached answers."""
+        """Return the cascade with some of its branches only, for cached answers."""
         raise TypeError(
             f"{type(self).__name__} trains its branches together, so none of them can "
             "be left out without training the others again. Give a CascadeClassifier, "
             "or fit one cascade for each choice of taps."
         )
 
-    # -- reading X ---------------------------------------------------------------
+    # -- fitting -----------------------------------------------------------------
 
-    def _staged(self) -> bool:
-        return self.backbone is not None and self.input == "samples"
+    @with_callbacks
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        **params: Any,
+    ) -> Self:
+        """Train the branches on one part of the samples, the exit rule on the other.
 
-    def _given_backbone(self) -> FrozenBackbone | None:
-        """The parameter, taken out of a `FrozenEstimator`."""
-        given = self.backbone
-        if isinstance(given, FrozenEstimator):
-            given = given.estimator
-        if given is not None and not isinstance(given, FrozenBackbone):
+        A fit that fails or is interrupted leaves the cascade unfitted.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples: images for a backbone, 2-D data without one, or a backbone's
+            features with ``input="features"``.
+        y : array-like of shape (n_samples,)
+            Labels: strings, integers or booleans.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights in training and calibration: an integer means repetition, zero
+            means absence.
+        **params : dict
+            Metadata for the ``split`` of `cv`, such as ``groups``, with metadata
+            routing.
+
+        Returns
+        -------
+        self : object
+            The fitted cascade.
+
+        Raises
+        ------
+        ValueError
+            If `X`, `y` and the backbone do not fit each other, a value is not finite, a
+            class is absent from a part of the split, or a parameter is out of range.
+        TypeError
+            If `backbone` is not a `FrozenBackbone`, or `final_estimator` no classifier.
+        """
+        self.__dict__.pop("_shared_fit", None)
+        with (
+            all_or_nothing(self),
+            Task.root(self, 3, X, y, sample_weight) as task,
+        ):
+            self._validate_params()
+            self._check_knob()
+            self._exit_rule()._validate_params()
+            self._check_params()
+            routed = process_routing(self, "fit", **params) if params else None
+            split_args = {} if routed is None else routed.splitter.split
+            with recall_or_keep(self, X, y, sample_weight, split_args) as known:
+                if not known:
+                    with task.part("features"):
+                        data = self._read_training_data(X, y, sample_weight, split_args)
+                    self._train(data, task)
+            with (
+                task.part("calibration"),
+                showing(self.verbose, "calibration"),
+                bar(unit="rule", total=1) as shown,
+            ):
+                self.calibrator_ = self._fit_rule(self._exit_rule())
+                shown.update()
+        return self
+
+    def _read_training_data(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        split_args: Mapping[str, Any],
+    ) -> TrainingData:
+        """Check, split and compute features; sets all that does not need branches.
+
+        What can be checked without the samples is checked before the backbone runs,
+        which may take hours.
+        """
+        labels = check_labels(y)
+        if len(labels) == 0:
+            raise ValueError(
+                "Found array with 0 sample(s) while a minimum of 1 is required: X and "
+                "y are empty."
+            )
+        if hasattr(X, "__len__") or hasattr(X, "shape"):
+            check_consistent_length(X, labels)
+        weight = check_sample_weight(sample_weight, labels)
+        found = np.unique(labels)
+        if len(np.unique(labels[weight > 0])) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes, y holds one class: "
+                f"{labels[weight > 0].tolist()[0]!r}."
+            )
+        if self.final_estimator is not None and not is_classifier(self.final_estimator):
             raise TypeError(
-                f"backbone must be a FrozenBackbone or None, got "
-                f"{type(given).__name__}. Wrap a torch module: "
-                "FrozenBackbone(module, taps=[...])."
+                f"final_estimator must be a classifier, got {self.final_estimator!r}."
             )
-        return given
+        named = getattr(self.backbone, "classes", None)
+        classes = found
+        if self.final_estimator is None:
+            classes = all_classes(found, named)
+        codes = np.searchsorted(classes, labels)
+        seeds = check_random_state(self.random_state)
+        folds = make_folds(self.cv, codes, weight, classes, seeds, split_args)
 
-    def _fitted_backbone(self, X: Any) -> FrozenBackbone:
-        """A fitted clone of the backbone, or the very one in a `FrozenEstimator`."""
-        given = self._given_backbone()
-        if isinstance(self.backbone, FrozenEstimator):
-            check_is_fitted(given)
-            return cast(FrozenBackbone, given)
-        return cast(FrozenBackbone, clone(given)).fit(X)
+        def check_layout(layout: TapLayout) -> None:
+            if final_estimator_for(self.final_estimator, layout.shared) is None:
+                output_order(classes, named, layout.n_outputs)
 
-    def _features_of(self, X: Any) -> tuple[NDArray[Any], TapLayout]:
-        """Feature matrix and layout of X at fit; runs the backbone if need be."""
-        given = self._given_backbone()
-        self.backbone_ = None
-        if self._staged():
-            backbone = self._fitted_backbone(X)
-            self.backbone_ = backbone
-            note_features(self, backbone)
-            return np.asarray(backbone.transform(X)), backbone.layout_
-        layout = self._given_layout(X) if self.input == "features" else None
-        features = validate_data(self, X, dtype=_DTYPES)
-        if self.input == "samples":
-            return features, TapLayout.identity(features.shape[1])
-        fitted = getattr(given, "layout_", None)
-        if layout is None:
-            layout = fitted
-        if layout is None:
+        with showing(self.verbose, "features"):
+            features, layout = training_features(self, X, check_layout)
+        check_consistent_length(features, labels)
+        self.classes_, self.layout_ = classes, layout
+        outputs = layout.block(features, layout.n_taps)
+        template = final_estimator_for(self.final_estimator, layout.shared)
+        if template is None:
+            order = output_order(classes, named, outputs.shape[1])
+            stage, final = read_backbone(outputs, order, codes, folds, named is None)
+        else:
+            stage, final = fit_final_estimator(
+                template, outputs, codes, weight, folds, classes, self.verbose
+            )
+        self._last_stage_, self.final_estimator_ = stage, stage.estimator
+        return TrainingData(features, layout, codes, weight, final, folds, seeds)
+
+    # -- the exit rule and its knob ----------------------------------------------
+
+    def _knob_moves(self, calibrator: ExitPolicy) -> bool:
+        """Whether the cascade's own knob sets that of a calibrator."""
+        return False
+
+    @property
+    def _knob_name(self) -> str:
+        """Parameter that moves the cascade, named as `set_params` takes it."""
+        if self.calibrator is None or self._knob_moves(self.calibrator):
+            return self.knob
+        return f"calibrator__{self.calibrator.knob}"
+
+    def _exit_rule(self, value: Any = None) -> ExitPolicy:
+        """Return the exit rule, unfitted, at this or another value of its knob."""
+        if self.calibrator is None:
+            rule = self._rule()
+        else:
+            rule = clone(self.calibrator)
+            if self._knob_moves(rule):
+                rule.set_params(**{rule.knob: getattr(self, self.knob)})
+        return rule if value is None else rule.set_params(**{rule.knob: value})
+
+    def _fit_rule(self, rule: ExitPolicy) -> ExitPolicy:
+        """Fit an exit rule on what the stages answered to the calibration samples."""
+        given = self.calibration_
+        rule.fit(
+            given.answers,
+            given.labels,
+            given.weight,
+            costs=self.depth_costs_ if rule.needs_costs else None,
+        )
+        known = np.isin(np.arange(len(self.classes_)), given.labels[given.weight > 0])
+        # Nothing is known of how right such answers are: the last stage gives them.
+        rule.thresholds_[:, ~known] = np.inf
+        return rule
+
+    def _rule_at(self, value: Any) -> ExitPolicy:
+        """Return the fitted exit rule at another value of its knob."""
+        return self._fit_rule(self._exit_rule(value))
+
+    def _check_knob(self) -> None:
+        """Refuse a knob that was set although the calibrator decides without it."""
+        given = self.calibrator
+        if given is None:
+            return
+        name, value = self.knob, getattr(self, self.knob)
+        if self._knob_moves(given):
+            own = getattr(given, given.knob)
+            if not (_is_default(given, given.knob) or np.array_equal(own, value)):
+                raise ValueError(
+                    f"calibrator has {given.knob}={own!r} and the cascade has "
+                    f"{name}={value!r}, which is the one that counts. Set {name} of "
+                    f"the cascade, and leave that of the calibrator at its default."
+                )
+        elif not _is_default(self, name):
             raise ValueError(
-                "input='features' needs to know which columns of X are which tap. "
-                "Give the output of FrozenBackbone.transform as it is (slices of rows "
-                "keep its layout, data frames its column names), or a fitted backbone."
+                f"{name}={value!r} has no effect, since calibrator={given!r} decides: "
+                f"set {self._knob_name} instead, and leave {name} at its default, "
+                f"{_default(self, name)!r}."
             )
-        if fitted is not None:
-            if set(layout.names) < set(fitted.names):  # some of its taps
-                fitted = fitted.select(layout.names)
-            _check_alike(layout, fitted, "the backbone makes")
-            if layout.stage_macs is None:
-                layout = fitted
-        if layout.width != features.shape[1]:
-            raise ValueError(
-                f"X has {features.shape[1]} columns but the layout of the taps has "
-                f"{layout.width}. Give the features that this backbone made."
-            )
-        return features, layout
 
-    @staticmethod
-    def _given_layout(X: Any) -> TapLayout | None:
-        layout = getattr(X, "layout", None)
-        if isinstance(layout, TapLayout):
-            return layout
-        columns = getattr(X, "columns", None)
-        return None if columns is None else TapLayout.from_feature_names(columns)
+    def set_calibrator(self, calibrator: ExitPolicy | None) -> Self:
+        """Exit by another rule, without training anything.
 
-    def _sources(self, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
+        Parameters
+        ----------
+        calibrator : ExitPolicy or None
+            A rule, which is cloned and fitted on the calibration samples; becomes the
+            parameter `calibrator`. None: the method's own. A knob of the cascade that
+            the new rule does not use goes back to its default.
+
+        Returns
+        -------
+        self : object
+            The same cascade with another exit rule.
+
+        Raises
+        ------
+        TypeError
+            If `calibrator` is not a rule.
+        ValueError
+            If the rule cannot be fitted.
+        """
         check_is_fitted(self)
-        if self.backbone_ is not None:
-            samples = self.backbone_._check_samples(X)
-            return staged_sources(self.backbone_.runner(), samples), len(samples)
-        given = self._given_layout(X) if self.input == "features" else None
-        X = validate_data(self, X, dtype=_DTYPES, reset=False)
-        if given is not None:
-            _check_alike(given, self.layout_, "the cascade was fitted on")
-        return cached_sources(X, self.layout_), len(X)
+        _check_is_rule(calibrator)
+        changes: dict[str, Any] = {"calibrator": calibrator}
+        if calibrator is not None and not self._knob_moves(calibrator):
+            changes[self.knob] = _default(self, self.knob)
+        return self._calibrate_with(changes)
 
-    def _feature_sources(self, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
-        """Like `_sources`, but every stage can see every sample, through the cache."""
+    def set_operating_point(self, value: float | Sequence[float]) -> Self:
+        """Move along the curve without training anything.
+
+        Parameters
+        ----------
+        value : float or sequence of float
+            New value of the knob: the parameter named by `knob`, or that of the
+            `calibrator` where this decides by another one. Margins may be a sequence
+            with one for each branch.
+
+        Returns
+        -------
+        self : object
+            The same cascade with another exit rule.
+
+        Raises
+        ------
+        ValueError
+            If the value is not accepted, or the branches depend on the knob.
+        """
         check_is_fitted(self)
-        if self.backbone_ is not None:
-            features = self.backbone_.transform(X)
-            return cached_sources(features, self.layout_), len(features)
-        return self._sources(X)
+        self._check_movable()
+        if self._knob_name == self.knob:
+            return self._calibrate_with({self.knob: value})
+        calibrator = clone(self.calibrator)
+        return self._calibrate_with(
+            {"calibrator": calibrator.set_params(**{calibrator.knob: value})}
+        )
+
+    def _check_movable(self) -> None:
+        """Refuse where another value of the knob would not be another fit."""
+
+    def _calibrate_with(self, changes: Mapping[str, Any]) -> Self:
+        """Calibrate with other parameters, or leave all as it was."""
+        before = {name: getattr(self, name) for name in changes}
+        before["calibrator_"] = self.calibrator_
+        try:
+            for name, value in changes.items():
+                setattr(self, name, value)
+            self._check_knob()
+            self.calibrator_ = self._fit_rule(self._exit_rule())
+        except BaseException:  # an interruption, too
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
+        return self
 
     # -- running -----------------------------------------------------------------
 
     def _answers(self) -> list[Answer]:
+        """Functions that answer, of all stages in cascade order."""
         n_classes = len(self.classes_)
-        answers = [probabilities_of(branch, n_classes) for branch in self.branches_]
-        return [*map(independent, answers), self._last_answer()]
+        branches = [probabilities_of(branch, n_classes) for branch in self.branches_]
+        return [*map(independent, branches), self._last_answer()]
 
     def _last_answer(self) -> Answer:
-        if self.final_estimator_ is not None:
-            return independent(
-                probabilities_of(self.final_estimator_, len(self.classes_))
-            )
-        order = self._output_order
-        return independent(lambda logits: backbone_answer(logits)[:, order])
+        return independent(self._last_stage_.probabilities())
 
     def _run(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        sources, n = self._sources(X)
-        answers, policy = self._answers(), self._policy()
-        backbone = self.backbone_
+        """Probabilities of the stage that answers, and its depth."""
+        sources, n = input_batches(self, X)
+        # The rule is read once: another thread may move the cascade meanwhile.
+        answers, rule, backbone = self._answers(), self.calibrator_, self.backbone_
         with nullcontext() if backbone is None else backbone.runner().inference_mode():
-            return run_cascade(sources, answers, policy, n, len(self.classes_))
+            return run_cascade(sources, answers, rule, n, len(self.classes_))
 
-    def _shared_table(self, X: Any) -> StageTable | None:
-        """What is already known of what the stages say of X; None: nothing."""
-        return None
+    def _run_all_stages(self, X: Any) -> StageTable:
+        sources, n = feature_batches(self, X)
+        return tabulate(sources, self._answers(), n, len(self.classes_))
 
     def _tabulate(self, X: Any) -> StageTable:
-        table = self._shared_table(X)
-        if table is None:
-            sources, n = self._feature_sources(X)
-            table = tabulate(sources, self._answers(), n, len(self.classes_))
-        return table
+        """Answers of all stages to all samples; recalled where a search asks again."""
+        table = recall_table(self, X)
+        return self._run_all_stages(X) if table is None else table
 
     def _decide(self, X: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Class codes and depths."""
-        table = self._shared_table(X)
+        table = recall_table(self, X)
         if table is None:
             proba, depth = self._run(X)
             return proba.argmax(axis=1), depth
-        depth = first_exits(self._policy(), table)
+        depth = first_exits(self.calibrator_, table)
         return table.predicted[depth, np.arange(len(depth))], depth
 
     def predict(
         self, X: Any, return_depth: bool = False
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.intp]]:
-        """Answer every sample at the first branch that may.
+        """Answer every sample at the first branch whose exit rule is met.
 
         Parameters
         ----------
@@ -249,33 +452,43 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         ValueError
             If `X` does not have the shape seen in fit, or is not finite.
         """
+        check_is_fitted(self)
         codes, depth = self._decide(X)
         labels = self.classes_[codes]
         return (labels, depth) if return_depth else labels
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities from the branch that answers each sample.
+    def predict_proba(
+        self, X: Any, return_depth: bool = False
+    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """Compute probabilities by the branch that answers each sample.
 
         Parameters
         ----------
         X : array, tensor or Dataset of shape (n_samples, ...)
             Samples, as in fit.
+        return_depth : bool, default=False
+            Also return where each sample was answered.
 
         Returns
         -------
         proba : ndarray of float64, shape (n_samples, n_classes)
             Columns as in `classes_`. Rows come from different branches, so compare
             classes within a row rather than rows with each other.
+        depth : ndarray of int, shape (n_samples,)
+            Index of the branch that answered, the number of branches for the backbone;
+            only with `return_depth`.
 
         Raises
         ------
         ValueError
             If `X` does not have the shape seen in fit, or is not finite.
         """
-        return self._run(X)[0]
+        check_is_fitted(self)
+        proba, depth = self._run(X)
+        return (proba, depth) if return_depth else proba
 
     def stage_probabilities(self, X: Any) -> NDArray[np.float64]:
-        """What every stage says of every sample, nobody exiting.
+        """Compute the probabilities of every stage for every sample, without exits.
 
         Parameters
         ----------
@@ -293,7 +506,8 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         ValueError
             If `X` does not have the shape seen in fit, or is not finite.
         """
-        sources, n = self._feature_sources(X)
+        check_is_fitted(self)
+        sources, n = feature_batches(self, X)
         answers = self._answers()
         proba = np.empty((len(answers), n, len(self.classes_)))
         for stage, rows, said in every_answer(sources, answers):
@@ -301,7 +515,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         return proba
 
     def exit_depth(self, X: Any) -> NDArray[np.intp]:
-        """Where each sample is answered.
+        """Compute where each sample is answered.
 
         Parameters
         ----------
@@ -318,9 +532,10 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         ValueError
             If `X` does not have the shape seen in fit, or is not finite.
         """
+        check_is_fitted(self)
         return self._decide(X)[1]
 
-    # -- price -------------------------------------------------------------------
+    # -- cost --------------------------------------------------------------------
 
     @property
     def depth_costs_(self) -> NDArray[np.float64]:
@@ -329,6 +544,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         return depth_costs(*self._macs())
 
     def _macs(self) -> tuple[list[int], list[int]]:
+        """MACs of the stages and of the heads."""
         if self.layout_.stage_macs is None:
             raise ValueError(
                 "the MACs of the backbone's stages are unknown: X carried its layout "
@@ -345,7 +561,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         return [macs_of(branch, "branch") for branch in self.branches_]
 
     def cost(self, X: Any) -> NDArray[np.float64]:
-        """Multiply-accumulates spent on each sample.
+        """Compute the multiply-accumulates spent on each sample.
 
         Parameters
         ----------
@@ -366,7 +582,7 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         return self.depth_costs_[self.exit_depth(X)]
 
     def flops_reduction(self, X: Any) -> float:
-        """Share of the plain backbone's FLOPs that the cascade saves on `X`.
+        """Compute the share of the plain backbone's FLOPs that is saved on `X`.
 
         Parameters
         ----------
@@ -386,31 +602,58 @@ class BaseCascade(SummaryMixin, ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         """
         return flops_reduction(self.exit_depth(X), *self._macs())
 
+    # -- scikit-learn ------------------------------------------------------------
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Return the metadata routing: `sample_weight` to itself, the rest to `cv`.
+
+        Returns
+        -------
+        routing : MetadataRouter
+            The routing.
+        """
+        router = MetadataRouter(owner=self).add_self_request(self)
+        if hasattr(self.cv, "split"):
+            mapping = MethodMapping().add(caller="fit", callee="split")
+            router.add(splitter=self.cv, method_mapping=mapping)
+        return router
+
     def _summary(self) -> str:
         return cascade_summary(self)
+
+    def __sklearn_clone__(self) -> Self:
+        new: Self = super().__sklearn_clone__()
+        new._shared_fits = self.__dict__.setdefault("_shared_fits", SharedFits())
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__().copy()
+        for name in ("_shared_fits", "_shared_fit"):
+            state.pop(name, None)
+        return state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags = copy.copy(tags.input_tags)
         tags.input_tags.sparse = False
-        if self._staged():
+        if reads_samples(self):
             tags.input_tags.two_d_array = False
             tags.input_tags.three_d_array = True
         return tags
 
 
-def _check_alike(given: TapLayout, known: TapLayout, whose: str) -> None:
-    """Refuse features of other taps, which may well be as many numbers."""
+def _default(estimator: Any, name: str) -> Any:
+    return inspect.signature(type(estimator)).parameters[name].default
 
-    def described(layout: TapLayout) -> tuple[Any, ...]:
-        # As tuples, though a layout made by hand may hold lists.
-        shapes = tuple(map(tuple, layout.shapes))
-        return tuple(layout.names), shapes, layout.n_outputs
 
-    if described(given) != described(known):
-        raise ValueError(
-            f"X has features of taps {list(given.names)}, of shapes {given.shapes} "
-            f"with {given.n_outputs} outputs; what {whose} are those of "
-            f"{list(known.names)}, of shapes {known.shapes} with {known.n_outputs} "
-            "outputs. Give features that the same backbone made."
+def _is_default(estimator: Any, name: str) -> bool:
+    return np.array_equal(getattr(estimator, name), _default(estimator, name))
+
+
+def _check_is_rule(calibrator: Any) -> None:
+    if calibrator is not None and not isinstance(calibrator, ExitPolicy):
+        raise TypeError(
+            f"calibrator must be a SurvivorThresholdCalibrator, another rule of "
+            f"sk_calex.policies or None, got {calibrator!r}. The Oracle is no rule: it "
+            "needs the labels."
         )

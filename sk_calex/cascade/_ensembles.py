@@ -21,6 +21,8 @@ __all__ = ["Ensembles", "LogMean", "fit_log_mean"]
 _ITERATIONS = 100
 # A classifier may give a class no probability at all; the mean must stay finite.
 _LEAST = 1e-12
+# Holds the exponents at 0 to all digits that matter.
+_MOST_DECAY = 1e6
 
 
 class LogMean(nn.Module):
@@ -52,6 +54,8 @@ def fit_log_mean(
     weight_decay: float,
 ) -> None:
     """Fit a mean in place: the mean cross-entropy on labels, by full-batch L-BFGS."""
+    # The smallest weights would lose their digits, or vanish, in the products below.
+    weight = weight / weight.max()
 
     def loss() -> Tensor:
         logits = mean(log_proba)
@@ -107,25 +111,27 @@ class Ensembles:
             flattened.
         """
         n_stages, _, n_classes = proba.shape
-        there = weight > 0
-        logs = _logs(proba[:, there]).transpose(0, 1)
-        truth = torch.from_numpy(labels[there].astype(np.int64))
-        counts = torch.from_numpy(weight[there])
+        present = weight > 0
+        logs = _logs(proba[:, present]).transpose(0, 1)
+        truth = torch.from_numpy(labels[present].astype(np.int64))
+        counts = torch.from_numpy(weight[present])
         exponents = np.zeros((n_stages, n_stages))
-        decay = 1 / float(counts.sum())
+        # The prior weighs as much as one sample. More than this changes nothing, and an
+        # infinite penalty on a total weight near zero would give NaN.
+        decay = min(1 / max(float(counts.sum()), 1 / _MOST_DECAY), _MOST_DECAY)
         for k in range(n_stages):
             mean = LogMean(k + 1, n_classes, shift=False)
             fit_log_mean(mean, logs[:, : k + 1], truth, counts, weight_decay=decay)
             exponents[k, : k + 1] = mean.exponents.detach().numpy()
         return cls(exponents)
 
-    def together(self, proba: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Answers of every stage with those before it, of the shape of `proba`."""
+    def combine(self, proba: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Compute the answers of every stage with those before it, as `proba`."""
         logs = _logs(proba).transpose(0, 1)
         return np.stack([self._mean(k, logs[:, : k + 1]) for k in range(len(proba))])
 
     def answer(self, stage: int, alone: Answer) -> Answer:
-        """The answer of a stage with those before it, which its memory hands on."""
+        """Return the answer of a stage with those before it, held in its memory."""
 
         def answer(features: Tensor, before: StageAnswer | None) -> StageAnswer:
             memory = _logs(alone(features, None).proba)[:, None]

@@ -12,96 +12,74 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 
-from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import (
     count_target_classes,
     fit_as_branch,
     probabilities_of,
 )
 from sk_calex.calibration._answers import StageAnswer, StageTable
-from sk_calex.calibration._table import CalibrationRule, CalibrationTable, exits_at
+from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
+from sk_calex.calibration._exit_rule import CalibrationSet
+from sk_calex.calibration._thresholds import exits_at
 from sk_calex.cascade._alignment import (
+    SurvivorAlignment,
+    TrainingProfile,
     effective_sample_size,
-    exit_probability,
-    survivor_weights,
 )
-from sk_calex.cascade._content import digest_for
-from sk_calex.cascade._profile import TrainingProfile
-from sk_calex.cascade._training_data import Folds
+from sk_calex.cascade._fit_key import digest_for
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import NO_TASK, Task, handed, handing
 from sk_calex.utils._progress import bar, showing
-from sk_calex.utils._validation import as_tensor, check_margins
+from sk_calex.utils._validation import as_tensor
 
-__all__ = [
-    "Alignment",
-    "FittedBranches",
-    "Problem",
-    "fit_branches",
-    "n_trainings",
-]
+__all__ = ["FittedBranches", "count_trainings", "fit_branches"]
 
 _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """How training samples are weighted by their chance of reaching a branch."""
+class FittedBranches:
+    """Outcome of `fit_branches`.
 
-    kind: str = "soft"
-    margin: float | Sequence[float] = 0.0
-    bandwidth: float = 0.1
-    mixture: float = 1.0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is learned, of all rows.
-
-    Features, class codes, weights, the last stage's probabilities, and the branches'
-    targets: codes, and probabilities or None.
+    Parameters
+    ----------
+    branches : list of classifiers
+        The trained branches.
+    answers : StageTable
+        Answers of all stages to the calibration samples.
+    proba : ndarray of float64, shape (n_stages, n_samples, n_classes), or None
+        Their probabilities; only where they were asked for.
+    effective_sample_sizes : ndarray of float64, shape (n_branches,)
+        Of the training weights of each branch.
+    profile : TrainingProfile
+        Those weights by class and by confidence.
     """
 
-    features: NDArray[Any]
-    layout: TapLayout
-    codes: NDArray[np.intp]
-    weight: NDArray[np.float64]
-    final: NDArray[np.float64]
-    targets: NDArray[np.intp]
-    soft: NDArray[np.float64] | None
-    n_classes: int
-
-
-@dataclass(frozen=True)
-class FittedBranches:
-    """Outcome of `fit_branches`."""
-
     branches: list[Any]
-    table: CalibrationTable
     answers: StageTable
     proba: NDArray[np.float64] | None
     effective_sample_sizes: NDArray[np.float64]
     profile: TrainingProfile
 
 
-def n_trainings(
-    n_branches: int, folds: Folds, alignment: Alignment, cross_fit: int | None
+def count_trainings(
+    n_branches: int, out_of_fold: bool, alignment: SurvivorAlignment
 ) -> int:
-    """Steps of `fit_branches`: trainings of a branch, and rounds out of fold."""
-    if len(folds.pairs) > 1:
+    """Count the steps of `fit_branches`: trainings of a branch, rounds out of fold."""
+    if out_of_fold:
         return 2 * n_branches
-    rounds = n_branches - 1 if cross_fit and alignment.kind != "none" else 0
-    return n_branches + rounds
+    cross_fit = alignment.cross_fit and alignment.kind != "none"
+    return n_branches + (n_branches - 1 if cross_fit else 0)
 
 
 def fit_branches(
-    problem: Problem,
+    data: TrainingData,
     templates: Sequence[Any],
-    folds: Folds,
-    reference: NDArray[np.float64],
-    alignment: Alignment,
-    rule: CalibrationRule,
+    targets: str,
+    alignment: SurvivorAlignment,
+    margins: NDArray[np.float64],
+    rule: SurvivorThresholdCalibrator,
     *,
-    cross_fit: int | None,
     memory: Memory,
     n_jobs: int | None,
     verbose: int = 0,
@@ -111,102 +89,109 @@ def fit_branches(
     """Train and calibrate the branches, one after the other.
 
     Branch k is finished before branch k + 1 begins: its thresholds at the alignment
-    margin say which samples go on, hence what branch k + 1 is trained on. To callbacks
-    each training is a part of `task`. With `keep_proba` the result also holds what all
-    stages say of the calibration samples.
+    margin say which samples go on, hence what branch k + 1 is trained on.
+
+    Parameters
+    ----------
+    data : TrainingData
+        What is learned, and which rows train and calibrate.
+    templates : sequence of classifiers
+        One for each tap, not fitted.
+    targets : {"soft", "argmax", "labels"}
+        What branches learn: the last stage's probabilities, its answers, or the labels.
+    alignment : SurvivorAlignment
+        How training rows are weighted.
+    margins : ndarray of float64, shape (n_branches,)
+        Margins of the thresholds from which the weights are made.
+    rule : SurvivorThresholdCalibrator
+        The other settings of these thresholds.
+    memory : joblib.Memory
+        Cache of fitted branches.
+    n_jobs : int or None
+        Folds trained at once.
+    verbose : int, default=0
+        Whether to show bars.
+    task : Task, default=NO_TASK
+        Step of the fit; each training becomes a part of it.
+    keep_proba : bool, default=False
+        Whether to keep the probabilities of all stages on the calibration samples.
+
+    Returns
+    -------
+    fitted : FittedBranches
+        The branches, and their answers to the calibration samples.
     """
-    n = len(problem.codes)
+    n, folds, n_branches = len(data.codes), data.folds, len(templates)
     train, calibration = folds.train, folds.calibration
-    margins = check_margins(alignment.margin, len(templates), "alignment_margin")
+    labels = data.final.argmax(axis=1) if targets == "argmax" else data.codes
+    soft = data.final if targets == "soft" else None
     survival = np.ones(n)
     reaching = np.ones(len(calibration), dtype=bool)
-    answers = StageTable.empty(len(templates) + 1, n, problem.n_classes)
-    answers.put(len(templates), slice(None), StageAnswer(problem.final))
+    answers = StageTable.empty(n_branches + 1, n, data.n_classes)
+    answers.put(n_branches, slice(None), StageAnswer(data.final))
     branches, sizes, weights = [], [], []
     kept = None
     if keep_proba:
-        kept = _Kept(len(templates), calibration, problem.n_classes)
-    content = digest_for(memory, problem.features, problem.targets, problem.soft)
+        kept = _CalibrationProbabilities(n_branches, calibration, data.n_classes)
+    content = digest_for(memory, data.features, labels, soft)
     for k, template in enumerate(templates):
         weight = np.zeros(n)
-        weight[train] = survivor_weights(
-            survival[train],
-            mixture=alignment.mixture if alignment.kind == "soft" else 1.0,
-            sample_weight=problem.weight[train],
-        )
-        fit_on = _Fitter(problem, template, k, weight, memory, content)
-        weights.append(fit_on.weights(train)[train])
+        weight[train] = alignment.weigh(survival[train], data.weight[train])
+        fitter = _BranchFitter(data, template, k, weight, labels, soft, memory, content)
+        weights.append(fitter.weights_on(train)[train])
         sizes.append(effective_sample_size(weights[-1]))
-        name = problem.layout.names[k]
+        name = data.layout.names[k]
         label = (
-            f"branch {k + 1} of {len(templates)} ({name}), "
+            f"branch {k + 1} of {n_branches} ({name}), "
             f"{sizes[-1]:.0f} of {len(train)} samples"
         )
+        weighs_on = alignment.kind != "none" and k + 1 < n_branches
         with showing(verbose, label):
-            if len(folds.pairs) == 1:
-                with handing(task.part(f"branch {name}")):
-                    branch = fit_on(train)
-                fit_on.score(branch, calibration, answers, kept)
-                if alignment.kind != "none" and k + 1 < len(templates):
-                    if cross_fit:
-                        inner = StratifiedKFold(cross_fit)
-                        split = inner.split(train, problem.codes[train])
-                        pairs = [(train[a], train[b]) for a, b in split]
-                        with task.part(f"out of fold {name}"):
-                            fit_on.score_out_of_fold(pairs, answers, n_jobs)
-                    else:
-                        fit_on.score(branch, train, answers)
-            else:
+            if folds.out_of_fold:
                 with task.part(f"out of fold {name}"):
-                    fit_on.score_out_of_fold(folds.pairs, answers, n_jobs, kept)
+                    fitter.score_out_of_fold(folds.pairs, answers, n_jobs, kept)
                 with handing(task.part(f"branch {name}")):
-                    branch = fit_on(train)
+                    branch = fitter.fit_on(train)
+            else:
+                with handing(task.part(f"branch {name}")):
+                    branch = fitter.fit_on(train)
+                fitter.score(branch, calibration, answers, kept)
+                if weighs_on and alignment.cross_fit:
+                    inner = StratifiedKFold(alignment.cross_fit)
+                    split = inner.split(train, data.codes[train])
+                    pairs = [(train[a], train[b]) for a, b in split]
+                    with task.part(f"out of fold {name}"):
+                        fitter.score_out_of_fold(pairs, answers, n_jobs)
+                elif weighs_on:
+                    fitter.score(branch, train, answers)
         branches.append(branch)
-        if alignment.kind == "none":
+        if not weighs_on:
             continue
-        so_far = _table(problem, calibration, answers, k + 1, reference)
-        found = so_far.branch_thresholds(k, reaching, margins[k], rule)
-        reaching &= ~exits_at(so_far.scores[k], so_far.predicted[k], found.thresholds)
-        bandwidth = alignment.bandwidth if alignment.kind == "soft" else 0.0
-        # Rows that were not asked are not used later either.
+        given = CalibrationSet(
+            answers.take(calibration), data.codes[calibration], data.weight[calibration]
+        )
+        tau = rule.branch_thresholds(given, k, reaching, margins[k]).thresholds
+        said = given.answers
+        reaching &= ~exits_at(said.confidence[k], said.predicted[k], tau)
+        # Rows that were not scored have no confidence, and are not used later either.
         scores = np.nan_to_num(answers.confidence[k])
-        tau = found.thresholds[answers.predicted[k]]
-        survival *= 1 - exit_probability(scores, tau, bandwidth=bandwidth)
-    table = _table(problem, calibration, answers, len(templates), reference)
+        survival *= 1 - alignment.exit_probability(scores, tau[answers.predicted[k]])
     profile = TrainingProfile.of(
-        problem.codes[train],
-        problem.weight[train],
+        data.codes[train],
+        data.weight[train],
         weights,
-        [None, *answers.confidence[: len(templates) - 1, train]],
-        problem.n_classes,
+        [None, *answers.confidence[: n_branches - 1, train]],
+        data.n_classes,
     )
-    calibration_answers = answers.take(calibration)
     proba = None
     if kept is not None:
-        proba = np.concatenate([kept.proba, problem.final[None, calibration]])
+        proba = np.concatenate([kept.proba, data.final[None, calibration]])
     return FittedBranches(
-        branches, table, calibration_answers, proba, np.array(sizes), profile
+        branches, answers.take(calibration), proba, np.array(sizes), profile
     )
 
 
-def _table(
-    problem: Problem,
-    rows: NDArray[np.intp],
-    answers: StageTable,
-    n_branches: int,
-    reference: NDArray[np.float64],
-) -> CalibrationTable:
-    return CalibrationTable(
-        answers.confidence[:n_branches, rows],
-        answers.predicted[:n_branches, rows],
-        problem.codes[rows],
-        problem.weight[rows],
-        reference,
-        answers.predicted[-1, rows] == problem.codes[rows],
-    )
-
-
-class _Kept:
+class _CalibrationProbabilities:
     """Probabilities of the branches on the calibration samples, which are sorted."""
 
     def __init__(
@@ -221,51 +206,51 @@ class _Kept:
         self.proba[branch, np.searchsorted(self._rows, rows)] = proba
 
 
-class _Fitter:
+class _BranchFitter:
     """Fits and scores copies of one branch on rows of one tap."""
 
     def __init__(
         self,
-        problem: Problem,
+        data: TrainingData,
         template: Any,
         tap: int,
         weight: NDArray[np.float64],
+        labels: NDArray[np.intp],
+        soft: NDArray[np.float64] | None,
         memory: Memory,
         content: str,
     ) -> None:
-        self.block = problem.layout.block(problem.features, tap)
-        self.shape, self.tap = problem.layout.shapes[tap], tap
-        self.problem, self.template, self.weight = problem, template, weight
+        self.data, self.template, self.tap = data, template, tap
+        self.weight, self.labels, self.soft = weight, labels, soft
+        self.block = data.layout.block(data.features, tap)
+        self.shape = data.layout.shapes[tap]
         # What is the same for all branches and folds is digested once for all of them.
-        known = {"ignore": ["block", "targets", "soft"]}
-        known = known if isinstance(memory, Memory) else {}
-        self.fit = memory.cache(_fit_branch, **known)
-        columns = problem.layout.columns(tap)
+        ignored = {"ignore": ["block", "labels", "soft"]}
+        ignored = ignored if isinstance(memory, Memory) else {}
+        self.fit = memory.cache(_fit_one_branch, **ignored)
+        columns = data.layout.columns(tap)
         self.content = content, columns.start, columns.stop
 
-    def weights(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Training weights on some rows; rows outside get 0: absent, without a copy."""
+    def weights_on(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Training weights on some rows; the others get 0: absent, without a copy."""
         weight = np.zeros_like(self.weight)
         weight[rows] = self.weight[rows]
-        present, soft = weight > 0, self.problem.soft
-        n_classes = count_target_classes(
-            self.template,
-            self.problem.targets[present],
-            None if soft is None else soft[present],
-        )
-        if n_classes < 2:
+        used = weight > 0
+        soft = None if self.soft is None else self.soft[used]
+        if count_target_classes(self.template, self.labels[used], soft) < 2:
             # Survivors of one class teach nothing: then all rows count alike.
-            weight[rows] = self.problem.weight[rows]
+            weight[rows] = self.data.weight[rows]
         return weight
 
-    def __call__(self, rows: NDArray[np.intp]) -> Any:
+    def fit_on(self, rows: NDArray[np.intp]) -> Any:
+        """Train a copy of the branch on some rows."""
         return self.fit(
             self.template,
             self.block,
             self.shape,
-            self.problem.targets,
-            self.weights(rows),
-            self.problem.soft,
+            self.labels,
+            self.weights_on(rows),
+            self.soft,
             self.content,
         )
 
@@ -274,13 +259,13 @@ class _Fitter:
         branch: Any,
         rows: NDArray[np.intp],
         answers: StageTable,
-        kept: _Kept | None = None,
+        kept: _CalibrationProbabilities | None = None,
     ) -> None:
-        """Enter what the branch says of some rows."""
-        answer = probabilities_of(branch, self.problem.n_classes)
+        """Enter the answers of a trained branch to some rows."""
+        probabilities = probabilities_of(branch, self.data.n_classes)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            proba = answer(as_tensor(self.block[part]).reshape(-1, *self.shape))
+            proba = probabilities(as_tensor(self.block[part]).reshape(-1, *self.shape))
             answers.put(self.tap, part, StageAnswer(proba))
             if kept is not None:
                 kept.put(self.tap, part, proba)
@@ -290,9 +275,10 @@ class _Fitter:
         pairs: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
         answers: StageTable,
         n_jobs: int | None,
-        kept: _Kept | None = None,
+        kept: _CalibrationProbabilities | None = None,
     ) -> None:
-        every = (delayed(self)(rows) for rows, _ in pairs)
+        """Enter the answers of branches that were trained without the rows."""
+        every = (delayed(self.fit_on)(rows) for rows, _ in pairs)
         shown = bar(unit="fold", total=len(pairs))
         # Not every backend of joblib gives results one by one.
         kind = "list" if shown.disable else "generator"
@@ -304,11 +290,11 @@ class _Fitter:
                 shown.update()
 
 
-def _fit_branch(
+def _fit_one_branch(
     template: Any,
     block: NDArray[Any],
     shape: tuple[int, ...],
-    targets: NDArray[np.intp],
+    labels: NDArray[np.intp],
     weight: NDArray[np.float64],
     soft: NDArray[np.float64] | None,
     content: tuple[str, int, int],
@@ -316,4 +302,4 @@ def _fit_branch(
     """Train one branch; `content` stands for the data in the key of a cache."""
     branch, task = clone(template), handed()
     with task.handed_to(branch), task:
-        return fit_as_branch(branch, block, shape, targets, weight, soft)
+        return fit_as_branch(branch, block, shape, labels, weight, soft)

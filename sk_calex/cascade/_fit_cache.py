@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,31 +19,18 @@ import numpy as np
 from torch import Tensor, nn
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
+from sk_calex.backbone._runner import state_of
 from sk_calex.calibration._answers import StageTable
+from sk_calex.cascade._fit_key import FitRequest, fit_request, input_digest
+from sk_calex.utils._fitted_state import drop_fitted_state, fitted_state
 
-__all__ = ["Fit", "FitRequest", "SharedFits", "size_of"]
+__all__ = ["SharedFits", "recall_or_keep", "recall_table", "size_of"]
 
 #: Fits that are kept, and what they may take in memory; the oldest in use go first.
 MAX_FITS = 128
 MAX_BYTES = 256 * 2**20
 #: Sets of samples for which a fit keeps what its stages said: a search scores on few.
 MAX_TABLES = 4
-
-
-@dataclass(frozen=True)
-class FitRequest:
-    """What is to be fitted.
-
-    `key` tells apart all that reaches the training, `point` what only moves the trained
-    cascade. Where `repeatable` is False the fit draws from numpy's global generator:
-    then different points share a draw, but a point that comes again gets another one.
-    `keeps` are objects that the key knows by their identity.
-    """
-
-    key: Any
-    point: Any
-    repeatable: bool
-    keeps: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -65,7 +52,7 @@ class Fit:
         self.nbytes = size_of(self.state)
 
     def table(self, digest: str, make: Callable[[], StageTable]) -> StageTable | None:
-        """What the stages say of samples; None where too many sets of them came."""
+        """Return what the stages answer to samples; None where too many sets came."""
         with self._lock:
             if digest not in self.tables:
                 if len(self.tables) >= MAX_TABLES or self.nbytes > MAX_BYTES:
@@ -103,7 +90,7 @@ class SharedFits:
                     self._turns[request.key] = lock, users - 1
 
     def find(self, request: FitRequest) -> Fit | None:
-        """The fit that was asked for, if it may stand for another one."""
+        """Return the fit that a request describes, if it may stand for another one."""
         with self._lock:
             fit = self._fits.get(request.key)
             if fit is None:
@@ -129,8 +116,74 @@ class SharedFits:
         return SharedFits, ()
 
 
+@contextmanager
+def recall_or_keep(
+    cascade: Any, X: Any, y: Any, sample_weight: Any, split_args: Mapping[str, Any]
+) -> Iterator[bool]:
+    """Give a cascade the attributes of a clone that was trained alike, if there is one.
+
+    The context says whether there was. If not, what is trained inside the ``with`` is
+    kept for other clones. A cascade that was never cloned neither looks nor keeps.
+    """
+    fits: SharedFits | None = cascade.__dict__.get("_shared_fits")
+    request = None
+    if fits is not None:
+        trained, moved = cascade._split_params()
+        request = fit_request(
+            cascade, X, y, sample_weight, split_args, trained=trained, moved=moved
+        )
+    if fits is None or request is None:
+        yield False
+        return
+    with fits.turn(request):
+        fit = fits.find(request)
+        if fit is not None:
+            cascade.__dict__.update(_copy_lists(fit.state))
+            if stamp_of(cascade) == fit.stamp:
+                cascade._shared_fit = fit
+                yield True
+                return
+            drop_fitted_state(cascade)
+        yield False
+        fits.keep(request, _copy_lists(fitted_state(cascade)), stamp_of(cascade))
+
+
+def recall_table(cascade: Any, X: Any) -> StageTable | None:
+    """Return what the stages answered when these samples came before; None: unknown.
+
+    Only a cascade whose fit was recalled remembers: it is part of a search.
+    """
+    fit = cascade.__dict__.get("_shared_fit")
+    if fit is None or stamp_of(cascade) != fit.stamp:
+        return None
+    digest = input_digest(X)
+    if digest is None:
+        return None
+    return fit.table(digest, lambda: cascade._run_all_stages(X))
+
+
+def stamp_of(cascade: Any) -> tuple[Any, ...]:
+    """Identify what a fitted cascade answers with, and how often it was written to."""
+    parts = [*cascade.branches_, cascade.final_estimator_, cascade.backbone_]
+    parts.append(getattr(cascade, "net_", None))
+    modules: list[nn.Module] = []
+    for part in parts:
+        for held in (part, getattr(part, "head_", None), getattr(part, "module", None)):
+            if isinstance(held, nn.Module):
+                modules += held.modules()
+    return tuple(map(id, parts)), tuple(state_of(modules))
+
+
+def _copy_lists(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy the dict and its lists, not the objects in them."""
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in state.items()
+    }
+
+
 def size_of(value: Any, _seen: set[int] | None = None) -> int:
-    """Bytes of the arrays and tensors that an object holds, as far as can be seen."""
+    """Count the bytes of the arrays and tensors that an object holds."""
     seen = set() if _seen is None else _seen
     if id(value) in seen or isinstance(value, FrozenBackbone | type | str | bytes):
         return 0  # a backbone is the user's, and shared anyway

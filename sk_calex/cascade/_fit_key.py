@@ -1,24 +1,31 @@
-"""What a fit depends on, told apart by content, so that clones can share it."""
+"""The key of a fit: its data by content, and the parameters that reach the training."""
 
 from __future__ import annotations
 
 import functools
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Memory
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
+from sk_calex.backbone._image_files import are_paths
 from sk_calex.backbone._runner import state_of
-from sk_calex.cascade._content import array_digest, input_digest, labels_digest
-from sk_calex.cascade._fit_cache import FitRequest
+from sk_calex.backbone._samples import Samples
 
-__all__ = ["fit_request", "stamp_of"]
+__all__ = ["FitRequest", "array_digest", "digest_for", "fit_request", "input_digest"]
+
+_CHUNK_BYTES = 8 * 2**20
+_FILES = 64
 
 #: Parameters that change how fast something is computed, not what.
 HOUSEKEEPING = frozenset({"n_jobs", "verbose", "memory"})
@@ -38,6 +45,22 @@ class _CannotTellError(Exception):
     """A value whose content cannot be told, or that changes with use."""
 
 
+@dataclass(frozen=True)
+class FitRequest:
+    """What is to be fitted, and whether another fit may stand for it.
+
+    `key` tells apart all that reaches the training, `point` what only moves the trained
+    cascade. Where `repeatable` is False the fit draws from numpy's global generator:
+    then different points share a draw, but a point that comes again gets another one.
+    `keeps` are objects that the key knows by their identity.
+    """
+
+    key: Any
+    point: Any
+    repeatable: bool
+    keeps: tuple[Any, ...] = ()
+
+
 def fit_request(
     cascade: Any,
     X: Any,
@@ -45,14 +68,14 @@ def fit_request(
     sample_weight: Any,
     split_args: Mapping[str, Any],
     *,
-    moving: frozenset[str],
-    unused: frozenset[str],
+    trained: Mapping[str, Any],
+    moved: Mapping[str, Any],
 ) -> FitRequest | None:
-    """Ask for a fit of an unfitted cascade; None where it cannot be shared.
+    """Describe a fit of an unfitted cascade; None where it cannot be shared.
 
-    `moving` are parameters that only move the trained cascade, `unused` those that do
-    nothing under the others. Random generators given as such are used up by each fit,
-    so those fits are never shared.
+    `trained` are the parameters that reach the training, `moved` those that only move
+    the trained cascade. Random generators given as such are used up by each fit, so
+    those fits are never shared.
     """
     content = [input_digest(X), labels_digest(y)]
     if sample_weight is not None:
@@ -62,30 +85,22 @@ def fit_request(
         content.append(None if digest is None else f"{name} {digest}")
     if None in content:
         return None
-    params = {
-        name: value
-        for name, value in vars(cascade).items()
-        if not name.startswith("_") and not name.endswith("_")
-    }
-    trained, moved = _Description(), _Description()
-    ignored = moving | unused | HOUSEKEEPING
+    reaching, moving = _Description(), _Description()
     try:
         key = [
-            (name, trained.of(value, seeded=name == "branch"))
-            for name, value in sorted(params.items())
-            if name not in ignored and name != "random_state"
+            (name, reaching.of(value, seeded=name == "branch"))
+            for name, value in sorted(trained.items())
+            if name not in HOUSEKEEPING and name != "random_state"
         ]
-        seed = trained.seed(cascade.random_state)
-        point = [
-            (name, moved.of(params[name])) for name in sorted(moving & set(params))
-        ]
+        seed = reaching.seed(cascade.random_state)
+        point = [(name, moving.of(value)) for name, value in sorted(moved.items())]
     except _CannotTellError:
         return None
     return FitRequest(
         (type(cascade), tuple(content), sample_weight is None, seed, tuple(key)),
         tuple(point),
-        not trained.draws,
-        tuple(trained.keeps),
+        not reaching.draws,
+        tuple(reaching.keeps),
     )
 
 
@@ -179,13 +194,63 @@ class _Description:
         )
 
 
-def stamp_of(cascade: Any) -> tuple[Any, ...]:
-    """What a fitted cascade answers with, and how often it was written to."""
-    parts = [*cascade.branches_, cascade.final_estimator_, cascade.backbone_]
-    parts.append(getattr(cascade, "net_", None))
-    modules: list[nn.Module] = []
-    for part in parts:
-        for held in (part, getattr(part, "head_", None), getattr(part, "module", None)):
-            if isinstance(held, nn.Module):
-                modules += held.modules()
-    return tuple(map(id, parts)), tuple(state_of(modules))
+def array_digest(array: NDArray[Any]) -> str:
+    """SHA-256 of dtype, shape and values, block by block; not of objects."""
+    rows = np.asarray(array)
+    digest = sha256(f"{rows.dtype.str}{rows.shape}".encode())
+    if rows.ndim == 0:
+        rows = rows[None]
+    row_bytes = max(1, rows.nbytes // max(1, len(rows)))
+    step = max(1, _CHUNK_BYTES // row_bytes)
+    for start in range(0, len(rows), step):
+        part = np.ascontiguousarray(rows[start : start + step])
+        digest.update(part.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def digest_for(memory: Any, *arrays: NDArray[Any] | None) -> str:
+    """One digest of several arrays, for a key in a cache; empty where it keeps nothing.
+
+    joblib's own hash of an array copies it, and is taken anew for every call.
+    """
+    if isinstance(memory, Memory) and memory.store_backend is None:
+        return ""
+    return " ".join("none" if a is None else array_digest(a) for a in arrays)
+
+
+def input_digest(X: Any) -> str | None:
+    """Digest of samples or features; None where it cannot be told cheaply.
+
+    Image files count by their bytes, feature matrices and data frames also by what
+    their columns are. Not digested are Datasets, lists and columns of objects.
+    """
+    kind = type(X).__name__
+    if hasattr(X, "columns") and hasattr(X, "to_numpy"):
+        kind = f"{kind} {list(X.columns)}"
+        X = X.to_numpy()
+    elif isinstance(X, Tensor):
+        X = X.detach().cpu()
+        if not X.is_floating_point() or X.element_size() > 2:
+            X = X.numpy()
+        else:  # bfloat16 is not known to numpy
+            X = X.float().numpy()
+    elif isinstance(X, list | tuple | np.ndarray) and len(X) and are_paths(X):
+        samples, digest = Samples(X), sha256()
+        for _, files in samples.batches(_FILES):
+            for content in files.contents:
+                digest.update(sha256(content).digest())
+        return f"files {digest.hexdigest()}"
+    if not isinstance(X, np.ndarray) or X.dtype.hasobject or X.ndim == 0:
+        return None
+    kind = f"{kind} {getattr(X, 'layout', None)}"
+    return f"{kind} {array_digest(X)}"
+
+
+def labels_digest(y: Any) -> str | None:
+    """Digest of labels, weights or groups; None where they are neither."""
+    values = np.asarray(y)
+    if values.dtype.kind in "biufUS":
+        return array_digest(values)
+    if values.dtype.kind == "O" and all(isinstance(v, str) for v in values.flat):
+        return array_digest(values.astype(str))
+    return None

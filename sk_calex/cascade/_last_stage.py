@@ -1,14 +1,168 @@
-"""Which output of the backbone is which class."""
+"""The last stage: the backbone's own classifier, or one on its outputs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 
-__all__ = ["check_output_order", "output_order"]
+from sk_calex.branches._as_branch import (
+    Probabilities,
+    fit_with_weights,
+    probabilities_of,
+)
+from sk_calex.cascade._training_data import Folds
+from sk_calex.utils._progress import bar, showing
+from sk_calex.utils._validation import as_tensor, check_finite, softmax64
+
+__all__ = [
+    "LastStage",
+    "all_classes",
+    "backbone_probabilities",
+    "check_output_order",
+    "final_estimator_for",
+    "fit_final_estimator",
+    "output_order",
+    "read_backbone",
+]
+
+
+@dataclass(frozen=True)
+class LastStage:
+    """What answers the samples that no branch answers.
+
+    Parameters
+    ----------
+    estimator : classifier or None
+        Fitted on the backbone's outputs; None: the outputs are logits of the classes.
+    columns : ndarray of intp, shape (n_classes,)
+        Output of the backbone for each class, or class of each column of the
+        estimator's probabilities.
+    n_classes : int
+        Number of classes.
+    """
+
+    estimator: Any
+    columns: NDArray[np.intp]
+    n_classes: int
+
+    def probabilities(self) -> Probabilities:
+        """Return the function from outputs to probabilities of the classes."""
+        if self.estimator is None:
+            order = self.columns
+            return lambda logits: backbone_probabilities(logits)[:, order]
+        return probabilities_of(
+            _WithCodes(self.estimator, self.columns), self.n_classes
+        )
+
+
+class _WithCodes:
+    """A fitted classifier whose classes are codes, whatever labels it was fitted on."""
+
+    def __init__(self, estimator: Any, codes: NDArray[np.intp]) -> None:
+        self.predict_proba, self.classes_ = estimator.predict_proba, codes
+
+
+def backbone_probabilities(logits: Tensor) -> NDArray[np.float64]:
+    """Compute probabilities from the outputs of the backbone's own classifier."""
+    check_finite(logits, "the logits of the backbone", "Check samples and weights.")
+    return softmax64(logits)
+
+
+def final_estimator_for(given: Any, shared: bool) -> Any:
+    """Return the template of the final estimator; None: the backbone answers itself.
+
+    `shared` says that there is no backbone: taps and outputs are the columns of X.
+    """
+    if given is None and shared:
+        return LogisticRegression(max_iter=1000)
+    return given
+
+
+def read_backbone(
+    outputs: NDArray[Any],
+    order: NDArray[np.intp],
+    codes: NDArray[np.intp],
+    folds: Folds,
+    check_order: bool,
+) -> tuple[LastStage, NDArray[np.float64]]:
+    """Take the backbone's own classifier as last stage; also its probabilities."""
+    check_finite(outputs, "the logits of the backbone", "Check its weights.")
+    proba = softmax64(outputs)[:, order]
+    if check_order:
+        held = folds.calibration
+        check_output_order(proba[held].argmax(axis=1), codes[held])
+    return LastStage(None, order, len(order)), proba
+
+
+def fit_final_estimator(
+    template: Any,
+    outputs: NDArray[Any],
+    codes: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    folds: Folds,
+    classes: NDArray[Any],
+    verbose: int,
+) -> tuple[LastStage, NDArray[np.float64]]:
+    """Fit an estimator on the backbone's outputs; also its probabilities of all rows.
+
+    Where the rows that calibrate also train, their probabilities are out of fold.
+    """
+    n_classes = len(classes)
+
+    def fit(rows: NDArray[np.intp]) -> LastStage:
+        if isinstance(template, FrozenEstimator):
+            columns = _codes_of_frozen(template, classes)
+            return LastStage(template, columns, n_classes)
+        fitted = fit_with_weights(
+            clone(template),
+            outputs[rows],
+            codes[rows],
+            weight[rows],
+            "final_estimator",
+            "Give one whose fit takes them, or no sample_weight.",
+        )
+        return LastStage(fitted, np.asarray(fitted.classes_, np.intp), n_classes)
+
+    def answer(stage: LastStage, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        return stage.probabilities()(as_tensor(outputs[rows]))
+
+    proba = np.full((len(codes), n_classes), 1 / n_classes)
+    pairs = folds.pairs if folds.out_of_fold else ()
+    with (
+        showing(verbose, "final estimator"),
+        bar(unit="fit", total=1 + len(pairs)) as shown,
+    ):
+        stage = fit(folds.train)
+        shown.update()
+        if not pairs:
+            rows = np.concatenate([folds.train, folds.calibration])
+            proba[rows] = answer(stage, rows)
+        for train, held in pairs:
+            proba[held] = answer(fit(train), held)
+            shown.update()
+    return stage, proba
+
+
+def _codes_of_frozen(frozen: Any, classes: NDArray[Any]) -> NDArray[np.intp]:
+    """Class code of each column of a fitted classifier's probabilities."""
+    position = {label: i for i, label in enumerate(classes.tolist())}
+    labels = np.asarray(frozen.classes_).tolist()
+    unknown = [label for label in labels if label not in position]
+    if unknown:
+        raise ValueError(
+            f"final_estimator is frozen and knows the labels {labels[:5]}, of which y "
+            f"lacks {unknown[:5]}: y holds {classes.tolist()[:5]}. Give labels as it "
+            "was fitted on, or a classifier that may be trained."
+        )
+    return np.array([position[label] for label in labels], dtype=np.intp)
 
 
 def output_order(
@@ -19,20 +173,29 @@ def output_order(
         if len(classes) != n_outputs:
             raise ValueError(
                 f"the backbone has {n_outputs} outputs but y has {len(classes)} "
-                "classes. Give a final_estimator, which is trained on the outputs, or "
-                "the labels of the outputs by FrozenBackbone(classes=...)."
+                "classes. Name the labels of all outputs, those that y lacks too: "
+                "FrozenBackbone(classes=[...]). If the outputs are other classes, give "
+                "a final_estimator, which is trained on them."
             )
         return np.arange(n_outputs)
     labels = np.asarray(given)
     position = {label: i for i, label in enumerate(labels.tolist())}
     missing = [label for label in classes.tolist() if label not in position]
-    if missing or len(labels) != len(classes):
+    if missing:
         raise ValueError(
-            f"FrozenBackbone(classes=...) has {len(labels)} labels and y has "
-            f"{len(classes)} classes{f', {missing[:5]} not among them' * bool(missing)}"
-            ". They must be the same labels; otherwise give a final_estimator."
+            f"y holds labels that are not among the {len(labels)} of "
+            f"FrozenBackbone(classes=...): {missing[:5]}. Name the label of each "
+            "output there, or give a final_estimator, which is trained on the outputs."
         )
     return np.array([position[label] for label in classes.tolist()])
+
+
+def all_classes(found: NDArray[Any], given: ArrayLike | None) -> NDArray[Any]:
+    """Sorted classes of a cascade: those of y, or all that the backbone tells apart."""
+    if given is None:
+        return found
+    named = np.unique(np.asarray(given))
+    return named if np.isin(found, named).all() else found
 
 
 def check_output_order(predicted: NDArray[np.intp], codes: NDArray[np.intp]) -> None:

@@ -15,12 +15,11 @@ from sk_calex.backbone._runner import Runner
 from sk_calex.backbone._samples import Samples
 from sk_calex.branches._as_branch import Probabilities
 from sk_calex.calibration._answers import StageAnswer, StageTable
-from sk_calex.policies import Policy
-from sk_calex.utils._validation import as_tensor, check_finite, softmax64
+from sk_calex.calibration._exit_rule import Policy
+from sk_calex.utils._validation import as_tensor
 
 __all__ = [
     "Answer",
-    "backbone_answer",
     "cached_sources",
     "every_answer",
     "independent",
@@ -102,14 +101,8 @@ def staged_sources(runner: Runner, samples: Samples) -> Iterator[tuple[slice, So
         yield batch[0], _StagedSource(runner, batch[1])
 
 
-def backbone_answer(logits: Tensor) -> NDArray[np.float64]:
-    """Probabilities of the backbone's own classifier."""
-    check_finite(logits, "the logits of the backbone", "Check samples and weights.")
-    return softmax64(logits)
-
-
 def independent(probabilities: Probabilities) -> Answer:
-    """The answer of a stage that does not build on those before it."""
+    """Return the answer of a stage that does not build on those before it."""
     return lambda features, before: StageAnswer(probabilities(features), before)
 
 
@@ -127,9 +120,9 @@ def run_cascade(
     sources : iterable of (slice, Source)
         Batches.
     answers : list of Answer
-        One a branch, and the last stage's.
+        One for each branch, and that of the last stage.
     policy : Policy
-        Who exits.
+        The exit rule.
     n_samples, n_classes : int
         Sizes of the result.
 
@@ -181,7 +174,7 @@ def tabulate(
     n_samples: int,
     n_classes: int,
 ) -> StageTable:
-    """What every stage says of every sample, nobody exiting.
+    """Collect what every stage answers to every sample, without exits.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_calex.backbone._summary import stage_cells, unfitted_taps
-from sk_calex.policies import first_exits
+from sk_calex.calibration._exit_rule import first_exits
 from sk_calex.utils._flops import depth_costs
 from sk_calex.utils._html import Cell, picked, si, table
 
@@ -33,7 +33,7 @@ def cascade_summary(cascade: Any) -> str:
         known = hasattr(backbone, "taps")
         return unfitted_taps(f"{name}: not fitted", backbone) if known else ""
     layout = cascade.layout_
-    told, prices = _Told.of(cascade), _Prices.of(cascade)
+    outcome, prices = _CalibrationOutcome.of(cascade), _Prices.of(cascade)
     rows: list[list[Cell | str]] = []
     for stage in picked(layout.n_taps):
         if stage is None:
@@ -47,7 +47,7 @@ def cascade_summary(cascade: Any) -> str:
                 *(stage_name, shape, macs),
                 *(_head_name(cascade, stage), *prices.cells(stage)),
                 *_threshold_cells(cascade, stage),
-                *told.cells(stage),
+                *outcome.cells(stage),
             ]
         )
     branches = f"{layout.n_taps} branch{'es' * (layout.n_taps > 1)}"
@@ -55,24 +55,18 @@ def cascade_summary(cascade: Any) -> str:
         f"{name}: {branches}, {len(cascade.classes_)} classes, {_rule_name(cascade)}",
         _HEADER,
         rows,
-        told.note(prices.shares),
+        outcome.note(prices.shares),
     )
 
 
 def _is_whole(cascade: Any) -> bool:
-    """Whether the last fit went through to its end."""
-    layout, answers = (
-        getattr(cascade, name, None) for name in ("layout_", "calibration_answers_")
-    )
-    if layout is None or answers is None:
-        return False
-    stages, classes = layout.n_taps + 1, len(cascade.classes_)
-    return (answers.n_stages, answers.n_classes) == (stages, classes)
+    """Whether it is fitted: a fit leaves all of it, or nothing."""
+    return hasattr(cascade, "calibrator_")
 
 
 def _rule_name(cascade: Any) -> str:
-    if cascade.policy is not None:
-        return repr(cascade.policy)
+    if cascade._knob_name != cascade.knob:
+        return repr(cascade.calibrator)
     return f"{cascade.knob}={getattr(cascade, cascade.knob)}"
 
 
@@ -87,8 +81,8 @@ def _head_name(cascade: Any, stage: int) -> str:
 
 def _threshold_cells(cascade: Any, stage: int) -> Iterator[Cell | str]:
     """How many classes exit at a branch, and the range of their thresholds."""
-    policy, classes = cascade._policy(), cascade.classes_
-    thresholds = getattr(policy, "thresholds_", getattr(policy, "thresholds", None))
+    classes = cascade.classes_
+    thresholds = getattr(cascade.calibrator_, "thresholds_", None)
     if thresholds is None or stage >= len(thresholds):
         yield from ("", "")
         return
@@ -150,8 +144,8 @@ class _Prices:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What became of the calibration samples: their depths, and who was right."""
+class _CalibrationOutcome:
+    """What became of the calibration samples: their depths, and which were right."""
 
     depth: NDArray[np.intp]
     right: NDArray[np.bool_]
@@ -159,12 +153,12 @@ class _Told:
     weight: NDArray[np.float64]
 
     @classmethod
-    def of(cls, cascade: Any) -> _Told:
-        weight = cascade._calibration_weight
+    def of(cls, cascade: Any) -> _CalibrationOutcome:
+        weight = cascade.calibration_.weight
         used = weight > 0
-        answers = cascade.calibration_answers_.take(used)
-        depth = first_exits(cascade._policy(), answers)
-        right = answers.predicted == cascade._calibration_codes[used]
+        answers = cascade.calibration_.answers.take(used)
+        depth = first_exits(cascade.calibrator_, answers)
+        right = answers.predicted == cascade.calibration_.labels[used]
         chosen = right[depth, np.arange(len(depth))]
         return cls(depth, chosen, right[-1], weight[used])
 

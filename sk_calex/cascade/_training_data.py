@@ -1,7 +1,9 @@
-"""Which rows train and which calibrate."""
+"""What a cascade is trained on, and which rows train and which calibrate."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -11,7 +13,46 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedShuffleSplit, check_cv
 from sklearn.utils.validation import _check_method_params
 
-__all__ = ["Folds", "make_folds"]
+from sk_calex.backbone._layout import TapLayout
+
+__all__ = ["Folds", "TrainingData", "check_n_folds", "make_folds"]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a cascade is trained on, of all rows.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_samples, n_columns)
+        Features of the taps and outputs of the backbone.
+    layout : TapLayout
+        Which columns are which tap.
+    codes : ndarray of intp, shape (n_samples,)
+        True class codes.
+    weight : ndarray of float64, shape (n_samples,)
+        Sample weights; rows of weight 0 are absent.
+    final : ndarray of float64, shape (n_samples, n_classes)
+        Probabilities of the last stage; out of fold where a final estimator was
+        trained and `folds` has several pairs.
+    folds : Folds
+        Which rows train and which calibrate.
+    seeds : RandomState
+        Source of the seeds that are still to be drawn.
+    """
+
+    features: NDArray[Any]
+    layout: TapLayout
+    codes: NDArray[np.intp]
+    weight: NDArray[np.float64]
+    final: NDArray[np.float64]
+    folds: Folds
+    seeds: np.random.RandomState
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return self.final.shape[1]
 
 
 @dataclass(frozen=True)
@@ -37,6 +78,11 @@ class Folds:
         """Rows that calibrate, in ascending order."""
         return np.sort(np.concatenate([held for _, held in self.pairs]))
 
+    @property
+    def out_of_fold(self) -> bool:
+        """Whether the rows that calibrate also train, in other folds."""
+        return len(self.pairs) > 1
+
 
 def make_folds(
     cv: Any,
@@ -44,9 +90,9 @@ def make_folds(
     weight: NDArray[np.float64],
     classes: NDArray[Any],
     seeds: np.random.RandomState,
-    split_args: dict[str, Any],
+    split_args: Mapping[str, Any],
 ) -> Folds:
-    """Folds of `cv`: a share, a number of folds, or a splitter.
+    """Split the rows by `cv`: a share, a number of folds, or a splitter.
 
     Rows of weight 0 are absent: neither part may count on them. A share or a number
     does not even count them; a splitter that was given speaks of all rows.
@@ -55,14 +101,20 @@ def make_folds(
     counts = cv is None or isinstance(cv, Real)
     rows = present if counts else np.arange(len(codes))
     if isinstance(cv, Real) and not isinstance(cv, Integral):
+        _check_share(float(cv), codes[rows], classes)
         seed = seeds.randint(2**31 - 1)
         splitter: Any = StratifiedShuffleSplit(1, test_size=cv, random_state=seed)
     else:
+        if counts:
+            check_n_folds("cv", 5 if cv is None else int(cv), codes[rows], classes)
         splitter = check_cv(cv, codes[rows], classifier=True)
     args = split_args
     if len(rows) < len(codes):
         args = _check_method_params(codes, split_args, indices=rows)
-    split = splitter.split(np.zeros((len(rows), 1)), codes[rows], **args)
+    with warnings.catch_warnings():
+        # Where that leaves a class out of a part, the check below says so.
+        warnings.filterwarnings("ignore", message="The least populated class in y")
+        split = list(splitter.split(np.zeros((len(rows), 1)), codes[rows], **args))
     pairs = tuple(
         (np.intersect1d(rows[train], present), np.intersect1d(rows[held], present))
         for train, held in split
@@ -75,17 +127,56 @@ def make_folds(
                 "hold every sample exactly once, so they cannot calibrate out of fold. "
                 "Use a partition (StratifiedKFold, ...), a single split or a float."
             )
+    labelled = np.unique(codes[present])
     for train, held in pairs:
-        _check_part(codes[train], classes, cv, "training")
+        _check_part(codes[train], labelled, classes, cv, "training")
         if len(pairs) == 1:
-            _check_part(codes[held], classes, cv, "calibration")
+            _check_part(codes[held], labelled, classes, cv, "calibration")
     return Folds(pairs)
 
 
-def _check_part(
-    codes: NDArray[np.intp], classes: NDArray[Any], cv: Any, part: str
+def check_n_folds(
+    name: str, n_folds: int, codes: NDArray[np.intp], classes: NDArray[Any]
 ) -> None:
-    absent = np.setdiff1d(np.arange(len(classes)), codes)
+    """Refuse more folds than any class has rows."""
+    counts = np.bincount(codes, minlength=len(classes))
+    if n_folds > counts.max():
+        raise ValueError(
+            f"{name}={n_folds} asks for more folds than any class has rows: the most "
+            f"frequent, {classes.tolist()[counts.argmax()]!r}, has {counts.max()}. "
+            f"Give a smaller {name}, or more samples."
+        )
+
+
+def _check_share(share: float, codes: NDArray[np.intp], classes: NDArray[Any]) -> None:
+    """Refuse a share that cannot put every class into both parts."""
+    counts = np.bincount(codes, minlength=len(classes))
+    found = np.flatnonzero(counts)
+    rarest = found[counts[found].argmin()]
+    if counts[rarest] < 2:
+        raise ValueError(
+            f"cv={share} holds out samples of each class to calibrate, but class "
+            f"{classes.tolist()[rarest]!r} has {counts[rarest]} sample of positive "
+            "weight. Give at least 2 samples of each class, or leave the class out."
+        )
+    n_held = int(np.ceil(share * len(codes)))
+    for part, size in (("held out", n_held), ("trained on", len(codes) - n_held)):
+        if size < len(found):
+            raise ValueError(
+                f"cv={share} of {len(codes)} samples leaves {size} that are {part}, "
+                f"fewer than the {len(found)} classes. Give another share, or at least "
+                "a few samples of each class."
+            )
+
+
+def _check_part(
+    codes: NDArray[np.intp],
+    labelled: NDArray[np.intp],
+    classes: NDArray[Any],
+    cv: Any,
+    part: str,
+) -> None:
+    absent = np.setdiff1d(labelled, codes)
     if len(absent):
         raise ValueError(
             f"the {part} part of cv={_named(cv)} holds no sample of class "

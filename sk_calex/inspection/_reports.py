@@ -14,10 +14,16 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.calibration._answers import StageTable
-from sk_calex.cascade._alignment import check_weights, effective_sample_size
-from sk_calex.cascade._profile import N_BINS, TrainingProfile
+from sk_calex.calibration._exit_rule import Policy, first_exits
+from sk_calex.cascade._alignment import (
+    N_BINS,
+    TrainingProfile,
+    check_weights,
+    effective_sample_size,
+)
+from sk_calex.cascade._cascade import CascadeClassifier
 from sk_calex.model_selection._estimators import cascade_in, input_of
-from sk_calex.policies import ClassThresholds, Policy, first_exits
+from sk_calex.policies import ClassThresholds
 from sk_calex.utils._validation import check_sample_weight
 
 __all__ = ["alignment_report", "exit_report"]
@@ -105,9 +111,9 @@ def exit_report(
     support, right = _exits(cascade, table, codes, weight)
     held = _exits(
         cascade,
-        cascade.calibration_answers_,
-        cascade._calibration_codes,
-        cascade._calibration_weight,
+        cascade.calibration_.answers,
+        cascade.calibration_.labels,
+        cascade.calibration_.weight,
     )
     return Bunch(
         share=support / support.sum(),
@@ -155,7 +161,7 @@ def alignment_report(
         Labels of `X_train`.
     at : {"operating_point", "alignment"}, default="operating_point"
         Whose survivors: those of the present exit rule, or those of the thresholds at
-        the `alignment_margin` that the weights were made for.
+        the margin of the alignment that the weights were made for.
     n_bins : int, default=10
         Bins of the confidence, in equal parts from 0 to 1: 1, 2, 4, 5, 10 or 20.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -343,13 +349,10 @@ def precision_bars_of(cascade: Any) -> NDArray[np.float64]:
 
     Shape (n_branches + 1, n_classes).
     """
-    answers = cascade.calibration_answers_
+    answers = cascade.calibration_.answers
     bars = np.full((answers.n_stages, answers.n_classes), np.nan)
-    if cascade.policy is None and hasattr(cascade, "calibration_"):
-        bars[:-1] = [found.bars for found in cascade._thresholds(cascade.margin)]
-        return bars
     # Other rules ask for something else than a precision of all that exit.
-    bars[:-1] = getattr(cascade.policy_, "bars_", np.nan)
+    bars[:-1] = getattr(cascade.calibrator_, "bars_", np.nan)
     return bars
 
 
@@ -360,7 +363,7 @@ def _exits(
     weight: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight of all answers and of the right ones, by depth and predicted class."""
-    depth = first_exits(cascade._policy(), table)
+    depth = first_exits(cascade.calibrator_, table)
     answer = table.predicted[depth, np.arange(len(depth))]
     shape = (table.n_stages, table.n_classes)
     support, right = np.zeros(shape), np.zeros(shape)
@@ -372,7 +375,7 @@ def _exits(
 def _survivor_policy(cascade: Any, at: str) -> Policy:
     """The rule whose survivors are looked at."""
     if at == "operating_point":
-        policy: Policy = cascade._policy()
+        policy: Policy = cascade.calibrator_
         return policy
     if at != "alignment":
         raise ValueError(f"at={at!r} must be 'operating_point' or 'alignment'.")
@@ -382,15 +385,14 @@ def _survivor_policy(cascade: Any, at: str) -> Policy:
             f"{type(cascade).__name__} trains on all rows alike. Use "
             "at='operating_point'."
         )
-    margin = cascade.alignment_margin
-    if isinstance(margin, str):
-        margin = cascade.margin
-    return ClassThresholds(cascade.thresholds_at(margin))
+    return ClassThresholds(cascade._alignment_thresholds())
 
 
 def _weighs(cascade: Any) -> bool:
     """Whether the training rows of a cascade have survivor weights."""
-    return getattr(cascade, "alignment", "none") != "none"
+    return (
+        isinstance(cascade, CascadeClassifier) and cascade._alignment().kind != "none"
+    )
 
 
 def _training(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ._curves import DEFAULT_MARGINS as DEFAULT_MARGINS
-from ._curves import margin_curve, operating_curve
-from ._front import pareto_front
+from ._curves import margin_curve, operating_curve, pareto_front
 from ._margin_search import MarginSearchCV
 from ._refit import best_within, cheapest_within
 from ._risk_control import accuracy_drop_bound, paired_drop_p_value

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch
+from sklearn.utils.validation import (
+    check_consistent_length,
+    column_or_1d,
+)
 
+from sk_calex.calibration._answers import StageTable
+from sk_calex.calibration._exit_rule import first_exits
+from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.utils._validation import check_finite, check_sample_weight
 
 from ._estimators import knob_of
-from ._outcomes import Outcomes
 
 if TYPE_CHECKING:
     from sk_calex.cascade._cascade import CascadeClassifier
 
-__all__ = ["margin_curve", "operating_curve"]
+__all__ = ["Outcomes", "Point", "margin_curve", "operating_curve", "pareto_front"]
 
 DEFAULT_MARGINS = (
     *(-0.3, -0.2, -0.1, -0.05, -0.02, 0.0, 0.02),
@@ -33,7 +41,7 @@ def margin_curve(
     margins: Iterable[float] = DEFAULT_MARGINS,
     sample_weight: ArrayLike | None = None,
 ) -> Bunch:
-    """Accuracy and cost of a fitted cascade at many margins.
+    """Measure accuracy and cost of a fitted cascade at many margins.
 
     Every stage answers every sample once; the margins then cost a sort each. Nothing is
     trained.
@@ -89,7 +97,8 @@ def margin_curve(
         )
     knob = knob_of(cascade)
     if knob != "margin":
-        rule = "" if cascade.policy is None else f" of policy={cascade.policy!r}"
+        given = cascade.calibrator
+        rule = "" if given is None else f" of calibrator={given!r}"
         raise ValueError(
             f"this {type(cascade).__name__} moves by {knob!r}{rule}, not by a margin. "
             f"Use operating_curve, over values of {knob.split('__')[-1]!r}."
@@ -108,11 +117,11 @@ def operating_curve(
     *,
     sample_weight: ArrayLike | None = None,
 ) -> Bunch:
-    """Accuracy and cost of any fitted cascade over its method's knob.
+    """Measure accuracy and cost of any fitted cascade over its knob.
 
     The knob is the parameter that moves a method along the curve: the margin of
-    `CascadeClassifier`, or that of its `policy`; the threshold, quota or patience of a
-    baseline. Every stage answers every sample once; nothing is trained.
+    `CascadeClassifier`, or the knob of its `calibrator`; the threshold, quota or
+    patience of a baseline. Every stage answers every sample once; nothing is trained.
 
     Parameters
     ----------
@@ -153,8 +162,8 @@ def operating_curve(
     >>> from sk_calex import CascadeClassifier, operating_curve
     >>> from sk_calex.policies import SharedThreshold
     >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(policy=SharedThreshold(), random_state=0).fit(X, y)
-    >>> curve = operating_curve(cascade, X, y, [0.5, 0.99])
+    >>> cascade = CascadeClassifier(calibrator=SharedThreshold(), random_state=0)
+    >>> curve = operating_curve(cascade.fit(X, y), X, y, [0.5, 0.99])
     >>> bool(curve.flops_reduction[0] > curve.flops_reduction[1])
     True
     """
@@ -169,3 +178,129 @@ def operating_curve(
         backbone_accuracy=outcomes.backbone_accuracy,
         n_samples=outcomes.effective_size,
     )
+
+
+@dataclass(frozen=True)
+class Point:
+    """An operating point: accuracy, share of FLOPs saved, share of each depth."""
+
+    accuracy: float
+    flops_reduction: float
+    depth_share: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A fitted cascade, and which stages are right about which samples.
+
+    Every stage answers every sample once; an operating point then costs a calibration
+    and a comparison. `weight` is None or of shape (n_samples,).
+    """
+
+    cascade: Any
+    table: StageTable
+    right: NDArray[np.bool_]
+    weight: NDArray[np.float64] | None
+
+    @classmethod
+    def of(
+        cls,
+        cascade: BaseCascade,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Outcomes:
+        """Collect the answers of all stages to all samples."""
+        truth = column_or_1d(y)
+        table = cascade._tabulate(X)
+        check_consistent_length(truth, table.predicted[0])
+        weight = None
+        if sample_weight is not None:
+            weight = check_sample_weight(sample_weight, truth)
+        right = cascade.classes_[table.predicted] == truth
+        return cls(cascade, table, right, weight)
+
+    @property
+    def total(self) -> float:
+        """Samples, or their total weight."""
+        return float(self.table.n_samples if self.weight is None else self.weight.sum())
+
+    @property
+    def effective_size(self) -> float:
+        """Number of samples; with weights, Kish's effective number."""
+        if self.weight is None:
+            return float(self.table.n_samples)
+        return effective_sample_size(self.weight)
+
+    @property
+    def backbone_accuracy(self) -> float:
+        """Accuracy of the last stage on all samples."""
+        return float(np.average(self.right[-1], weights=self.weight))
+
+    def at(self, value: Any) -> Point:
+        """The operating point at a value of the knob; the cascade is not changed."""
+        return self.exiting(first_exits(self.cascade._rule_at(value), self.table))
+
+    def exiting(self, depth: NDArray[np.intp]) -> Point:
+        """The operating point where every sample exits at a given depth."""
+        costs = self.cascade.depth_costs_
+        right = self.right[depth, np.arange(len(depth))]
+        share = np.bincount(depth, self.weight, minlength=len(costs)) / self.total
+        return Point(
+            float(np.average(right, weights=self.weight)),
+            float(1 - share @ costs / sum(self.cascade._macs()[0])),
+            share,
+        )
+
+    def of_taps(self, taps: Sequence[int]) -> Outcomes:
+        """The same of the cascade that has some of its branches only."""
+        return replace(
+            self,
+            cascade=self.cascade._of_taps(taps),
+            table=self.table.of_stages([*taps, -1]),
+            right=self.right[[*taps, -1]],
+        )
+
+
+def pareto_front(flops_reduction: ArrayLike, accuracy: ArrayLike) -> NDArray[np.bool_]:
+    """Tell which operating points no other point beats.
+
+    Parameters
+    ----------
+    flops_reduction : array-like of shape (n_points,)
+        Share of the plain backbone's FLOPs saved at each point; larger is better.
+    accuracy : array-like of shape (n_points,)
+        Accuracy at each point; larger is better.
+
+    Returns
+    -------
+    front : ndarray of bool, shape (n_points,)
+        Which points are on the Pareto front. Equal points are on it together.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ or a value is not finite.
+
+    Notes
+    -----
+    A point is on the front unless another one is at least as good in both and better in
+    one (the usual definition of Pareto efficiency).
+
+    Examples
+    --------
+    >>> from sk_calex import pareto_front
+    >>> pareto_front([0.0, 0.3, 0.2, 0.5], [0.9, 0.88, 0.85, 0.7])
+    array([ True,  True, False,  True])
+    """
+    reduction = column_or_1d(flops_reduction).astype(np.float64)
+    right = column_or_1d(accuracy).astype(np.float64)
+    check_consistent_length(reduction, right)
+    check_finite(reduction, "flops_reduction", "Leave such points out.")
+    check_finite(right, "accuracy", "Leave such points out.")
+    levels, level = np.unique(-reduction, return_inverse=True)  # the cheapest first
+    best = np.full(len(levels), -np.inf)
+    np.maximum.at(best, level, right)
+    cheaper = np.maximum.accumulate(np.append(-np.inf, best))[:-1]
+    front: NDArray[np.bool_] = (right == best[level]) & (right > cheaper[level])
+    return front

@@ -3,48 +3,62 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn import get_config
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import check_cv
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Bunch, _safe_indexing, assert_all_finite, get_tags, indexable
+from sklearn.utils import Bunch, _safe_indexing, get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
     MethodMapping,
     process_routing,
 )
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_method_params,
-    check_is_fitted,
-    column_or_1d,
-)
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import _check_method_params, check_is_fitted
 
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._cascade import CascadeClassifier
-from sk_calex.policies import PrecisionThresholds
-from sk_calex.utils._validation import check_sample_weight, note_features
+from sk_calex.utils._fitted_state import all_or_nothing
+from sk_calex.utils._validation import (
+    check_labels,
+    check_sample_weight,
+    note_features,
+)
 
-from ._constraint import Constraint
-from ._estimators import cascade_in, input_of, knob_of
-from ._found import FoundCascade
-from ._operating_points import Landscape, best_joint, best_shared
-from ._outcomes import Outcomes
-from ._prepared import Prepared, moved
+from ._curves import Outcomes
+from ._estimators import Prepared, cascade_in, input_of, knob_of, moved, taps_of
+from ._operating_points import Constraint, Landscape, best_joint, best_shared
 from ._taps import best_taps, check_values
 
 __all__ = ["MarginSearchCV"]
 
 
-class MarginSearchCV(FoundCascade):
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _if_found(method: Method) -> Method:
+    return cast(Method, available_if(_has_best)(method))
+
+
+def _has_best(search: MarginSearchCV) -> bool:
+    if isinstance(search.estimator, FrozenEstimator) or search.refit:
+        return True
+    raise AttributeError(
+        "this search was made with refit=False, so it has no cascade to answer with. "
+        "Set refit=True, or fit one with margin=best_margin_."
+    )
+
+
+class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     """Search for the operating point that satisfies a constraint, by cross-validation.
 
     A constraint goes in, a calibrated cascade comes out: the cheapest one that loses at
@@ -67,7 +81,7 @@ class MarginSearchCV(FoundCascade):
         accurate operating point within it is taken.
     margins : "auto" or array-like of shape (n_margins,), default="auto"
         Margins to try, or values of what moves the method instead: the knob of a
-        baseline or of the cascade's `policy`. "auto": about 20 that span the curve.
+        baseline or of the cascade's `calibrator`. "auto": about 20 that span the curve.
     per_branch : bool, default=False
         Whether each branch gets a margin of its own. All combinations are tried up to
         about 1,000; beyond that, coordinate descent from the best shared margin, which
@@ -131,8 +145,8 @@ class MarginSearchCV(FoundCascade):
     be larger, the more so the fewer the samples. For a cascade on samples, their
     features are made once and kept in memory (or as a memory map, with a cache).
 
-    ``alignment_margin="same"`` cannot be searched here, since each margin then is
-    another training: use `GridSearchCV` with `cheapest_within`.
+    ``SurvivorAlignment(margin="same")`` cannot be searched here, since each margin then
+    is another training: use `GridSearchCV` with `cheapest_within`.
 
     Examples
     --------
@@ -221,18 +235,27 @@ class MarginSearchCV(FoundCascade):
         TypeError
             If `estimator` holds no cascade, or ``taps="select"`` does not suit it.
         """
+        with all_or_nothing(self):
+            self._search(X, y, sample_weight, params)
+        return self
+
+    def _search(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        params: Mapping[str, Any],
+    ) -> None:
         self._validate_params()
         constraint = Constraint.of(self.max_accuracy_drop, self.flops_budget)
         self._check_estimator()
         checked: tuple[Any, Any] = indexable(X, y)
-        X, labels = checked[0], column_or_1d(checked[1], warn=True)
+        X, labels = checked[0], check_labels(checked[1])
         if len(labels) == 0:
             raise ValueError(
                 f"Found array with 0 sample(s) (shape={np.shape(X)}) while a minimum "
                 "of 1 is required: X and y are empty."
             )
-        assert_all_finite(labels, input_name="y")
-        check_classification_targets(labels)
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -259,17 +282,16 @@ class MarginSearchCV(FoundCascade):
             source = cascade
         landscape = Landscape(folds, constraint)
         values = check_values(self.margins, cascade)
-        self._layout = cascade.layout_
-        self.taps_ = self._layout.names
+        self._layout_ = cascade.layout_
+        self.taps_ = self._layout_.names
         if self.taps == "select":
             self.tap_search_ = best_taps(landscape, values)
             self.taps_ = tuple(self.tap_search_.taps)
-            chosen = [self._layout.names.index(name) for name in self.taps_]
+            chosen = [self._layout_.names.index(name) for name in self.taps_]
             landscape = landscape.of_taps(chosen)
             if self.refit and prepared is not None:
-                prepared = prepared.of_taps(chosen, self._layout, X)
+                prepared = prepared.of_taps(chosen, self._layout_, X)
         self._choose(landscape, values, knob_of(cascade))
-        self.__dict__.pop("best_estimator_", None)  # of an earlier fit
         if prepared is None:
             self.best_estimator_ = moved(source, self.best_margin_)
         elif self.refit:
@@ -279,7 +301,6 @@ class MarginSearchCV(FoundCascade):
             # A pipeline is known by its first step.
             source = self.best_estimator_ if source is None else source
         note_features(self, source)
-        return self
 
     def _check_estimator(self) -> None:
         cascade = cascade_in(self.estimator)
@@ -289,17 +310,13 @@ class MarginSearchCV(FoundCascade):
                 "other steps would be trained, and the fitted cascade moved. Freeze "
                 "the whole fitted pipeline, FrozenEstimator(pipeline), or nothing."
             )
-        if cascade.policy is None and knob_of(cascade) == "margin":
-            cascade._check_movable()
-        if self.per_branch:
-            policy = cascade.policy
-            by_margin = policy is None and isinstance(cascade, CascadeClassifier)
-            if not by_margin and not isinstance(policy, PrecisionThresholds):
-                raise ValueError(
-                    "per_branch=True searches margins, but this cascade moves by "
-                    f"{knob_of(cascade)!r}. Use per_branch=False, or give it "
-                    "policy=PrecisionThresholds()."
-                )
+        cascade._check_movable()
+        if self.per_branch and knob_of(cascade).split("__")[-1] != "margin":
+            raise ValueError(
+                "per_branch=True searches margins, but this cascade moves by "
+                f"{knob_of(cascade)!r}. Use per_branch=False, or give it "
+                "calibrator=SurvivorThresholdCalibrator()."
+            )
         if self.taps == "select" and self.estimator is not cascade:
             raise TypeError(
                 f"taps='select' trains a cascade on fewer taps, which "
@@ -391,8 +408,142 @@ class MarginSearchCV(FoundCascade):
                 f"FLOPs saved; {len(points)} operating points, {self.search_}"
             )
 
+    def _input_of_best(self, X: Any) -> Any:
+        """Cut X to what `best_estimator_` takes: features of the chosen taps only."""
+        cascade = cascade_in(self.best_estimator_)
+        if (
+            cascade.layout_.names == self._layout_.names
+            or cascade.backbone_ is not None
+        ):
+            return X
+        if np.ndim(X) != 2 or np.shape(X)[1] != self._layout_.width:
+            raise ValueError(
+                f"X has shape {np.shape(X)}; expected features of all candidate taps, "
+                f"{self._layout_.width} columns, as in fit. best_estimator_ takes "
+                "those of the chosen taps."
+            )
+        return taps_of(X, self._layout_, self.taps_)
+
+    def _call_best(self, method: str, X: Any, **options: Any) -> Any:
+        check_is_fitted(self)
+        best, X = self.best_estimator_, self._input_of_best(X)
+        # Not by the pipeline: it passes options on only where routing lets it.
+        return getattr(cascade_in(best), method)(input_of(best, X), **options)
+
+    @_if_found
+    def predict(
+        self, X: Any, return_depth: bool = False
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.intp]]:
+        """Answer every sample with the cascade found.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+        return_depth : bool, default=False
+            Also return where each sample was answered.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Labels as in `classes_`.
+        depth : ndarray of int, shape (n_samples,)
+            Index of the branch that answered, the number of branches for the backbone;
+            only with `return_depth`.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        return self._call_best("predict", X, return_depth=return_depth)
+
+    @_if_found
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Compute probabilities by the branch that answers each sample.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_samples, n_classes)
+            Columns as in `classes_`.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        return self._call_best("predict_proba", X)
+
+    @_if_found
+    def exit_depth(self, X: Any) -> NDArray[np.intp]:
+        """Compute where each sample is answered.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        depth : ndarray of int, shape (n_samples,)
+            Index of the branch, the number of branches for the backbone.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        return self._call_best("exit_depth", X)
+
+    @_if_found
+    def cost(self, X: Any) -> NDArray[np.float64]:
+        """Compute the multiply-accumulates spent on each sample.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        cost : ndarray of float64, shape (n_samples,)
+            MACs (1 MAC = 2 FLOPs), heads included.
+
+        Raises
+        ------
+        ValueError
+            If the MACs of a stage or head are unknown.
+        """
+        return self._call_best("cost", X)
+
+    @_if_found
+    def flops_reduction(self, X: Any) -> float:
+        """Compute the share of the plain backbone's FLOPs that is saved on `X`.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        reduction : float
+            ``1 - mean cost / cost of the plain backbone``, which has no heads.
+
+        Raises
+        ------
+        ValueError
+            If the MACs of a stage or head are unknown.
+        """
+        return float(self._call_best("flops_reduction", X))
+
     def get_metadata_routing(self) -> MetadataRouter:
-        """Metadata routing of this object: itself, the estimator's fit, `cv`'s split.
+        """Return the metadata routing: itself, the estimator's fit, the split of `cv`.
 
         Returns
         -------

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._constraint import Constraint
+from ._operating_points import Constraint
 
 __all__ = ["best_within", "cheapest_within"]
 

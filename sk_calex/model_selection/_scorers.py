@@ -12,9 +12,9 @@ from sklearn.utils.metadata_routing import UNUSED
 
 from sk_calex.utils._validation import check_sample_weight
 
-from ._constraint import Constraint
+from ._curves import Outcomes
 from ._estimators import cascade_in, default_values, input_of
-from ._outcomes import Outcomes
+from ._operating_points import Constraint
 
 __all__ = [
     "AccuracyAtFlopsScorer",

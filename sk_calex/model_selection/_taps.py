@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from ._constraint import Constraint
+from ._curves import Outcomes
 from ._estimators import default_values, knob_of
-from ._operating_points import Landscape, Measured
-from ._outcomes import Outcomes
+from ._operating_points import Constraint, Landscape, Measured
 
 if TYPE_CHECKING:
     from sk_calex.cascade._cascade import CascadeClassifier
@@ -58,7 +57,7 @@ def select_taps(
         most accurate choice within it is taken.
     margins : "auto" or array-like of shape (n_margins,), default="auto"
         Margins to try for each choice of taps, or values of the knob of the cascade's
-        `policy`. "auto": about 20 that span the curve.
+        `calibrator`. "auto": about 20 that span the curve.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples in all figures.
 

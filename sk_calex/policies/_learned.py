@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 
 from sk_calex.calibration._answers import Signals
-
-from ._base import Calibration, ExitPolicy, just_below, prefix_ends
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._thresholds import just_below, prefix_ends
 
 __all__ = ["LearnedGate", "RegretPriced"]
 
@@ -67,8 +67,8 @@ class LearnedGate(ExitPolicy):
     def __init__(self, threshold: float = 0.9) -> None:
         self.threshold = threshold
 
-    def _fit(self, given: Calibration) -> None:
-        table, weight, right = given.table, given.weight, given.right
+    def _fit(self, given: CalibrationSet) -> None:
+        table, weight, right = given.answers, given.weight, given.right
         self._set_all(given, self.threshold)
         self.gates_: list[Pipeline | None] = []
         reaching = weight > 0
@@ -86,7 +86,7 @@ class LearnedGate(ExitPolicy):
                 )
                 gate = make_pipeline(scaler, logistic)
             elif len(rows) and harmless[rows[0]]:
-                # Nobody loses by exiting here.
+                # No sample loses by exiting here.
                 self.thresholds_[k] = -np.inf
             self.gates_.append(gate)
             reaching = reaching & ~self.exits(k, table.stage(k))
@@ -135,8 +135,8 @@ class RegretPriced(ExitPolicy):
     def __init__(self, price: float = 0.1) -> None:
         self.price = price
 
-    def _fit(self, given: Calibration) -> None:
-        table, weight, costs = given.table, given.weight, given.costs
+    def _fit(self, given: CalibrationSet) -> None:
+        table, weight, costs = given.answers, given.weight, given.costs
         if costs is None:
             raise ValueError(
                 "costs=None, but RegretPriced weighs accuracy against cost: give the "

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sk_calex.calibration._answers import StageTable
-
-from ._base import _as_table, _check_codes
+from sk_calex.calibration._exit_rule import as_table, check_class_codes
 
 __all__ = ["Oracle"]
 
@@ -32,7 +31,7 @@ class Oracle:
     """
 
     def depth(self, answers: StageTable | ArrayLike, y: ArrayLike) -> NDArray[np.intp]:
-        """Where each sample would exit at best.
+        """Compute where each sample would exit at best.
 
         Parameters
         ----------
@@ -51,6 +50,6 @@ class Oracle:
         ValueError
             If a shape does not fit or a code is out of range.
         """
-        table = _as_table(answers)
-        right = table.predicted == _check_codes(y, table)
+        table = as_table(answers)
+        right = table.predicted == check_class_codes(y, table)
         return right.argmax(axis=0)

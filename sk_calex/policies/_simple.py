@@ -1,7 +1,8 @@
-"""Rules of one given number: no statistics, no training."""
+"""Rules of given numbers: no statistics, no training."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -10,13 +11,65 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.calibration._answers import Signals
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 
-from ._base import Calibration, ExitPolicy
+__all__ = [
+    "ClassThresholds",
+    "EntropyThreshold",
+    "OwnGate",
+    "Patience",
+    "SharedThreshold",
+]
 
-__all__ = ["EntropyThreshold", "OwnGate", "Patience", "SharedThreshold"]
-
-# Infinity too: all exit at the first branch, or nobody does. Not NaN.
+# Infinity too: all exit at the first branch, or none does. Not NaN.
 ANY_NUMBER = Interval(Real, None, None, closed="both")
+
+
+@dataclass(frozen=True)
+class ClassThresholds:
+    """Exit where the confidence reaches the threshold of the predicted class.
+
+    Parameters
+    ----------
+    thresholds : ndarray of float64, shape (n_branches, n_classes)
+        Thresholds tau; ``inf`` never exits, ``-inf`` always does.
+
+    Notes
+    -----
+    x exits at the first branch k with ``max p_k(x) >= tau[k, argmax p_k(x)]``, the gate
+    of CalexNet (Aperstein & Apartsin 2026). Decided in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex.policies import ClassThresholds
+    >>> from sk_calex.calibration import StageAnswer
+    >>> policy = ClassThresholds(np.array([[0.8, 0.5]]))
+    >>> policy.exits(0, StageAnswer(np.array([[0.7, 0.3], [0.4, 0.6]])))
+    array([False,  True])
+    """
+
+    thresholds: NDArray[np.float64]
+
+    def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
+        """Tell which samples exit at a branch.
+
+        Parameters
+        ----------
+        branch : int
+            Index of the branch, 0 for the first.
+        said : Signals
+            What that branch said of n samples.
+
+        Returns
+        -------
+        exits : ndarray of bool, shape (n,)
+            True for the samples that exit.
+        """
+        mask: NDArray[np.bool_] = (
+            said.confidence >= self.thresholds[branch][said.predicted]
+        )
+        return mask
 
 
 class SharedThreshold(ExitPolicy):
@@ -53,7 +106,7 @@ class SharedThreshold(ExitPolicy):
         self.threshold = threshold
         self.score = score
 
-    def _fit(self, given: Calibration) -> None:
+    def _fit(self, given: CalibrationSet) -> None:
         self._set_all(given, self.threshold)
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
@@ -87,7 +140,7 @@ class EntropyThreshold(ExitPolicy):
     def __init__(self, threshold: float = 0.5) -> None:
         self.threshold = threshold
 
-    def _fit(self, given: Calibration) -> None:
+    def _fit(self, given: CalibrationSet) -> None:
         self._set_all(given, -self.threshold)
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
@@ -124,7 +177,7 @@ class Patience(ExitPolicy):
     def __init__(self, patience: int = 1) -> None:
         self.patience = patience
 
-    def _fit(self, given: Calibration) -> None:
+    def _fit(self, given: CalibrationSet) -> None:
         self._set_all(given, self.patience + 1)
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
@@ -148,7 +201,7 @@ class OwnGate(ExitPolicy):
     --------
     >>> import numpy as np
     >>> from sk_calex.policies import OwnGate
-    >>> from sk_calex.calibration._answers import StageAnswer, StageTable
+    >>> from sk_calex.calibration import StageAnswer, StageTable
     >>> proba = np.array([[0.8, 0.2], [0.6, 0.4]])
     >>> table = StageTable.empty(n_stages=2, n_samples=2, n_classes=2)
     >>> table.put(0, slice(None), StageAnswer(proba, gate=np.array([0.4, 0.7])))
@@ -163,8 +216,8 @@ class OwnGate(ExitPolicy):
     def __init__(self, threshold: float = 0.5) -> None:
         self.threshold = threshold
 
-    def _fit(self, given: Calibration) -> None:
-        self._scores(0, given.table.stage(0))  # refuses a method without one
+    def _fit(self, given: CalibrationSet) -> None:
+        self._scores(0, given.answers.stage(0))  # refuses a method without one
         self._set_all(given, self.threshold)
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:

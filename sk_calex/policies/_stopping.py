@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 
 from sk_calex.calibration._answers import Signals
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 
-from ._base import Calibration, ExitPolicy
 from ._learned import signals_as_columns
 
 __all__ = ["OptimalStopping"]
@@ -91,8 +91,8 @@ class OptimalStopping(ExitPolicy):
         self.price = price
         self.regularization = regularization
 
-    def _fit(self, given: Calibration) -> None:
-        table, costs = given.table, given.costs
+    def _fit(self, given: CalibrationSet) -> None:
+        table, costs = given.answers, given.costs
         if costs is None:
             raise ValueError(
                 "costs=None, but OptimalStopping weighs accuracy against cost: give "

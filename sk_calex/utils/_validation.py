@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils import assert_all_finite
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, column_or_1d
 
 __all__: list[str] = []
 
@@ -116,6 +118,44 @@ def check_probabilities(X: ArrayLike, name: str = "X") -> NDArray[np.float64]:
             "not of decision_function."
         )
     return proba
+
+
+# From here on floats do not tell all integers apart.
+_EXACT_INTEGERS = 2**53
+
+
+def check_labels(y: ArrayLike, name: str = "y") -> NDArray[Any]:
+    """Class labels of shape (n_samples,) that can be told apart and sorted."""
+    labels: NDArray[Any] = column_or_1d(y, warn=True)
+    assert_all_finite(labels, input_name=name)
+    if labels.dtype.kind == "O":
+        kinds = {type(label) for label in labels.tolist()}
+        if len(kinds) > 1 and not all(issubclass(kind, Real) for kind in kinds):
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise ValueError(
+                f"{name} mixes labels of the types {names}, which cannot be sorted. "
+                f"Give labels of one type, such as [str(label) for label in {name}]."
+            )
+        if int in kinds and len(labels):
+            labels = _as_int64(labels, name)
+    elif labels.dtype.kind == "f" and np.abs(labels).max(initial=0) > _EXACT_INTEGERS:
+        raise ValueError(
+            f"{name} holds {labels[np.abs(labels).argmax()]!r}, but numbers beyond "
+            "2**53 are not told apart as floats. Give such labels as strings."
+        )
+    check_classification_targets(labels)
+    return labels
+
+
+def _as_int64(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    limits = np.iinfo(np.int64)
+    largest = max(labels.tolist(), key=abs)
+    if not limits.min <= largest <= limits.max:
+        raise ValueError(
+            f"{name} holds the integer {largest}, which does not fit into 64 bits. "
+            f"Give such labels as strings: [str(label) for label in {name}]."
+        )
+    return labels
 
 
 def check_sample_weight(

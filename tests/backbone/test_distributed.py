@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
-from sk_calex import CascadeClassifier, FrozenBackbone
+from sk_calex import FrozenBackbone
 from sk_calex.backbone import _extraction
 from sk_calex.store import FeatureStore, Section
+from tests._cascade_models import flat_cascade, small_branch, tiny_backbone
 from tests._cascade_models import images as easy_and_hard
-from tests._cascade_models import small_branch, tiny_backbone
 from tests._models import TinyNet, counted, images
 
 from ._extraction_models import Counting, Reading, assert_close
@@ -157,7 +157,7 @@ def test_a_folder_that_is_not_shared_is_an_error(tmp_path, monkeypatch):
 def test_a_grid_search_shares_the_features(tmp_path):
     X, y = easy_and_hard(120)
     store = FeatureStore(tmp_path / "cache")
-    cascade = CascadeClassifier(
+    cascade = flat_cascade(
         tiny_backbone(batch_size=4, cache=store),
         branch=small_branch("gap"),
         min_support=5,

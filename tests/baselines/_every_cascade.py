@@ -88,14 +88,14 @@ def another_point_is_another_fit(make, value):
 def folds_calibrate_out_of_fold(make, value):
     train, test = features()
     folds = make(input="features", cv=3).fit(train, Y)
-    assert folds.calibration_answers_.n_samples == 180
+    assert folds.calibration_.answers.n_samples == 180
     # What the first fold was told is what a cascade says that never saw it.
     _, held = next(StratifiedKFold(3).split(train, Y))
     first = np.where(np.isin(np.arange(180), held), 0, -1)
     alone = make(input="features", cv=PredefinedSplit(first)).fit(train, Y)
     np.testing.assert_allclose(
-        folds.calibration_answers_.confidence[0, held],
-        alone.calibration_answers_.confidence[0],
+        folds.calibration_.answers.confidence[0, held],
+        alone.calibration_.answers.confidence[0],
         rtol=1e-5,
     )
     assert folds.score(test, TEST_Y) > 0.6

@@ -8,11 +8,10 @@ from sklearn.base import clone
 
 from sk_calex import (
     BranchClassifier,
-    CascadeClassifier,
     PrototypePoolingClassifier,
 )
 from sk_calex.baselines import BTSEEClassifier, NoAlignmentClassifier
-from tests._cascade_models import small_branch
+from tests._cascade_models import flat_cascade, small_branch
 from tests.baselines._every_cascade import CHECKS, FIXED, X, Y, features
 
 SMALL = {"margin": 0.05, "min_support": 3, "random_state": 0, "cv": FIXED}
@@ -55,7 +54,7 @@ def test_bit_for_bit_the_cascade_with_these_settings(method, settings, margin):
     train, test = features()
     given = {**SMALL, "input": "features", "branch": small_branch()}
     baseline = method(**given).fit(train, Y)
-    same = CascadeClassifier(**given, **settings).fit(train, Y)
+    same = flat_cascade(**given, **settings).fit(train, Y)
     equal(baseline, same, test)
     equal(baseline.set_operating_point(margin), same.set_margin(margin), test)
 
@@ -67,7 +66,7 @@ def test_survivors_of_another_margin(alignment_margin):
     given["alignment_margin"] = alignment_margin
     baseline = BTSEEClassifier(**given).fit(train, Y)
     assert baseline.effective_sample_size_[1] < baseline.effective_sample_size_[0]
-    equal(baseline, CascadeClassifier(**{**BTSEE, **given}).fit(train, Y), test)
+    equal(baseline, flat_cascade(**{**BTSEE, **given}).fit(train, Y), test)
     if alignment_margin == "same":
         with pytest.raises(ValueError, match=r"alignment_margin='same'.*fit again"):
             baseline.set_operating_point(0.2)
@@ -100,8 +99,12 @@ def test_what_makes_the_method_is_no_parameter(method, settings):
     settings = {k: v for k, v in settings.items() if k != "alignment_margin"}
     assert not {*settings, "rule", "cross_fit", "margin_mode"} & set(made.get_params())
     assert clone(made).get_params() == made.get_params()
+    rule, alignment = made._rule(), made._alignment()
+    assert (rule.margin, rule.margin_mode) == (0.3, "relative")
+    assert rule.calibrate_on == settings.get("calibrate_on", "survivors")
+    assert alignment.kind == settings["alignment"]
+    assert made.targets == settings["targets"]
     for name, value in settings.items():
-        assert getattr(made, name) == value
         with pytest.raises(ValueError, match=f"Invalid parameter '{name}'"):
             made.set_params(**{name: value})
     with pytest.raises(TypeError, match="alignment"):
@@ -111,7 +114,7 @@ def test_what_makes_the_method_is_no_parameter(method, settings):
 @METHODS
 @pytest.mark.parametrize(
     "params",
-    [{"min_support": -1}, {"input": "images"}, {"branch": 3}, {"policy": "oracle"}],
+    [{"min_support": -1}, {"input": "images"}, {"branch": 3}, {"calibrator": "oracle"}],
     ids=lambda params: next(iter(params)),
 )
 def test_settings_out_of_range(method, settings, params):

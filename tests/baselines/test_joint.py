@@ -25,7 +25,8 @@ from sk_calex.baselines import (
     ZTWClassifier,
     _joint,
 )
-from sk_calex.policies import EntropyThreshold, PrecisionThresholds
+from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.policies import EntropyThreshold
 from tests._cascade_models import images, tiny_backbone
 from tests.baselines._every_cascade import FIXED, HELD, TEST, TEST_Y, X, Y, features
 
@@ -40,7 +41,7 @@ METHODS = list(KNOBS)
 JOINT = [
     method
     for method in map(baselines.__dict__.get, baselines.__all__)
-    if issubclass(method, _joint.JointCascade)
+    if issubclass(method, _joint.JointCascade) and method is not _joint.JointCascade
 ]
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -133,18 +134,18 @@ def test_the_rule_is_fitted_on_what_nobody_was_trained_on():
     train, _ = features()
     final = KNeighborsClassifier(1)  # right wherever it was trained
     fitted = on_features(SDNClassifier, cv=KFold(3), final_estimator=final)
-    table = fitted.fit(train, Y).calibration_answers_
+    table = fitted.fit(train, Y).calibration_.answers
     assert table.n_samples == 180
     assert (table.predicted[-1] == Y).mean() < 0.95
     assert fitted.final_estimator_.n_samples_fit_ == 180
     held_out = on_features(SDNClassifier, final_estimator=final).fit(train, Y)
-    assert held_out.calibration_answers_.n_samples == 60
+    assert held_out.calibration_.answers.n_samples == 60
     proba = held_out.stage_probabilities(train[HELD == 0])
     np.testing.assert_array_equal(
-        held_out.calibration_answers_.predicted, proba.argmax(axis=2)
+        held_out.calibration_.answers.predicted, proba.argmax(axis=2)
     )
     np.testing.assert_allclose(
-        held_out.calibration_answers_.confidence, proba.max(axis=2), rtol=1e-5
+        held_out.calibration_.answers.confidence, proba.max(axis=2), rtol=1e-5
     )
 
 
@@ -324,18 +325,18 @@ def test_any_rule_may_decide():
     """As a parameter or afterwards, on the same heads."""
     train, test = features()
     rule = EntropyThreshold(0.6)
-    given = on_features(SDNClassifier, policy=rule).fit(train, Y)
+    given = on_features(SDNClassifier, calibrator=rule).fit(train, Y)
     swapped = on_features(SDNClassifier).fit(train, Y)
     own = swapped.exit_depth(test)
-    swapped.set_policy(rule)
+    swapped.set_calibrator(rule)
     np.testing.assert_array_equal(given.exit_depth(test), swapped.exit_depth(test))
-    expected = rule.fit(given.calibration_answers_, Y[HELD == 0]).depth(
+    expected = rule.fit(given.calibration_.answers, Y[HELD == 0]).depth(
         given.stage_probabilities(test)
     )
     np.testing.assert_array_equal(given.exit_depth(test), expected)
     assert not np.array_equal(own, expected)
-    np.testing.assert_array_equal(swapped.set_policy(None).exit_depth(test), own)
-    precise = swapped.set_policy(PrecisionThresholds(0.1, min_support=3))
+    np.testing.assert_array_equal(swapped.set_calibrator(None).exit_depth(test), own)
+    precise = swapped.set_calibrator(SurvivorThresholdCalibrator(0.1, min_support=3))
     assert 0 < (precise.exit_depth(test) < 2).mean() < 1
 
 
@@ -376,7 +377,7 @@ def test_copies_made_before_and_after_the_fit():
         ({"weight_decay": -1}, ValueError, "'weight_decay' parameter of SDN"),
         ({"device": "abacus"}, ValueError, "device='abacus'"),
         ({"memory": 3}, ValueError, "'memory' parameter of SDN"),
-        ({"policy": "entropy"}, ValueError, "'policy' parameter of SDN"),
+        ({"calibrator": "entropy"}, ValueError, "'calibrator' parameter of SDN"),
         ({"input": "images"}, ValueError, "'input' parameter of SDN"),
         ({"backbone": torch.nn.ReLU()}, TypeError, "backbone must be a FrozenBack"),
     ],
@@ -405,7 +406,7 @@ def test_features_that_a_head_cannot_take():
         on_features(SDNClassifier, head="sdn", solver="adam").fit(train, Y)
     fitted = on_features(SDNClassifier, head="sdn").fit(features()[0], Y)
     with torch.no_grad():
-        fitted._fused.heads[0].classifier.bias[0] = torch.nan
+        fitted._fused_net_.heads[0].classifier.bias[0] = torch.nan
     with pytest.raises(ValueError, match="outputs of branch 0 contains NaN"):
         fitted.predict(features()[1])
 

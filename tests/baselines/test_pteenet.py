@@ -198,7 +198,7 @@ def test_a_branch_reads_softmax_and_sigmoid():
 def test_the_confidence_decides_and_not_the_probability():
     train, test = features()
     fitted = make(input="features", cv=FIXED).fit(train, Y)
-    assert isinstance(fitted.policy_, OwnGate)
+    assert isinstance(fitted.calibrator_, OwnGate)
     depth = fitted.exit_depth(test)
     outputs = fitted.net_(
         [
@@ -217,7 +217,7 @@ def test_the_confidence_decides_and_not_the_probability():
 
 def test_another_rule_may_read_the_answers():
     train, test = features()
-    fitted = make(input="features", cv=FIXED, policy=SharedThreshold(0.0))
+    fitted = make(input="features", cv=FIXED, calibrator=SharedThreshold(0.0))
     assert (fitted.fit(train, Y).exit_depth(test) == 0).all()
 
 

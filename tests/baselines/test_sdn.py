@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sk_calex.baselines import SDNClassifier
-from sk_calex.baselines._nets import LabelNet
+from sk_calex.baselines._exit_net import LabelNet
 from tests._cascade_models import STAGE_MACS
 from tests.baselines._every_cascade import CHECKS, FIXED, Y, features
 

@@ -285,7 +285,7 @@ def test_ensembles_come_back_from_a_cache(tmp_path):
 def test_one_threshold_for_all():
     train, test = features()
     fitted = make(input="features", cv=FIXED).fit(train, Y)
-    assert isinstance(fitted.policy_, SharedThreshold)
+    assert isinstance(fitted.calibrator_, SharedThreshold)
     proba = fitted.stage_probabilities(test).max(axis=2)
     expected = np.where(proba[0] >= 0.9, 0, np.where(proba[1] >= 0.9, 1, 2))
     np.testing.assert_array_equal(fitted.exit_depth(test), expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sk_calex.calibration._answers import StageAnswer, StageTable
+from sk_calex.calibration import StageAnswer, StageTable
 
 FIELDS = ("predicted", "confidence", "entropy", "gap", "gate", "streak")
 

@@ -6,10 +6,10 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from sk_calex import CascadeClassifier, operating_curve
-from sk_calex.calibration._table import CalibrationRule
-from sk_calex.policies import ClassThresholds, PrecisionThresholds, first_exits
+from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.policies import ClassThresholds, first_exits
 from sk_calex.utils._validation import check_margins
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import composed, images, small_branch, tiny_backbone
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def data():
 def cascade(**params):
     settings = {"branch": small_branch(), "min_support": 3, "random_state": 0}
     settings["margin_mode"] = "relative"
-    return CascadeClassifier(input="features", **(settings | params))
+    return CascadeClassifier(input="features", **composed(**(settings | params)))
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,12 @@ def test_equal_margins_are_one_margin(data, form):
 
 def test_each_branch_is_held_to_its_own_bar(fitted):
     """By hand: the second branch sees those that the first lets go on at its margin."""
-    table, rule = fitted.calibration_, CalibrationRule(min_support=3)
-    everyone = np.ones(len(table.labels), dtype=bool)
-    first = table.branch_thresholds(0, everyone, -0.3, rule)
-    go_on = table.scores[0] < first.thresholds[table.predicted[0]]
-    second = table.branch_thresholds(1, go_on, 0.4, rule)
+    given, rule = fitted.calibration_, SurvivorThresholdCalibrator(min_support=3)
+    everyone = np.ones(len(given.labels), dtype=bool)
+    first = rule.branch_thresholds(given, 0, everyone, -0.3)
+    said = given.answers.stage(0)
+    go_on = said.confidence < first.thresholds[said.predicted]
+    second = rule.branch_thresholds(given, 1, go_on, 0.4)
     both = fitted.thresholds_at([-0.3, 0.4])
     np.testing.assert_array_equal(both, [first.thresholds, second.thresholds])
     assert not np.array_equal(both, fitted.thresholds_at(-0.3))
@@ -76,8 +77,8 @@ def test_the_branches_are_aligned_to_their_margins(data):
 def test_the_rule_for_any_method_takes_them_too(data, fitted):
     X, _ = data
     margins = [-0.3, 0.4]
-    policy = PrecisionThresholds(margins, min_support=3)
-    policy.fit(fitted.calibration_answers_, fitted.calibration_.labels)
+    policy = SurvivorThresholdCalibrator(margins, min_support=3)
+    policy.fit(fitted.calibration_.answers, fitted.calibration_.labels)
     np.testing.assert_array_equal(policy.thresholds_, fitted.thresholds_at(margins))
     table = fitted._tabulate(X)
     np.testing.assert_array_equal(
@@ -109,14 +110,14 @@ def test_as_many_as_branches(data, fitted, margin):
     message = rf"margin is a sequence of {len(margin)} numbers, but there are 2 branch"
     with pytest.raises(ValueError, match=message):
         cascade(margin=margin).fit(*data)
-    before = fitted.thresholds_
+    before = fitted.thresholds_.copy()
     with pytest.raises(ValueError, match=message):
         fitted.set_margin(margin)
-    assert fitted.thresholds_ is before
+    np.testing.assert_array_equal(fitted.thresholds_, before)
     assert fitted.margin == 0.05
     with pytest.raises(ValueError, match=message):
-        PrecisionThresholds(margin).fit(
-            fitted.calibration_answers_, fitted.calibration_.labels
+        SurvivorThresholdCalibrator(margin).fit(
+            fitted.calibration_.answers, fitted.calibration_.labels
         )
 
 

@@ -76,10 +76,10 @@ def test_the_rules_differ_where_precision_recovers():
     # Right, wrong, right, right: precision 1, 1/2, 2/3, 3/4.
     X, y = two_class([0.9, 0.8, 0.7, 0.6]), np.array([0, 1, 0, 0])
     smallest = calibrator(0.25).fit(X, y)
-    assert smallest.exits(X).all()
+    assert smallest.exits(0, X).all()
     assert smallest.precision_[0] == 0.75
     first = calibrator(0.25, rule="first_violation").fit(X, y)
-    assert first.exits(X).tolist() == [True, False, False, False]
+    assert first.exits(0, X).tolist() == [True, False, False, False]
     assert first.precision_[0] == 1
 
 
@@ -87,7 +87,7 @@ def test_a_prefix_below_the_support_is_no_violation():
     # The best sample is wrong, but one sample is not evidence.
     X, y = two_class([0.9, 0.8, 0.7, 0.6]), np.array([1, 0, 0, 0])
     found = calibrator(0.25, min_support=4, rule="first_violation").fit(X, y)
-    assert found.exits(X).all()
+    assert found.exits(0, X).all()
     assert not calibrator(0.25, rule="first_violation").fit(X, y).enabled_[0]
 
 
@@ -96,7 +96,7 @@ def test_a_threshold_never_separates_equal_scores():
     X, y = two_class([0.9, 0.8, 0.8]), np.array([0, 0, 1])
     for order in ([0, 1, 2], [0, 2, 1]):
         found = calibrator().fit(X[order], y[order])
-        assert found.exits(X).tolist() == [True, False, False]
+        assert found.exits(0, X).tolist() == [True, False, False]
 
 
 def test_the_bar_may_be_met_exactly():
@@ -128,15 +128,15 @@ def test_a_class_that_is_never_predicted_never_exits():
     assert found.thresholds_[2] == np.inf
     assert np.isnan(found.precision_[2])
     assert found.support_[2] == 0
-    assert found.exits([[0.1, 0.1, 0.8], [0.0, 0.0, 1.0]]).tolist() == [False, False]
+    assert found.exits(0, [[0.1, 0.1, 0.8], [0.0, 0.0, 1.0]]).tolist() == [False, False]
 
 
 def test_a_class_that_misses_its_bar_never_exits():
     X, y = two_class([0.9, 0.8]), np.array([1, 1])
     found = calibrator().fit(X, y)
     assert not found.enabled_.any()
-    assert not found.exits(X).any()
-    assert not found.exits([[1.0, 0.0]]).any()
+    assert not found.exits(0, X).any()
+    assert not found.exits(0, [[1.0, 0.0]]).any()
 
 
 def test_nobody_exits_where_nobody_arrives():
@@ -147,7 +147,7 @@ def test_nobody_exits_where_nobody_arrives():
     ):
         found = calibrator(0.9, 0).fit(X, y, **nobody)
         assert not found.enabled_.any()
-        assert not found.exits(X).any()
+        assert not found.exits(0, X).any()
 
 
 def test_only_survivors_are_asked():
@@ -156,7 +156,7 @@ def test_only_survivors_are_asked():
     everyone = calibrator().fit(X, y)
     survivors = calibrator().fit(X, y, survivors=[False, True, True])
     assert not everyone.enabled_[0]
-    assert survivors.exits(X).all()
+    assert survivors.exits(0, X).all()
     assert survivors.support_[0] == 2
 
 
@@ -180,7 +180,7 @@ def test_neighbouring_floats_are_told_apart(high, steps):
     for _ in range(steps):
         low = np.nextafter(low, 0)
     X = two_class([high, low])
-    assert calibrator().fit(X, [0, 1]).exits(X).tolist() == [True, False]
+    assert calibrator().fit(X, [0, 1]).exits(0, X).tolist() == [True, False]
 
 
 def test_bars_default_to_full_precision():
@@ -211,7 +211,7 @@ def test_rounding_leaves_an_all_right_prefix_at_precision_one(seed):
     y[:] = X.argmax(axis=1)
     found = calibrator().fit(X, y, sample_weight=weight)
     assert found.precision_.tolist() == [1, 1, 1]
-    assert found.exits(X).all()
+    assert found.exits(0, X).all()
 
 
 def test_float32_weights_are_summed_in_float64():
@@ -270,6 +270,7 @@ def test_parameters_are_those_of_the_signature():
         "min_support": 3,
         "rule": "first_violation",
         "shrinkage": 50,
+        "calibrate_on": "all",
     }
     estimator = SurvivorThresholdCalibrator(**params)
     assert estimator.get_params() == params
@@ -284,7 +285,7 @@ def test_a_clone_is_unfitted_and_fits_alike():
     copy = clone(estimator)
     assert copy.get_params() == estimator.get_params()
     with pytest.raises(NotFittedError):
-        copy.exits(X)
+        copy.exits(0, X)
     assert_same(copy.fit(X, y), estimator)
 
 
@@ -313,7 +314,7 @@ def test_a_pickle_decides_alike():
     estimator = calibrator(0.2).fit(X, y)
     loaded = pickle.loads(pickle.dumps(estimator))
     assert_same(loaded, estimator)
-    np.testing.assert_array_equal(loaded.exits(X), estimator.exits(X))
+    np.testing.assert_array_equal(loaded.exits(0, X), estimator.exits(0, X))
 
 
 def test_read_only_input_is_not_written_to():
@@ -330,7 +331,7 @@ def test_read_only_input_is_not_written_to():
         now.setflags(write=False)
     found = calibrator(0.2).fit(X, y, **arrays)
     assert_same(found, expected)
-    np.testing.assert_array_equal(found.exits(X), expected.exits(X))
+    np.testing.assert_array_equal(found.exits(0, X), expected.exits(0, X))
 
 
 def test_the_kind_of_container_does_not_matter():
@@ -354,18 +355,18 @@ def test_the_kind_of_container_does_not_matter():
             reference_precision=convert(reference),
         )
         assert_same(found, expected)
-        np.testing.assert_array_equal(found.exits(table), expected.exits(X))
+        np.testing.assert_array_equal(found.exits(0, table), expected.exits(0, X))
 
 
 def test_exits_before_fit_are_refused():
     with pytest.raises(NotFittedError, match="SurvivorThresholdCalibrator"):
-        calibrator().exits(two_class([0.9]))
+        calibrator().exits(0, two_class([0.9]))
 
 
 def test_exits_of_other_columns_are_refused():
     found = calibrator().fit(*draw())
     with pytest.raises(ValueError, match=r"X has 2 features, but .* expecting 3"):
-        found.exits(two_class([0.9]))
+        found.exits(0, two_class([0.9]))
 
 
 # -- errors ----------------------------------------------------------------------------
@@ -410,7 +411,7 @@ def test_a_margin_of_one_or_more_is_refused(margin):
 def test_what_is_no_probability_is_refused(reach, X, message):
     found = calibrator().fit(two_class([0.9, 0.8]), [0, 1])
     with pytest.raises(ValueError, match=message):
-        found.exits(X) if reach == "exits" else found.fit(X, np.zeros(len(X), int))
+        found.exits(0, X) if reach == "exits" else found.fit(X, np.zeros(len(X), int))
 
 
 @pytest.mark.parametrize(

@@ -159,4 +159,4 @@ def test_the_calibrator_needs_the_answers_of_the_reference():
         calibrator.fit(X, y, reference_correct=[True])
     calibrator.fit(X, y, reference_correct=[True, True])
     np.testing.assert_array_equal(calibrator.bars_, [1, 1])
-    assert calibrator.exits(X).all()
+    assert calibrator.exits(0, X).all()

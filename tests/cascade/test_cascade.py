@@ -13,12 +13,11 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
 from sk_calex import (
-    CascadeClassifier,
     PrototypePoolingClassifier,
     class_precision,
     effective_sample_size,
 )
-from tests._cascade_models import small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, small_branch, tiny_backbone
 from tests._quick_cascade import (
     FIXED,
     HELD,
@@ -122,12 +121,12 @@ def test_survivors_or_all_calibrate(features):
     """The first branch sees all samples; later ones those who are left, or all."""
     plain = cascade(alignment="none", margin_mode="relative")
     survivors = clone(plain).fit(features, Y)
-    everyone = plain.set_params(calibrate_on="all").fit(features, Y)
+    everyone = plain.set_params(calibrator__calibrate_on="all").fit(features, Y)
     np.testing.assert_array_equal(survivors.thresholds_[0], everyone.thresholds_[0])
     assert not np.array_equal(survivors.thresholds_[1], everyone.thresholds_[1])
-    table = survivors.calibration_
-    left = table.scores[0] < survivors.thresholds_[0][table.predicted[0]]
-    exits = left & (table.scores[1] >= survivors.thresholds_[1][table.predicted[1]])
+    given = survivors.calibration_.answers
+    left = ~survivors.calibrator_.exits(0, given.stage(0))
+    exits = left & survivors.calibrator_.exits(1, given.stage(1))
     assert survivors.support_[1].sum() == exits.sum()
 
 
@@ -144,7 +143,8 @@ def test_survivors_or_all_calibrate(features):
 def test_settings_of_the_thresholds_reach_them(features, setting):
     mode = "local" if "shrinkage" in setting else "relative"
     plain = cascade(alignment="none", margin_mode=mode).fit(features, Y)
-    other = clone(plain).set_params(**setting).fit(features, Y)
+    changed = {f"calibrator__{name}": value for name, value in setting.items()}
+    other = clone(plain).set_params(**changed).fit(features, Y)
     assert not np.array_equal(plain.thresholds_, other.thresholds_)
     if "min_support" in setting:
         assert (other.support_[other.enabled_] >= 15).all()
@@ -212,7 +212,7 @@ def test_folds_calibrate_on_all_out_of_fold(features, cv):
     np.testing.assert_array_equal(fitted.calibration_.labels, Y)
     for k, branch in enumerate(fitted.branches_):
         assert branch.score(fitted.layout_.block(features, k), Y) == 1
-        assert (fitted.calibration_.predicted[k] == Y).mean() < 0.95
+        assert (fitted.calibration_.answers.predicted[k] == Y).mean() < 0.95
 
 
 def test_the_final_estimator_is_judged_out_of_fold(features):
@@ -365,7 +365,7 @@ def test_plain_data_without_a_backbone():
     given, labels = make_classification(
         200, n_informative=6, n_classes=3, random_state=0
     )
-    fitted = CascadeClassifier(
+    fitted = flat_cascade(
         branch=GaussianNB(), margin=0.1, min_support=3, random_state=0
     ).fit(given, labels)
     assert isinstance(fitted.final_estimator_, LogisticRegression)
@@ -390,7 +390,7 @@ def test_predict_never_sees_the_labels():
     expected = fitted.predict(TEST, return_depth=True)
     labels[:] = -1
     fitted.calibration_.labels[:] = 0
-    fitted.reference_precision_ = None
+    fitted.calibrator_.reference_precision_ = None
     for got, before in zip(
         fitted.predict(TEST, return_depth=True), expected, strict=True
     ):

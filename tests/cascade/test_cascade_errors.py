@@ -9,16 +9,21 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from sk_calex import CascadeClassifier, FrozenBackbone
-from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
+from tests._cascade_models import (
+    composed,
+    flat_cascade,
+    images,
+    small_branch,
+    tiny_backbone,
+    tiny_net,
+)
 
 X, Y = images(60)
 
 
 def cascade(backbone=None, **params):
     params = {"branch": small_branch("gap", max_iter=2), "random_state": 0} | params
-    return CascadeClassifier(
-        tiny_backbone() if backbone is None else backbone, **params
-    )
+    return flat_cascade(tiny_backbone() if backbone is None else backbone, **params)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +67,11 @@ def test_features_that_are_not_finite():
     features = tiny_backbone().fit(X).transform(X).copy()
     features[5, -1] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        CascadeClassifier(input="features").fit(features, Y)
+        flat_cascade(input="features").fit(features, Y)
 
 
 def test_empty(fitted):
-    with pytest.raises(ValueError, match="X is empty"):
+    with pytest.raises(ValueError, match="X and y are empty"):
         cascade().fit(X[:0], Y[:0])
     with pytest.raises(ValueError, match="X is empty"):
         fitted.predict(X[:0])
@@ -119,7 +124,7 @@ def test_weights():
 def test_margins(fitted, margin):
     with pytest.raises(ValueError, match=r"margin=.* a finite number below 1"):
         cascade(margin=margin).fit(X, Y)
-    with pytest.raises(ValueError, match="alignment_margin="):
+    with pytest.raises(ValueError, match="alignment__margin="):
         cascade(alignment_margin=margin).fit(X, Y)
     before = fitted.thresholds_.copy(), fitted.margin
     for call in (fitted.set_margin, fitted.thresholds_at):
@@ -168,12 +173,12 @@ def test_use_before_fit():
 def test_features_without_a_layout():
     features = np.asarray(tiny_backbone().fit(X).transform(X))
     with pytest.raises(ValueError, match=r"input='features'.*which columns"):
-        CascadeClassifier(input="features").fit(features, Y)
+        flat_cascade(input="features").fit(features, Y)
     with pytest.raises(ValueError, match=r"input='features'.*which columns"):
-        CascadeClassifier(tiny_backbone(), input="features").fit(features, Y)
+        flat_cascade(tiny_backbone(), input="features").fit(features, Y)
     # A fitted backbone tells.
     backbone = tiny_backbone().fit(X)
-    told = CascadeClassifier(
+    told = flat_cascade(
         backbone, input="features", branch=small_branch("gap", max_iter=2)
     )
     assert told.fit(features, Y).layout_ == backbone.layout_
@@ -208,13 +213,6 @@ def test_settings_out_of_range():
     for setting in (
         {"alignment": "sharp"},
         {"targets": "hard"},
-        {"calibrate_on": "train"},
-        {"margin_mode": "both"},
-        {"rule": "best"},
-        {"alignment_mixture": 1.5},
-        {"alignment_bandwidth": -1},
-        {"min_support": -1},
-        {"cross_fit": 1},
         {"input": "images"},
         {"cv": 1.5},
     ):
@@ -223,9 +221,44 @@ def test_settings_out_of_range():
             cascade(**setting).fit(X, Y)
 
 
+@pytest.mark.parametrize(
+    ("setting", "owner"),
+    [
+        ({"calibrate_on": "train"}, "SurvivorThresholdCalibrator"),
+        ({"margin_mode": "both"}, "SurvivorThresholdCalibrator"),
+        ({"rule": "best"}, "SurvivorThresholdCalibrator"),
+        ({"min_support": -1}, "SurvivorThresholdCalibrator"),
+        ({"alignment_kind": "sharp"}, "SurvivorAlignment"),
+        ({"alignment_mixture": 1.5}, "SurvivorAlignment"),
+        ({"alignment_bandwidth": -1}, "SurvivorAlignment"),
+        ({"cross_fit": 1}, "SurvivorAlignment"),
+    ],
+    ids=str,
+)
+def test_settings_of_parts_out_of_range_are_refused_before_the_work(
+    setting, owner, monkeypatch
+):
+    monkeypatch.setattr(FrozenBackbone, "transform", pytest.fail)
+    (name,) = setting
+    name = name.removeprefix("alignment_")
+    parts = composed(**setting)
+    with pytest.raises(ValueError, match=rf"'{name}' parameter of {owner}"):
+        CascadeClassifier(tiny_backbone(), **parts).fit(*images(30))
+
+
+@pytest.mark.parametrize(
+    "name", ["margin_mode", "shrinkage", "policy", "alignment_mixture", "cross_fit"]
+)
+def test_parameters_that_became_those_of_a_part_are_unknown(name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        CascadeClassifier(**{name: 1})
+    with pytest.raises(ValueError, match=f"Invalid parameter '{name}'"):
+        CascadeClassifier().set_params(**{name: 1})
+
+
 def test_one_margin_for_branches_and_thresholds_cannot_move():
     bound = cascade(alignment_margin="same", margin=0.1).fit(X, Y)
-    with pytest.raises(ValueError, match=r"alignment_margin='same'.*fit again"):
+    with pytest.raises(ValueError, match=r"alignment__margin='same'.*fit again"):
         bound.set_margin(0.2)
 
 

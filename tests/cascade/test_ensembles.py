@@ -9,11 +9,11 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit
 
-from sk_calex import CascadeClassifier, margin_curve, select_taps
-from sk_calex.calibration._answers import StageAnswer
+from sk_calex import margin_curve, select_taps
+from sk_calex.calibration import StageAnswer
 from sk_calex.cascade._ensembles import Ensembles
 from sk_calex.cascade._runtime import independent
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 X, Y = images(180)
 TEST, TEST_Y = images(90, seed=1)
@@ -46,12 +46,12 @@ def test_weights_against_a_general_optimiser():
         np.testing.assert_allclose(found.exponents[k, : k + 1], slow.x, atol=1e-4)
         mean = np.einsum("jnc,j->nc", logs, np.exp(slow.x) / (k + 1))
         expected = np.exp(mean) / np.exp(mean).sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(found.together(proba)[k], expected, atol=1e-4)
+        np.testing.assert_allclose(found.combine(proba)[k], expected, atol=1e-4)
 
 
 def test_together_they_are_better_than_each_alone():
     proba, y, weight = draw(n=2000)
-    both = Ensembles.fit(proba, y, weight).together(draw(1, n=2000)[0])
+    both = Ensembles.fit(proba, y, weight).combine(draw(1, n=2000)[0])
     alone, y, _ = draw(1, n=2000)
     right = (both.argmax(axis=2) == y).mean(axis=1)
     assert (right[1:] > (alone.argmax(axis=2) == y).mean(axis=1)[1:] + 0.02).all()
@@ -68,7 +68,7 @@ def test_integer_weights_are_repetition():
 def test_a_class_without_any_probability_stays_finite():
     proba, y, weight = draw()
     proba[0] = np.eye(3)[proba[0].argmax(axis=1)]
-    together = Ensembles.fit(proba, y, weight).together(proba)
+    together = Ensembles.fit(proba, y, weight).combine(proba)
     assert np.isfinite(together).all()
     np.testing.assert_allclose(together.sum(axis=2), 1)
 
@@ -78,7 +78,7 @@ def test_stage_after_stage_is_all_at_once():
     ensembles = Ensembles.fit(proba, y, weight)
     said = None
     rows = np.arange(0, 300, 2)
-    for k, expected in enumerate(ensembles.together(proba)):
+    for k, expected in enumerate(ensembles.combine(proba)):
         alone = independent(lambda shown: shown)
         said = ensembles.answer(k, alone)(proba[k][rows], said)
         assert isinstance(said, StageAnswer)
@@ -89,7 +89,7 @@ def test_stage_after_stage_is_all_at_once():
 
 @pytest.fixture(scope="module")
 def fitted():
-    cascade = CascadeClassifier(
+    cascade = flat_cascade(
         tiny_backbone(), branch=small_branch(), cv=HELD, min_support=3, ensemble=True
     )
     return cascade.set_params(random_state=0).fit(X, Y)
@@ -97,7 +97,7 @@ def fitted():
 
 def test_staged_and_cached_answers_are_the_same(fitted):
     features = fitted.backbone_.transform(TEST)
-    cached = CascadeClassifier(
+    cached = flat_cascade(
         fitted.backbone_,
         branch=small_branch(),
         cv=HELD,
@@ -115,17 +115,17 @@ def test_staged_and_cached_answers_are_the_same(fitted):
 
 
 def test_every_stage_answers_with_those_before(fitted):
-    alone = CascadeClassifier(
+    alone = flat_cascade(
         tiny_backbone(), branch=small_branch(), cv=HELD, min_support=3, random_state=0
     ).fit(X, Y)
     assert alone.ensembles_ is None
-    expected = fitted.ensembles_.together(alone.stage_probabilities(TEST))
+    expected = fitted.ensembles_.combine(alone.stage_probabilities(TEST))
     np.testing.assert_allclose(fitted.stage_probabilities(TEST), expected, atol=1e-6)
     # Thresholds and curves are those of the answers that are given.
-    table = fitted.calibration_
+    given = fitted.calibration_
     held = fitted.stage_probabilities(X[::3])
-    np.testing.assert_allclose(table.scores, held[:-1].max(axis=2), atol=1e-6)
-    np.testing.assert_array_equal(table.last_correct, held[-1].argmax(1) == Y[::3])
+    np.testing.assert_allclose(given.answers.confidence, held.max(axis=2), atol=1e-6)
+    np.testing.assert_array_equal(given.right[-1], held[-1].argmax(1) == Y[::3])
     curve = margin_curve(fitted, TEST, TEST_Y, margins=[0.1])
     last = fitted.stage_probabilities(TEST)[-1]
     assert curve.backbone_accuracy == (last.argmax(axis=1) == TEST_Y).mean()
@@ -135,13 +135,17 @@ def test_every_stage_answers_with_those_before(fitted):
 def test_out_of_fold_answers_make_the_weights():
     settings = {"branch": LogisticRegression(), "cv": 3, "random_state": 0}
     features = X.reshape(180, -1)[:, :40]
-    fitted = CascadeClassifier(**settings, ensemble=True).fit(features, Y)
-    plain = CascadeClassifier(**settings).fit(features, Y)
+    fitted = flat_cascade(**settings, ensemble=True).fit(features, Y)
+    plain = flat_cascade(**settings).fit(features, Y)
     # A single branch: its answer alone, sharpened or flattened.
     np.testing.assert_array_equal(
-        fitted.calibration_.predicted, plain.calibration_.predicted
+        fitted.calibration_.answers.predicted[0],
+        plain.calibration_.answers.predicted[0],
     )
-    assert not np.array_equal(fitted.calibration_.scores, plain.calibration_.scores)
+    assert not np.array_equal(
+        fitted.calibration_.answers.confidence[0],
+        plain.calibration_.answers.confidence[0],
+    )
     again = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(
         again.predict_proba(features), fitted.predict_proba(features)
@@ -159,4 +163,4 @@ def test_weights_are_fitted_whatever_mode_the_caller_is_in(mode):
     expected = Ensembles.fit(proba, y, weight)
     with mode():
         inside = Ensembles.fit(proba, y, weight)
-    np.testing.assert_array_equal(inside.together(proba), expected.together(proba))
+    np.testing.assert_array_equal(inside.combine(proba), expected.combine(proba))

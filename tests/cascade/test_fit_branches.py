@@ -1,49 +1,84 @@
 """Cascade order against plain loops; how any classifier becomes a branch."""
 
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from joblib import Memory, parallel_config
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
 from sk_calex import TapLayout, effective_sample_size
-from sk_calex.calibration._table import CalibrationRule
-from sk_calex.cascade._fit_branches import Alignment, Problem, _Fitter, fit_branches
-from sk_calex.cascade._training_data import Folds, make_folds
+from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
+from sk_calex.calibration._exit_rule import CalibrationSet
+from sk_calex.cascade._alignment import SurvivorAlignment
+from sk_calex.cascade._fit_branches import _BranchFitter, fit_branches
+from sk_calex.cascade._training_data import Folds, TrainingData, make_folds
 from tests._cascade_models import small_branch
+from tests._reference.calibration import slow_class_precision
 from tests._reference.cascade import slow_cascade
 
 CLASSES, N = 3, 150
 LAYOUT = TapLayout(("a", "b", "c"), ((4,), (5,), (2, 3)), CLASSES, (10, 20, 30, 40))
 NO_MEMORY = Memory(None)
-REFERENCE = np.array([0.9, 0.8, np.nan])
+
+
+def Alignment(kind="soft", margin=0.0, bandwidth=0.1, mixture=1.0, cross_fit=None):
+    return SurvivorAlignment(
+        kind, margin=margin, bandwidth=bandwidth, mixture=mixture, cross_fit=cross_fit
+    )
+
+
+@dataclass
+class Problem:
+    """Rows of three taps, each clearer than the one before, and what branches learn."""
+
+    data: TrainingData
+    kind: str
+
+    def __getattr__(self, name):
+        return getattr(self.data, name)
+
+    @property
+    def targets(self):
+        return self.final.argmax(axis=1) if self.kind == "argmax" else self.codes
+
+    @property
+    def soft(self):
+        return self.final if self.kind == "soft" else None
+
+    def of(self, **changes):
+        return Problem(replace(self.data, **changes), self.kind)
 
 
 def problem(targets="labels", weighted=False, seed=0):
-    """Three taps, each clearer than the one before."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(N) % CLASSES)
     centres = rng.standard_normal((CLASSES, 15))
     features = centres[y] * np.repeat([0.5, 0.8, 1.2], [4, 5, 6])
     features = features + rng.standard_normal((N, 15))
-    logits = 2.0 * np.eye(CLASSES)[y] + 1.5 * rng.standard_normal((N, CLASSES))
+    logits = 4.0 * np.eye(CLASSES)[y] + 1.5 * rng.standard_normal((N, CLASSES))
     soft = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     weight = rng.integers(0, 4, N).astype(float) if weighted else np.ones(N)
-    return Problem(
-        np.hstack([features, logits]).astype(np.float32),
-        LAYOUT,
-        y,
-        weight,
-        soft,
-        soft.argmax(axis=1) if targets == "argmax" else y,
-        soft if targets == "soft" else None,
-        CLASSES,
+    X = np.hstack([features, logits]).astype(np.float32)
+    return Problem(TrainingData(X, LAYOUT, y, weight, soft, None, None), targets)
+
+
+def reference_of(given, where):
+    """Precision of the last stage on the calibration rows."""
+    rows = where.calibration
+    return slow_class_precision(
+        given.codes[rows], given.final[rows].argmax(axis=1), CLASSES, given.weight[rows]
     )
+
+
+def calibration_of(given, where, got):
+    rows = where.calibration
+    return CalibrationSet(got.answers, given.codes[rows], given.weight[rows])
 
 
 def folds(kind, given):
@@ -54,11 +89,19 @@ def folds(kind, given):
     return Folds(tuple(pairs[:1] if kind == "split" else pairs))
 
 
-def fitted(given, where, alignment, template=None, **settings):
-    rule = CalibrationRule("relative", settings.pop("min_support", 3), "smallest")
-    templates = [LogisticRegression() if template is None else template] * 3
-    settings = {"cross_fit": None, "memory": NO_MEMORY, "n_jobs": None} | settings
-    return fit_branches(given, templates, where, REFERENCE, alignment, rule, **settings)
+def fitted(given, where, alignment, template=None, *, min_support=3, n_jobs=None):
+    n_branches = given.layout.n_taps
+    rule = SurvivorThresholdCalibrator(min_support=min_support)
+    return fit_branches(
+        replace(given.data, folds=where),
+        [LogisticRegression() if template is None else template] * n_branches,
+        given.kind,
+        alignment,
+        np.full(n_branches, alignment.margin),
+        rule,
+        memory=NO_MEMORY,
+        n_jobs=n_jobs,
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,20 +123,20 @@ def test_cascade_order(alignment, where, weighted, targets):
     """Branches, weights and scores are those of the slow loop."""
     given = problem(targets, weighted)
     split = folds("folds" if where == "folds" else "split", given)
-    cross_fit, inner = None, None
+    inner = None
     if where == "cross_fit":
-        cross_fit, train = 3, split.train
+        alignment, train = clone(alignment).set_params(cross_fit=3), split.train
         inner = [
             (train[a], train[b])
             for a, b in StratifiedKFold(3).split(train, given.codes[train])
         ]
-    got = fitted(given, split, alignment, cross_fit=cross_fit)
+    got = fitted(given, split, alignment)
     expected = slow_cascade(
         [LAYOUT.block(given.features, k) for k in range(3)],
         given.codes,
         split.pairs,
         n_classes=CLASSES,
-        reference=REFERENCE,
+        reference=reference_of(given, split),
         kind=alignment.kind,
         margin=alignment.margin,
         bandwidth=alignment.bandwidth,
@@ -110,10 +153,10 @@ def test_cascade_order(alignment, where, weighted, targets):
         )
         size = effective_sample_size(list(expected.weights[k].values()))
         assert got.effective_sample_sizes[k] == pytest.approx(size, rel=1e-5)
-    found = got.table.thresholds(alignment.margin, CalibrationRule(min_support=3))
-    np.testing.assert_allclose(
-        [branch.thresholds for branch in found], expected.thresholds, rtol=1e-4
-    )
+    held = calibration_of(given, split, got)
+    found = SurvivorThresholdCalibrator(alignment.margin, min_support=3)
+    found.fit(held.answers, held.labels, held.weight)
+    np.testing.assert_allclose(found.thresholds_, expected.thresholds, rtol=1e-4)
     # The taps were told apart: someone exits, and someone goes on.
     assert 0 < np.isfinite(expected.thresholds).sum()
     assert len(set(expected.weights[-1].values())) > 1 or alignment.kind == "none"
@@ -122,25 +165,15 @@ def test_cascade_order(alignment, where, weighted, targets):
 def test_survivors_of_all_branches_before():
     """Of four branches the last is the first to see who left before the third."""
     layout = TapLayout(tuple("abcd"), ((4,), (5,), (3,), (3,)), CLASSES)
-    given = replace(problem(), layout=layout)
+    given = problem().of(layout=layout)
     where = folds("split", given)
-    got = fit_branches(
-        given,
-        [LogisticRegression()] * 4,
-        where,
-        REFERENCE,
-        Alignment("soft", 0.3),
-        CalibrationRule(min_support=3),
-        cross_fit=None,
-        memory=NO_MEMORY,
-        n_jobs=None,
-    )
+    got = fitted(given, where, Alignment("soft", 0.3))
     expected = slow_cascade(
         [layout.block(given.features, k) for k in range(4)],
         given.codes,
         where.pairs,
         n_classes=CLASSES,
-        reference=REFERENCE,
+        reference=reference_of(given, where),
         margin=0.3,
         min_support=3,
     )
@@ -166,39 +199,20 @@ def test_later_branches_do_not_change_earlier_ones():
     where = folds("split", given)
     full = fitted(given, where, alignment)
     layout = TapLayout(LAYOUT.names[:2], LAYOUT.shapes[:2], 9)
-    shorter = Problem(
-        given.features,
-        layout,
-        given.codes,
-        given.weight,
-        given.final,
-        given.targets,
-        given.soft,
-        CLASSES,
-    )
-    rule = CalibrationRule(min_support=3)
-    two = fit_branches(
-        shorter,
-        [LogisticRegression()] * 2,
-        where,
-        REFERENCE,
-        alignment,
-        rule,
-        cross_fit=None,
-        memory=NO_MEMORY,
-        n_jobs=None,
-    )
+    two = fitted(given.of(layout=layout), where, alignment)
     for k in range(2):
         np.testing.assert_array_equal(two.branches[k].coef_, full.branches[k].coef_)
 
 
 def test_survivors_of_fewer_than_two_classes_teach_nothing():
     """Then all samples count alike: of an easy class, or of none, no one is left."""
+    # The last stage never predicts class 2, where certainty is then asked for; the
+    # others leave at once.
     given = problem()
+    given = given.of(final=given.final * [1, 1, 0])
     where = folds("split", given)
     got = fitted(given, where, Alignment("hard", 0.99), min_support=0)
     alike = fitted(given, where, Alignment("none"), min_support=0)
-    # REFERENCE asks for certainty where class 2 is predicted, the others leave at once.
     np.testing.assert_array_equal(got.branches[2].classes_, [0, 1, 2])
     np.testing.assert_allclose(got.branches[2].coef_, alike.branches[2].coef_)
     assert got.effective_sample_sizes[2] == len(where.train)
@@ -214,11 +228,11 @@ def test_folds_calibrate_out_of_fold_and_train_on_all():
         assert branch.n_samples_fit_ == N
         block = LAYOUT.block(given.features, got.branches.index(branch))
         assert branch.score(block, given.codes) == 1
-    right = (got.table.predicted == given.codes[where.calibration]).mean(axis=1)
+    right = calibration_of(given, where, got).right[:-1].mean(axis=1)
     assert (right < 0.9).all()
     one = fitted(given, folds("split", given), Alignment("none"), memorizer)
     assert one.branches[0].n_samples_fit_ == N - N // 3
-    assert len(one.table.labels) == N // 3
+    assert one.answers.n_samples == N // 3
 
 
 def test_cross_fit_scores_are_out_of_fold():
@@ -227,7 +241,8 @@ def test_cross_fit_scores_are_out_of_fold():
     memorizer = KNeighborsClassifier(3)
     where, alignment = folds("split", given), Alignment("hard", 0.4)
     own = fitted(given, where, alignment, memorizer, min_support=1)
-    crossed = fitted(given, where, alignment, memorizer, min_support=1, cross_fit=3)
+    alignment = clone(alignment).set_params(cross_fit=3)
+    crossed = fitted(given, where, alignment, memorizer, min_support=1)
     kept = own.branches[0]
     np.testing.assert_array_equal(
         kept._fit_X, crossed.branches[0]._fit_X, err_msg="kept branches see all rows"
@@ -322,32 +337,13 @@ def test_a_branch_may_read_a_tap_in_a_shape_of_its_own():
     given = problem()
     flat = small_branch("gap", feature_shape=(6,))
     layout = TapLayout(("c",), ((2, 3),), 12)
-    only = Problem(
-        np.roll(given.features, -9, axis=1),
-        layout,
-        given.codes,
-        given.weight,
-        given.final,
-        given.targets,
-        None,
-        CLASSES,
-    )
-    got = fit_branches(
-        only,
-        [flat],
-        folds("split", given),
-        REFERENCE,
-        Alignment("none"),
-        CalibrationRule(),
-        cross_fit=None,
-        memory=NO_MEMORY,
-        n_jobs=None,
-    )
+    only = given.of(features=np.roll(given.features, -9, axis=1), layout=layout)
+    got = fitted(only, folds("split", given), Alignment("none"), flat)
     branch = got.branches[0]
     assert branch.feature_shape_ == (6,)
     held = folds("split", given).calibration
     np.testing.assert_allclose(
-        got.table.scores[0],
+        got.answers.confidence[0],
         branch.predict_proba(only.features[held, :6]).max(axis=1),
         rtol=1e-6,
     )
@@ -359,12 +355,21 @@ def test_threads_and_processes_give_the_same():
     one = fitted(given, where, Alignment("soft", 0.1), small_branch())
     with parallel_config(backend="threading"):
         two = fitted(given, where, Alignment("soft", 0.1), small_branch(), n_jobs=2)
-    np.testing.assert_array_equal(one.table.scores, two.table.scores)
+    np.testing.assert_array_equal(one.answers.confidence, two.answers.confidence)
     # What travels to a process, and back.
-    fitter = _Fitter(given, LogisticRegression(), 0, given.weight, NO_MEMORY, "")
+    fitter = _BranchFitter(
+        given.data,
+        LogisticRegression(),
+        0,
+        given.weight,
+        given.codes,
+        given.soft,
+        NO_MEMORY,
+        "",
+    )
     there = pickle.loads(pickle.dumps(fitter))
-    back = pickle.loads(pickle.dumps(there(where.train)))
-    np.testing.assert_array_equal(back.coef_, fitter(where.train).coef_)
+    back = pickle.loads(pickle.dumps(there.fit_on(where.train)))
+    np.testing.assert_array_equal(back.coef_, fitter.fit_on(where.train).coef_)
 
 
 # -- folds -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sk_calex.calibration._answers import StageTable
+from sk_calex.calibration import StageTable
 from sk_calex.cascade import _fit_cache as module
 from sk_calex.cascade._fit_cache import Fit, FitRequest, SharedFits, size_of
 from tests._cascade_models import tiny_backbone

@@ -19,48 +19,59 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from sk_calex import CascadeClassifier, FeatureArray, FrozenBackbone, TapLayout
+from sk_calex import (
+    FeatureArray,
+    FrozenBackbone,
+    SurvivorAlignment,
+    SurvivorThresholdCalibrator,
+    TapLayout,
+)
 from sk_calex.baselines import BTSEEClassifier, SDNClassifier
-from sk_calex.cascade import _content as content
-from sk_calex.cascade._content import array_digest, input_digest, labels_digest
-from sk_calex.cascade._fit_key import fit_request
+from sk_calex.cascade import _fit_key as content
+from sk_calex.cascade._fit_key import (
+    array_digest,
+    fit_request,
+    input_digest,
+    labels_digest,
+)
 from sk_calex.policies import SharedThreshold
-from tests._cascade_models import tiny_backbone
+from tests._cascade_models import flat_cascade, tiny_backbone
 
 X = np.random.default_rng(0).standard_normal((30, 6))
 Y = np.arange(30) % 3
 
 
 def asked(cascade, X=X, y=Y, sample_weight=None, **split_args):
+    trained, moved = cascade._split_params()
     return fit_request(
         cascade,
         X,
         y,
         sample_weight,
         split_args,
-        moving=cascade._moving_params(),
-        unused=cascade._unused_params(),
+        trained=trained,
+        moved=moved,
     )
 
 
 def cascade(**params):
-    return CascadeClassifier(**({"random_state": 0} | params))
+    return flat_cascade(**({"random_state": 0} | params))
 
 
 # -- parameters ------------------------------------------------------------------------
 
 CHANGED = {
     "margin": 0.3,
-    "policy": SharedThreshold(),
-    "margin_mode": "absolute",
-    "min_support": 3,
-    "rule": "first_violation",
-    "shrinkage": 30,
-    "calibrate_on": "all",
-    "alignment_margin": 0.2,
-    "alignment_bandwidth": 0.3,
-    "alignment_mixture": 0.7,
-    "cross_fit": 3,
+    "calibrator": SharedThreshold(),
+    "calibrator__margin_mode": "absolute",
+    "calibrator__min_support": 3,
+    "calibrator__rule": "first_violation",
+    "calibrator__shrinkage": 30,
+    "calibrator__calibrate_on": "all",
+    "alignment__margin": 0.2,
+    "alignment__bandwidth": 0.3,
+    "alignment__mixture": 0.7,
+    "alignment__cross_fit": 3,
     "ensemble": True,
     "branch": LogisticRegression(),
     "final_estimator": LogisticRegression(C=2),
@@ -73,42 +84,54 @@ CHANGED = {
     "memory": "folder",
     "backbone": tiny_backbone(),
 }
-ALWAYS = {"margin", "policy", "n_jobs", "verbose", "memory"}
-SOFT = {"alignment_bandwidth", "alignment_mixture"}
-SETTINGS = {"margin_mode", "min_support", "rule", "calibrate_on", "shrinkage"}
+ALWAYS = {"margin", "calibrator", "n_jobs", "verbose", "memory"}
+SOFT = {"alignment__bandwidth", "alignment__mixture"}
+SETTINGS = {name for name in CHANGED if name.startswith("calibrator__")}
 #: What makes no difference to the training under each alignment.
 SHARING = {
     "soft": ALWAYS,
     "hard": ALWAYS | SOFT,
-    "none": ALWAYS | SOFT | SETTINGS | {"alignment_margin", "cross_fit"},
+    "none": ALWAYS | SOFT | SETTINGS | {"alignment__margin", "alignment__cross_fit"},
 }
 
 
 @pytest.mark.parametrize("name", CHANGED)
 @pytest.mark.parametrize("alignment", SHARING)
 def test_each_parameter(alignment, name):
-    one = cascade(alignment=alignment)
+    one = cascade(
+        alignment=SurvivorAlignment(alignment),
+        calibrator=SurvivorThresholdCalibrator(margin_mode="local"),
+    )
     two = clone(one).set_params(**{name: CHANGED[name]})
     assert (asked(one).key == asked(two).key) == (name in SHARING[alignment])
 
 
 def test_every_parameter_is_told_apart():
     """One that is added later counts, unless it is said not to."""
-    known = set(CHANGED) | {"alignment"}
+    known = {name.partition("__")[0] for name in CHANGED}
     assert set(cascade().get_params(deep=False)) <= known
+
+
+def test_a_part_and_its_name_are_one():
+    one, two = cascade(), cascade(alignment=SurvivorAlignment())
+    assert asked(one).key == asked(two).key
+    two.set_params(calibrator=SurvivorThresholdCalibrator(margin_mode="local"))
+    assert asked(one).key == asked(two).key
+    two.set_params(calibrator=SurvivorThresholdCalibrator())
+    assert asked(one).key != asked(two).key
 
 
 def test_one_margin_for_both():
     one = cascade(alignment_margin="same")
     assert asked(one).key != asked(clone(one).set_params(margin=0.3)).key
-    free = clone(one).set_params(alignment="none")
+    free = clone(one).set_params(alignment__kind="none")
     assert asked(free).key == asked(clone(free).set_params(margin=0.3)).key
 
 
 def test_points_are_what_moves():
     one = asked(cascade(margin=0.1))
     assert one.point != asked(cascade(margin=0.2)).point
-    assert one.point != asked(cascade(margin=0.1, policy=SharedThreshold())).point
+    assert one.point != asked(cascade(margin=0.1, calibrator=SharedThreshold())).point
     assert one.point == asked(cascade(margin=0.1)).point
     both = cascade(margin=[0.1, 0.2])
     assert asked(both).point == asked(cascade(margin=[0.1, 0.2])).point != one.point

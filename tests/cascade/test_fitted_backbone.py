@@ -9,12 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from sk_calex import (
-    CascadeClassifier,
     FrozenBackbone,
     MarginSearchCV,
     flops_reduction_scorer,
 )
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 X, Y = images(150)
 Z, W = images(90, seed=5)
@@ -28,7 +27,7 @@ def backbone():
 
 def cascade(backbone, **params):
     settings = {"branch": small_branch("gap"), "min_support": 3, "random_state": 0}
-    return CascadeClassifier(backbone, **(settings | {"margin": 0.2} | params))
+    return flat_cascade(backbone, **(settings | {"margin": 0.2} | params))
 
 
 def counted_fits(monkeypatch):

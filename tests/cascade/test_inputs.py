@@ -15,9 +15,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from sk_calex import BranchClassifier, CascadeClassifier, FrozenBackbone, TapLayout
+from sk_calex import BranchClassifier, FrozenBackbone, TapLayout
 from sk_calex.cascade import _last_stage as labels_module
-from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
+from tests._cascade_models import (
+    flat_cascade,
+    images,
+    small_branch,
+    tiny_backbone,
+    tiny_net,
+)
 from tests._models import counted
 from tests._quick_cascade import X, Y, cascade
 
@@ -30,7 +36,7 @@ def features():
 def plain(**params):
     """A cascade on plain 2-D data."""
     settings = {"branch": LogisticRegression(), "min_support": 3, "random_state": 0}
-    return CascadeClassifier(**(settings | params))
+    return flat_cascade(**(settings | params))
 
 
 # Numbers
@@ -214,12 +220,16 @@ def test_what_is_wrong_is_said_before_the_backbone_runs(params, y, error, match)
     assert sizes == []
 
 
-def test_a_frozen_last_stage_has_to_number_the_labels_as_the_cascade_does(features):
+def test_a_frozen_last_stage_keeps_the_labels_it_was_fitted_on(features):
     outputs = features.layout.block(features, features.layout.n_taps)
     names = np.array(["a", "b", "c"])[Y]
     last = FrozenEstimator(LogisticRegression().fit(outputs, names))
-    with pytest.raises(ValueError, match="final_estimator is frozen"):
-        cascade(final_estimator=last).fit(features, names)
+    named = cascade(final_estimator=last).fit(features, names)
+    direct = last.predict_proba(outputs)
+    np.testing.assert_allclose(named.stage_probabilities(features)[-1], direct)
+    others = np.array(["a", "b", "d"])[Y]
+    with pytest.raises(ValueError, match=r"frozen and knows .*lacks \['c'\]"):
+        cascade(final_estimator=last).fit(features, others)
     last = FrozenEstimator(LogisticRegression().fit(outputs, Y))
     weight = 1.0 + (np.arange(len(Y)) % 2)  # which a frozen one has no use for
     fitted = cascade(final_estimator=last).fit(features, Y, sample_weight=weight)

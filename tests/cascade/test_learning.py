@@ -5,19 +5,18 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from sk_calex import CascadeClassifier
 from sk_calex.baselines import SDNClassifier
 from sk_calex.model_selection import operating_curve
 from sk_calex.policies import Oracle, RegretPriced, SharedThreshold
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 X, Y = images(150)
 TEST, TEST_Y = images(60, seed=1)
 
 
 def calexnet(**params):
-    return CascadeClassifier(
-        tiny_backbone(), branch=small_branch(), min_support=3, random_state=0, **params
+    return flat_cascade(
+        tiny_backbone(), branch=small_branch(), random_state=0, **params
     )
 
 
@@ -61,10 +60,28 @@ def test_a_value_that_is_refused_changes_nothing(make, value, refused):
 
 
 @CASES
-def test_a_policy_takes_the_place_of_the_knob(make, value, refused):
-    fitted = make(policy=SharedThreshold(0.7)).fit(X, Y)
-    with pytest.raises(ValueError, match=f"'{fitted.knob}'. Give set_policy one"):
-        fitted.set_operating_point(value)
+def test_a_calibrator_moves_by_its_own_knob(make, value, refused):
+    fitted = make(calibrator=SharedThreshold(0.7)).fit(X, Y)
+    rule = fitted.calibrator
+    fitted.set_operating_point(value)
+    assert fitted.calibrator.threshold == fitted.calibrator_.threshold == value
+    assert rule.threshold == 0.7  # that of the caller is not changed
+    fresh = make(calibrator=SharedThreshold(value)).fit(X, Y)
+    np.testing.assert_array_equal(fitted.exit_depth(TEST), fresh.exit_depth(TEST))
+
+
+@CASES
+def test_a_knob_that_has_no_effect_is_refused(make, value, refused):
+    knob = make().knob
+    stray = make(calibrator=RegretPriced(), **{knob: value})
+    message = rf"{knob}={value} has no effect.*set calibrator__price.*default, 0\.\d+"
+    with pytest.raises(ValueError, match=message):
+        stray.fit(X, Y)
+    fitted = make(**{knob: value}).fit(X, Y)
+    default = getattr(make(), knob)
+    # Exchanged later it goes back to the default: the parameters can be fitted again.
+    assert getattr(fitted.set_calibrator(RegretPriced()), knob) == default
+    clone(fitted).fit(X, Y)
 
 
 @CASES
@@ -72,13 +89,13 @@ def test_not_before_fit(make, value, refused):
     with pytest.raises(NotFittedError):
         make().set_operating_point(value)
     with pytest.raises(NotFittedError):
-        make().set_policy(None)
+        make().set_calibrator(None)
     assert clone(make()).knob in make().get_params()
 
 
 def test_branches_that_depend_on_the_margin_do_not_move():
     bound = calexnet(alignment_margin="same").fit(X, Y)
-    with pytest.raises(ValueError, match=r"alignment_margin='same'.*fit again"):
+    with pytest.raises(ValueError, match=r"alignment__margin='same'.*fit again"):
         bound.set_operating_point(0.2)
 
 
@@ -86,13 +103,13 @@ def test_branches_that_depend_on_the_margin_do_not_move():
 def test_another_rule_is_another_fit(make, value, refused):
     rule = RegretPriced(0.2)
     swapped = make().fit(X, Y)
-    assert swapped.set_policy(rule) is swapped
-    assert swapped.get_params()["policy"] is rule
+    assert swapped.set_calibrator(rule) is swapped
+    assert swapped.get_params()["calibrator"] is rule
     assert not hasattr(rule, "thresholds_")  # a clone was fitted
-    fresh = make(policy=rule).fit(X, Y)
+    fresh = make(calibrator=rule).fit(X, Y)
     np.testing.assert_array_equal(swapped.exit_depth(TEST), fresh.exit_depth(TEST))
     # And back to the method's own rule, whose knob moves again.
-    swapped.set_policy(None).set_operating_point(value)
+    swapped.set_calibrator(None).set_operating_point(value)
     own = make(**{swapped.knob: value}).fit(X, Y)
     np.testing.assert_array_equal(swapped.exit_depth(TEST), own.exit_depth(TEST))
 
@@ -102,10 +119,12 @@ def test_a_rule_that_is_refused_changes_nothing(make, value, refused):
     fitted = make().fit(X, Y)
     depth = fitted.exit_depth(TEST)
     for no_rule in (Oracle(), 0.9):
-        with pytest.raises(TypeError, match=r"policy must be a rule of sk_calex.polic"):
-            fitted.set_policy(no_rule)
+        with pytest.raises(
+            TypeError, match=r"calibrator must be a Survivor.*sk_calex.polic"
+        ):
+            fitted.set_calibrator(no_rule)
     for rule in (RegretPriced(-1), SharedThreshold(score="gut feeling")):
         with pytest.raises(ValueError, match="parameter of"):
-            fitted.set_policy(rule)
-    assert fitted.policy is None
+            fitted.set_calibrator(rule)
+    assert fitted.calibrator is None
     np.testing.assert_array_equal(fitted.exit_depth(TEST), depth)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sk_calex import effective_sample_size, exit_probability, survivor_weights
-from sk_calex.cascade._profile import N_BINS, TrainingProfile, bin_weights
+from sk_calex.cascade._alignment import N_BINS, TrainingProfile, bin_weights
 from tests.inspection._inspected import NAMES, TRAIN, calexnet, data, reference
 
 
@@ -59,7 +59,7 @@ def test_some_branches_know_what_came_right_before_them(branches, known):
     weights, scores = list(rng.random((3, 20))), rng.random((2, 20))
     codes = rng.integers(0, 2, 20)
     whole = TrainingProfile.of(codes, np.ones(20), weights, [None, *scores], 2)
-    part = whole.of_branches(branches)
+    part = whole.select(branches)
     np.testing.assert_array_equal(part.class_weight, whole.class_weight[branches])
     for both in ("confidence_weight", "plain_confidence_weight"):
         got, want = getattr(part, both), getattr(whole, both)[branches]
@@ -73,10 +73,10 @@ def test_some_branches_know_what_came_right_before_them(branches, known):
 def test_a_fit_keeps_the_weights_that_it_trained_with():
     cascade, given = calexnet(), data()
     first = cascade.stage_probabilities(given.X[TRAIN])[0]
-    tau = cascade.thresholds_at(cascade.alignment_margin)[0][first.argmax(axis=1)]
+    tau = cascade._alignment_thresholds()[0][first.argmax(axis=1)]
     confidence = first.max(axis=1)
     survival = 1 - exit_probability(confidence, tau, bandwidth=0.1)
-    weight = survivor_weights(survival, mixture=cascade.alignment_mixture)
+    weight = survivor_weights(survival, mixture=cascade.alignment.mixture)
     codes = np.searchsorted(NAMES, given.y[TRAIN])
     profile = cascade.training_profile_
     assert profile.n_samples == len(TRAIN)

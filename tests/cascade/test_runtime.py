@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from sk_calex import CascadeClassifier, FrozenBackbone
+from sk_calex import FrozenBackbone
 from sk_calex.branches._as_branch import probabilities_of
 from sk_calex.cascade._runtime import cached_sources, run_cascade, tabulate
 from sk_calex.policies import ClassThresholds
 from tests._cascade_models import (
     STAGE_MACS,
     TAPS,
+    flat_cascade,
     images,
     small_branch,
     tiny_backbone,
@@ -29,7 +30,7 @@ TEST, TEST_Y = images(90, seed=1)
 
 @pytest.fixture(scope="module")
 def staged():
-    return CascadeClassifier(
+    return flat_cascade(
         tiny_backbone(), branch=small_branch(), min_support=3, random_state=0
     ).fit(X, Y)
 
@@ -37,7 +38,7 @@ def staged():
 @pytest.fixture(scope="module")
 def cached():
     features = tiny_backbone().fit(X).transform(X)
-    return CascadeClassifier(
+    return flat_cascade(
         input="features", branch=small_branch(), min_support=3, random_state=0
     ).fit(features, Y)
 
@@ -104,7 +105,7 @@ def test_only_survivors_go_on(staged):
 
 
 def test_a_stage_that_nobody_reaches_is_not_run(staged):
-    staged.thresholds_ = np.full_like(staged.thresholds_, -np.inf)
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, -np.inf)
     ran = []
     hook = staged.backbone_.module.block1[2].register_forward_hook(
         lambda *_: ran.append(1)
@@ -115,7 +116,7 @@ def test_a_stage_that_nobody_reaches_is_not_run(staged):
 
 
 def test_infinite_thresholds_are_the_backbone(staged):
-    staged.thresholds_ = np.full_like(staged.thresholds_, np.inf)
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, np.inf)
     labels, depth = staged.predict(TEST, return_depth=True)
     np.testing.assert_array_equal(labels, staged.backbone_.predict(TEST))
     assert (depth == 2).all()
@@ -125,7 +126,7 @@ def test_infinite_thresholds_are_the_backbone(staged):
 
 
 def test_minus_infinity_is_the_first_branch(staged, features):
-    staged.thresholds_ = np.full_like(staged.thresholds_, -np.inf)
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, -np.inf)
     labels, depth = staged.predict(TEST, return_depth=True)
     block = staged.layout_.block(features, 0)
     np.testing.assert_array_equal(labels, staged.branches_[0].predict(block))
@@ -182,18 +183,18 @@ def test_cost_by_hand(staged):
     saved = 1 - np.mean(staged.cost(TEST)) / sum(STAGE_MACS)
     assert staged.flops_reduction(TEST) == pytest.approx(saved)
     assert (np.diff(staged.depth_costs_) > 0).all()
-    staged.thresholds_ = np.full_like(staged.thresholds_, np.inf)
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, np.inf)
     # Nobody exits, and the heads are paid for all the same.
     assert staged.flops_reduction(TEST) == pytest.approx(-sum(heads) / sum(STAGE_MACS))
 
 
 def test_float16_features_agree_with_live_ones():
     backbone = tiny_backbone(dtype="float16")
-    live = CascadeClassifier(backbone, branch=small_branch(), random_state=0)
+    live = flat_cascade(backbone, branch=small_branch(), random_state=0)
     live.fit(X, Y).set_margin(0.1)
-    stored = CascadeClassifier(
-        input="features", branch=small_branch(), random_state=0
-    ).fit(backbone.fit(X).transform(X), Y)
+    stored = flat_cascade(input="features", branch=small_branch(), random_state=0).fit(
+        backbone.fit(X).transform(X), Y
+    )
     stored.set_margin(0.1)
     half = live.backbone_.transform(TEST)
     assert half.dtype == np.float16
@@ -206,7 +207,7 @@ def test_explicit_stages_run_alike(staged):
     for name, part in net.named_children():
         stages.add_module(name, part)
     backbone = FrozenBackbone(stages, TAPS, pool=4, device="cpu")
-    explicit = CascadeClassifier(
+    explicit = flat_cascade(
         backbone, branch=small_branch(), min_support=3, random_state=0
     ).fit(X, Y)
     same(
@@ -271,7 +272,7 @@ def test_an_error_leaves_neither_inference_mode_nor_eval_mode_behind(staged):
         raise KeyboardInterrupt
 
     hook = net.block1[2].register_forward_hook(interrupt)
-    staged.thresholds_ = np.full_like(staged.thresholds_, np.inf)
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, np.inf)
     # `kept` holds the traceback, and with it the frames of the failed call.
     with pytest.raises(KeyboardInterrupt) as kept:
         staged.predict(TEST)

@@ -18,15 +18,24 @@ from sk_calex import (
     CascadeClassifier,
     FrozenBackbone,
     MarginSearchCV,
+    SurvivorAlignment,
+    SurvivorThresholdCalibrator,
     accuracy_at_flops_scorer,
     flops_reduction_scorer,
 )
+from sk_calex.backbone._runner import Runner
 from sk_calex.baselines import SDNClassifier, _joint
-from sk_calex.cascade import _content as content
 from sk_calex.cascade import _fit_branches as fitting
-from sk_calex.cascade import _sharing as sharing
-from sk_calex.policies import PrecisionThresholds, SharedThreshold
-from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
+from sk_calex.cascade import _fit_cache as sharing
+from sk_calex.cascade import _fit_key as content
+from sk_calex.policies import SharedThreshold
+from tests._cascade_models import (
+    flat_cascade,
+    images,
+    small_branch,
+    tiny_backbone,
+    tiny_net,
+)
 
 X, Y = images(150)
 Z, W = images(80, seed=5)
@@ -53,7 +62,7 @@ def form(request, features):
 def cascade(params=None, **more):
     settings = {"branch": small_branch("gap", max_iter=3), "min_support": 3}
     settings |= {"random_state": 0} | (params or {})
-    return CascadeClassifier(**(settings | more))
+    return flat_cascade(**(settings | more))
 
 
 def counted(monkeypatch, owner, name):
@@ -113,11 +122,46 @@ def test_in_a_pipeline_and_over_a_rule(features, heads):
     pipeline = make_pipeline(tiny_backbone(), cascade({"input": "features"}))
     search = GridSearchCV(pipeline, {"cascadeclassifier__margin": MARGINS[:5]}, cv=3)
     assert n_heads(heads, search, X) == (3 + 1) * 2
-    policies = [SharedThreshold(0.5), SharedThreshold(0.9), PrecisionThresholds(0.1)]
+    policies = [SharedThreshold(0.5), SharedThreshold(0.9)]
     search = GridSearchCV(
-        cascade({"input": "features"}), {"policy": [None, *policies]}, cv=3
+        cascade({"input": "features"}), {"calibrator": [None, *policies]}, cv=3
     )
     assert n_heads(heads, search, features) == (3 + 1) * 2
+
+
+SETTINGS = {
+    "margin": [0.0, 0.1, 0.3],
+    "calibrator__shrinkage": [0, 50, 200],
+    "alignment__mixture": [0.0, 0.5, 1.0],
+    "branch__temperature": [1.0, 2.0, 4.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [
+        ("soft", {"calibrator__shrinkage", "alignment__mixture"}),
+        ("hard", {"calibrator__shrinkage"}),
+        ("none", set()),
+    ],
+)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_a_grid_over_settings_costs(features, heads, kind, trained, name):
+    """Settings train anew only where they reach the training, of three values each."""
+    search = GridSearchCV(
+        CascadeClassifier(
+            branch=small_branch("gap", max_iter=3),
+            calibrator=SurvivorThresholdCalibrator(margin_mode="local", min_support=3),
+            alignment=SurvivorAlignment(kind),
+            input="features",
+            random_state=0,
+        ),
+        {name: SETTINGS[name]},
+        cv=3,
+        error_score="raise",
+    )
+    trainings = 3 if name in trained | {"branch__temperature"} else 1
+    assert n_heads(heads, search, features) == (3 * trainings + 1) * 2
 
 
 def test_baselines_share_over_their_knob(features, monkeypatch):
@@ -144,7 +188,7 @@ def test_baselines_share_over_their_knob(features, monkeypatch):
 
 def test_the_backbone_is_not_run_again_for_each_margin(monkeypatch):
     made = counted(monkeypatch, FrozenBackbone, "transform")
-    staged = counted(monkeypatch, FrozenBackbone, "advance")
+    staged = counted(monkeypatch, Runner, "advance")
     scoring = SCORING | {"at": accuracy_at_flops_scorer(flops_budget=0.1)}
     estimator = cascade({"backbone": tiny_backbone()})
     grid(estimator, MARGINS[:2], scoring=scoring).fit(X, Y)
@@ -207,7 +251,7 @@ def test_clones_stay_apart(features):
     before = first.thresholds_.copy(), first.predict(features)
     second.set_margin(0.6)
     second.branches_.append(None)
-    second.set_policy(SharedThreshold(0.4))
+    second.set_calibrator(SharedThreshold(0.4))
     np.testing.assert_array_equal(first.thresholds_, before[0])
     np.testing.assert_array_equal(first.predict(features), before[1])
     assert len(first.branches_) == 2
@@ -352,7 +396,7 @@ def test_a_branch_that_was_written_to(features, heads):
     second.predict(features)
     for parameter in second.branches_[0].head_.parameters():
         parameter.requires_grad_(False).mul_(0)
-    assert second._shared_table(features) is None
+    assert sharing.recall_table(second, features) is None
     heads.clear()
     clone(first).fit(features, Y)
     assert len(heads) == 2

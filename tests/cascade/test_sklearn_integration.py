@@ -19,8 +19,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from sk_calex import CascadeClassifier
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 X, Y = images(160)
 FORMS = ["samples", "features"]
@@ -41,7 +40,7 @@ def form(request, features):
 
 def cascade(params, **more):
     more = {"branch": small_branch(), "random_state": 0, "min_support": 3} | more
-    return CascadeClassifier(**params, **more)
+    return flat_cascade(**params, **more)
 
 
 def test_pipeline_of_backbone_and_cascade_is_the_cascade_on_images():
@@ -160,7 +159,7 @@ def test_data_frames_of_features_carry_the_layout():
     with pytest.raises(ValueError, match="backbone=FrozenEstimator"):
         from_frame.cost(frame)
     backbone.set_output(transform="default")
-    told = CascadeClassifier(backbone.fit(X), input="features", branch=small_branch())
+    told = flat_cascade(backbone.fit(X), input="features", branch=small_branch())
     with pytest.raises(ValueError, match="X has 3 columns"):
         told.fit(frame.iloc[:, :3].to_numpy(), Y)
     assert told.fit(frame, Y).cost(frame).shape == Y.shape

@@ -105,7 +105,7 @@ def test_page_after_the_quickstart(
     cascade, margin = quickstart["cascade"], quickstart["cascade"].margin
     run(page, dict(quickstart))
     plt.close("all")
-    assert cascade.policy is None
+    assert cascade.calibrator is None
     cascade.set_margin(margin)
 
 
@@ -116,7 +116,7 @@ def test_policies(quickstart: dict[str, Any], capsys: pytest.CaptureFixture) -> 
     assert len(printed) == 5
     assert printed[-1] == max(printed), "a rule beats the limit"
     assert set(np.unique(names["labels"][names["depth"] < 2])) <= {0, 1}
-    assert names["cascade"].policy is None
+    assert names["cascade"].calibrator is None
 
 
 def test_scale_out(

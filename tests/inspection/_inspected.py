@@ -8,7 +8,7 @@ from sklearn.model_selection import PredefinedSplit
 
 from sk_calex import CascadeClassifier
 from sk_calex.baselines import NoAlignmentClassifier, SDNClassifier
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import composed, images, small_branch, tiny_backbone
 
 NAMES = np.array(["ant", "bee", "cat"])
 HELD = np.where(np.arange(360) % 3 == 0, 0, -1)  # every third row calibrates
@@ -33,6 +33,8 @@ def data():
 def fit(kind=CascadeClassifier, **params):
     """Fit a cascade of a kind, on the fixed split."""
     given = data()
+    if kind is CascadeClassifier:
+        params = composed(**params)
     if kind is SDNClassifier:
         params = {"solver": "lbfgs", "max_iter": 8} | params
     else:

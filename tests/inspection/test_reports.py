@@ -9,8 +9,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
 from sk_calex import alignment_report, class_precision, exit_report, precision_bars
+from sk_calex.calibration import SurvivorThresholdCalibrator
 from sk_calex.inspection._reports import distribution_report, precision_bars_of
-from sk_calex.policies import PrecisionThresholds, SharedThreshold, first_exits
+from sk_calex.policies import SharedThreshold, first_exits
 from tests.inspection._inspected import (
     NAMES,
     TRAIN,
@@ -87,21 +88,21 @@ def test_bars_are_those_of_the_margin_and_absent_elsewhere():
         np.testing.assert_array_equal(bars[k], want)
     assert np.isnan(bars[2]).all()
     assert np.isnan(precision_bars_of(sdn())).all()
-    cascade.set_policy(PrecisionThresholds(0.3))
+    cascade.set_margin(0.3).set_calibrator(SurvivorThresholdCalibrator())
     np.testing.assert_array_equal(
         precision_bars_of(cascade)[1],
         precision_bars(cascade.reference_precision_, 0.3),
     )
-    cascade.set_policy(SharedThreshold(0.5))
+    cascade.set_calibrator(SharedThreshold(0.5))
     assert np.isnan(precision_bars_of(cascade)).all()
 
 
 def test_local_margins_ask_for_the_precision_of_the_last_stage_on_the_exits():
     given = data()
     cascade = fit(margin=[0.05, 0.2], margin_mode="local", min_support=3)
-    bars, answers = precision_bars_of(cascade), cascade.calibration_answers_
-    codes, weight = cascade._calibration_codes, cascade._calibration_weight
-    depth = first_exits(cascade._policy(), answers)
+    bars, answers = precision_bars_of(cascade), cascade.calibration_.answers
+    codes, weight = cascade.calibration_.labels, cascade.calibration_.weight
+    depth = first_exits(cascade.calibrator_, answers)
     assert np.isnan(bars[2]).all()
     for k, margin in enumerate(cascade.margin):
         for c in range(3):
@@ -113,16 +114,18 @@ def test_local_margins_ask_for_the_precision_of_the_last_stage_on_the_exits():
     assert np.isfinite(bars[:2]).any()
     report = exit_report(cascade, given.test, given.test_y)
     np.testing.assert_array_equal(report.bar, bars)
-    policy = PrecisionThresholds([0.05, 0.2], margin_mode="local", min_support=3)
-    cascade.set_policy(policy)
+    policy = SurvivorThresholdCalibrator(
+        [0.05, 0.2], margin_mode="local", min_support=3
+    )
+    cascade.set_calibrator(policy)
     np.testing.assert_allclose(precision_bars_of(cascade), bars)
 
 
 def test_bars_are_those_of_a_policy_on_a_baseline():
-    cascade = fit(type(sdn()), policy=PrecisionThresholds(0.1))
-    answers = cascade.calibration_answers_
+    cascade = fit(type(sdn()), calibrator=SurvivorThresholdCalibrator(0.1))
+    answers = cascade.calibration_.answers
     reference_precision = class_precision(
-        cascade._calibration_codes, answers.predicted[-1], 3
+        cascade.calibration_.labels, answers.predicted[-1], 3
     )
     np.testing.assert_allclose(
         precision_bars_of(cascade)[0], precision_bars(reference_precision, 0.1)

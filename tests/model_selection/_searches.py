@@ -3,8 +3,8 @@
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from sk_calex import CascadeClassifier, MarginSearchCV
-from tests._cascade_models import images, small_branch, tiny_backbone
+from sk_calex import MarginSearchCV
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 X, Y = images(160)
 MARGINS = [-0.3, 0.0, 0.1, 0.3]
@@ -23,7 +23,7 @@ def cascade(**params):
         "min_support": 3,
         "random_state": 0,
     }
-    return CascadeClassifier(**(settings | params))
+    return flat_cascade(**(settings | params))
 
 
 def search(estimator=None, **params):

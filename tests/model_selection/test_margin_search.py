@@ -21,8 +21,9 @@ from sklearn.pipeline import make_pipeline
 
 from sk_calex import MarginSearchCV
 from sk_calex.baselines import SDNClassifier
+from sk_calex.calibration import SurvivorThresholdCalibrator
 from sk_calex.model_selection import _operating_points
-from sk_calex.policies import PrecisionThresholds, Quota, SharedThreshold
+from sk_calex.policies import Quota, SharedThreshold
 from tests._cascade_models import tiny_backbone, tiny_net
 from tests.model_selection._searches import (
     FOLDS,
@@ -231,14 +232,18 @@ def test_coordinate_descent_ends_where_no_branch_can_do_better(monkeypatch):
 @pytest.mark.parametrize(
     ("estimator", "values", "name"),
     [
-        (cascade(policy=SharedThreshold()), [0.4, 0.7, 0.95], "policy__threshold"),
+        (
+            cascade(calibrator=SharedThreshold()),
+            [0.4, 0.7, 0.95],
+            "calibrator__threshold",
+        ),
         (
             SDNClassifier(input="features", max_iter=8, device="cpu", random_state=0),
             [0.4, 0.7, 0.95],
             "threshold",
         ),
     ],
-    ids=["policy", "baseline"],
+    ids=["calibrator", "baseline"],
 )
 def test_other_knobs(features, estimator, values, name):
     found = search(estimator, margins=values).fit(features, Y)
@@ -249,10 +254,10 @@ def test_other_knobs(features, estimator, values, name):
 
 
 def test_a_rule_that_has_margins_takes_one_a_branch(features):
-    rule = PrecisionThresholds(min_support=3, margin_mode="local")
-    found = search(cascade(policy=rule), per_branch=True).fit(features, Y)
-    assert found.best_estimator_.policy.margin == found.best_margin_
-    plain = search(per_branch=True).fit(features, Y)
+    rule = SurvivorThresholdCalibrator(min_support=3, margin_mode="local")
+    found = search(cascade(calibrator=rule), per_branch=True).fit(features, Y)
+    assert found.best_estimator_.calibrator_.margin == found.best_margin_
+    plain = search(cascade(), per_branch=True).fit(features, Y)
     np.testing.assert_array_equal(
         found.cv_results_["mean_accuracy"], plain.cv_results_["mean_accuracy"]
     )
@@ -274,10 +279,10 @@ def test_a_fitted_cascade_is_only_moved(features):
 
 
 def test_fitted_rules_and_pipelines_are_moved(features):
-    fitted = cascade(policy=SharedThreshold(0.5)).fit(features, Y)
+    fitted = cascade(calibrator=SharedThreshold(0.5)).fit(features, Y)
     moved = search(FrozenEstimator(fitted), margins=[0.9]).fit(features, Y)
-    assert moved.best_estimator_.policy.threshold == 0.9
-    assert fitted.policy.threshold == 0.5
+    assert moved.best_estimator_.calibrator.threshold == 0.9
+    assert fitted.calibrator.threshold == 0.5
     pipeline = make_pipeline(tiny_backbone(), cascade(margin=0.0)).fit(X, Y)
     moved = search(FrozenEstimator(pipeline), margins=[0.3]).fit(X, Y)
     assert moved.best_estimator_[-1].margin == 0.3
@@ -393,14 +398,14 @@ def test_bad_parameters(features, given, message):
 
 
 def test_what_cannot_be_searched(features):
-    with pytest.raises(ValueError, match="alignment_margin='same' trains"):
+    with pytest.raises(ValueError, match="alignment__margin='same' trains"):
         search(cascade(alignment_margin="same")).fit(features, Y)
     with pytest.raises(TypeError, match="backbone must be a FrozenBackbone"):
         search(cascade(input="samples", backbone=tiny_net())).fit(X, Y)
     with pytest.raises(TypeError, match="estimator must be a cascade"):
         search(LogisticRegression()).fit(features, Y)
-    with pytest.raises(ValueError, match="moves by 'policy__decay'"):
-        search(cascade(policy=Quota()), per_branch=True).fit(features, Y)
+    with pytest.raises(ValueError, match="moves by 'calibrator__decay'"):
+        search(cascade(calibrator=Quota()), per_branch=True).fit(features, Y)
     with pytest.raises(ValueError, match="moves by 'threshold'"):
         search(SDNClassifier(input="features"), per_branch=True).fit(features, Y)
     with pytest.raises(NotFittedError):

@@ -8,10 +8,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sk_calex import CascadeClassifier
 from sk_calex.model_selection._estimators import cascade_in
-from sk_calex.policies import SharedThreshold
-from tests._cascade_models import small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, small_branch, tiny_backbone
 from tests.model_selection._searches import X, Y, cascade, features, search
 
 __all__ = ["features"]  # a fixture
@@ -20,7 +18,7 @@ __all__ = ["features"]  # a fixture
 def test_a_frozen_search_keeps_the_steps_before_its_cascade(features):
     scaled = make_pipeline(
         StandardScaler(),
-        CascadeClassifier(branch=small_branch("gap"), min_support=3, random_state=0),
+        flat_cascade(branch=small_branch("gap"), min_support=3, random_state=0),
     )
     inner = GridSearchCV(scaled, {"cascadeclassifier__margin": [0.0, 0.1]}, cv=2)
     rows = np.asarray(features) * 100 + 5
@@ -61,16 +59,16 @@ def test_a_fold_need_not_hold_rows_of_weight_zero(features):
     )
 
 
-def test_margins_of_the_taps_that_stay(features):
+def test_branches_of_the_taps_that_stay(features):
     chosen = search(
-        cascade(margin=[0.0, 0.1], policy=SharedThreshold()),
-        margins=[0.5, 0.9],
+        cascade(branch=[small_branch("gap", max_iter=k + 3) for k in range(2)]),
+        margins=[0.1, 0.3],
         taps="select",
         max_accuracy_drop=1.0,
     ).fit(features, Y)
     kept = [features.layout.names.index(name) for name in chosen.taps_]
     best = cascade_in(chosen)
-    assert list(np.ravel(best.margin)) == [[0.0, 0.1][k] for k in kept]
+    assert [branch.max_iter for branch in best.branch] == [k + 3 for k in kept]
 
 
 def test_the_cascade_that_is_kept_knows_samples_and_not_features():

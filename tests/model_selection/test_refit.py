@@ -12,11 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 
 from sk_calex import (
-    CascadeClassifier,
     best_within,
     cheapest_within,
     flops_reduction_scorer,
 )
+from tests._cascade_models import flat_cascade
 
 
 def results(accuracy, flops, names=("accuracy", "flops")):
@@ -115,9 +115,7 @@ def test_not_a_number(value):
 @pytest.mark.parametrize("kind", [GridSearchCV, RandomizedSearchCV])
 def test_in_a_search(kind):
     X, y = make_classification(240, n_informative=6, n_classes=3, random_state=0)
-    cascade = CascadeClassifier(
-        branch=LogisticRegression(), min_support=3, random_state=0
-    )
+    cascade = flat_cascade(branch=LogisticRegression(), min_support=3, random_state=0)
     extra = {"n_iter": 3, "random_state": 0} if kind is RandomizedSearchCV else {}
     rule = pickle.loads(pickle.dumps(cheapest_within(max_accuracy_drop=0.05)))
     search = kind(

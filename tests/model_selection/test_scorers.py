@@ -12,13 +12,13 @@ from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.pipeline import make_pipeline
 
 from sk_calex import (
-    CascadeClassifier,
     MarginSearchCV,
     accuracy_at_flops_scorer,
     flops_reduction_scorer,
     operating_curve,
 )
 from sk_calex.baselines import BoostNetClassifier, SDNClassifier
+from sk_calex.calibration import SurvivorThresholdCalibrator
 from sk_calex.model_selection._estimators import default_values
 from sk_calex.policies import (
     EntropyThreshold,
@@ -26,12 +26,11 @@ from sk_calex.policies import (
     LearnedGate,
     OptimalStopping,
     Patience,
-    PrecisionThresholds,
     Quota,
     RegretPriced,
     SharedThreshold,
 )
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 X, Y = images(150)
 Z, W = images(90, seed=5)
@@ -40,7 +39,7 @@ SCORING = {"accuracy": "accuracy", "flops": flops_reduction_scorer}
 
 def cascade(**params):
     settings = {"branch": small_branch("gap"), "min_support": 3, "random_state": 0}
-    return CascadeClassifier(tiny_backbone(), **(settings | {"margin": 0.2} | params))
+    return flat_cascade(tiny_backbone(), **(settings | {"margin": 0.2} | params))
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +119,13 @@ def test_more_to_save_is_never_more_accurate(fitted):
 
 
 @pytest.mark.parametrize(
-    "policy",
+    "calibrator",
     [
         None,
         SharedThreshold(),
         EntropyThreshold(),
         Patience(),
-        PrecisionThresholds(min_support=3),
+        SurvivorThresholdCalibrator(min_support=3),
         Quota(),
         LearnedGate(),
         RegretPriced(),
@@ -134,9 +133,9 @@ def test_more_to_save_is_never_more_accurate(fitted):
     ],
     ids=repr,
 )
-def test_each_knob_has_values_that_span_its_curve(fitted, policy):
+def test_each_knob_has_values_that_span_its_curve(fitted, calibrator):
     scorer = accuracy_at_flops_scorer(flops_budget=0.1)
-    moved = clone(fitted).fit(X, Y).set_policy(policy)
+    moved = clone(fitted).fit(X, Y).set_calibrator(calibrator)
     assert scorer(moved, Z, W) > 0.5
 
 
@@ -162,9 +161,11 @@ class Own(ExitPolicy):
 
 
 def test_a_knob_that_nobody_knows(fitted):
-    moved = clone(fitted).fit(X, Y).set_policy(Own())
+    moved = clone(fitted).fit(X, Y).set_calibrator(Own())
     scorer = accuracy_at_flops_scorer(flops_budget=0.1)
-    with pytest.raises(ValueError, match=r"no values of 'policy__level' are known for"):
+    with pytest.raises(
+        ValueError, match=r"no values of 'calibrator__level' are known for"
+    ):
         scorer(moved, Z, W)
     scorer.set_params(values=[0.5, 0.8])
     assert scorer(moved, Z, W) > 0.4

@@ -53,11 +53,12 @@ def every_choice(cascade, table, labels):
                 depth = np.full(len(labels), len(taps))
                 answer = table.predicted[-1].copy()
                 for place, k in enumerate(taps):
-                    tau = cascade.calibration_.branch_thresholds(
-                        k, survivors, margin, cascade._rule()
+                    given = cascade.calibration_
+                    tau = cascade.calibrator_.branch_thresholds(
+                        given, k, survivors, margin
                     ).thresholds
-                    scores = cascade.calibration_.scores[k]
-                    survivors &= scores < tau[cascade.calibration_.predicted[k]]
+                    said = given.answers.stage(k)
+                    survivors &= said.confidence < tau[said.predicted]
                     exits = table.confidence[k] >= tau[table.predicted[k]]
                     exits &= depth == len(taps)
                     depth[exits], answer[exits] = place, table.predicted[k][exits]
@@ -160,7 +161,7 @@ def test_elimination_ends_where_it_no_longer_helps(monkeypatch):
         folds = [
             SimpleNamespace(
                 cascade=SimpleNamespace(
-                    layout_=SimpleNamespace(names=names), policy=None, knob="margin"
+                    layout_=SimpleNamespace(names=names), _knob_name="margin"
                 )
             )
         ]
@@ -196,11 +197,11 @@ def test_weights_mean_repetition(fitted, features):
 
 def test_other_rules_are_fitted_anew(features):
     """A streak counts the branches that are left."""
-    moved = cascade(policy=Patience()).fit(features[0], Y)
+    moved = cascade(calibrator=Patience()).fit(features[0], Y)
     found = select_taps(moved, features[1], W, max_accuracy_drop=1.0)
     table = moved._tabulate(features[1]).of_stages([0, 2, 3])
     same = table.predicted[0] == table.predicted[1]
-    depth = first_exits(moved._of_taps([0, 2])._policy_at(1), table)
+    depth = first_exits(moved._of_taps([0, 2])._rule_at(1), table)
     np.testing.assert_array_equal(depth, np.where(same, 1, 2))
     assert set(found.candidates["margin"]) <= {0, 1, 2, 3}
 

@@ -6,17 +6,16 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
-from sk_calex.calibration._answers import StageAnswer
+from sk_calex.calibration import StageAnswer, SurvivorThresholdCalibrator
+from sk_calex.calibration._thresholds import just_below
 from sk_calex.policies import (
     LearnedGate,
     OptimalStopping,
     Oracle,
-    PrecisionThresholds,
     Quota,
     RegretPriced,
     SharedThreshold,
 )
-from sk_calex.policies._base import just_below
 from tests._reference.policies import (
     dirichlet,
     repeated,
@@ -27,8 +26,10 @@ from tests._reference.policies import (
 
 COSTS = [1.0, 2.0, 3.0, 5.0]
 WITH_STATISTICS = [
-    PrecisionThresholds(0.1, min_support=3),
-    PrecisionThresholds(0.0, min_support=3, calibrate_on="all", rule="first_violation"),
+    SurvivorThresholdCalibrator(0.1, min_support=3),
+    SurvivorThresholdCalibrator(
+        0.0, min_support=3, calibrate_on="all", rule="first_violation"
+    ),
     Quota(0.7),
     Quota(1.5),
     LearnedGate(0.8),
@@ -129,7 +130,7 @@ def test_precision_thresholds(margin, settings):
     proba, y = dirichlet(levels=12)
     weight = np.random.default_rng(5).integers(3, size=len(y))
     settings = {"min_support": 3} | settings
-    rule = PrecisionThresholds(margin, **settings).fit(proba, y, weight)
+    rule = SurvivorThresholdCalibrator(margin, **settings).fit(proba, y, weight)
     slow = slow_precision(
         proba,
         y,

@@ -8,8 +8,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from sk_calex import policies
-from sk_calex.calibration._answers import StageAnswer, StageTable
-from sk_calex.calibration._table import exits_at
+from sk_calex.calibration import StageAnswer, StageTable, SurvivorThresholdCalibrator
+from sk_calex.calibration._thresholds import exits_at
 from sk_calex.policies import (
     ClassThresholds,
     EntropyThreshold,
@@ -18,7 +18,6 @@ from sk_calex.policies import (
     OptimalStopping,
     OwnGate,
     Patience,
-    PrecisionThresholds,
     Quota,
     RegretPriced,
     SharedThreshold,
@@ -33,7 +32,7 @@ FITTABLE = [
     SharedThreshold(0.5, score="gap"),
     EntropyThreshold(0.4),
     Patience(1),
-    PrecisionThresholds(0.1, min_support=3),
+    SurvivorThresholdCalibrator(0.1, min_support=3),
     Quota(0.7),
     LearnedGate(0.8),
     RegretPriced(0.2),
@@ -301,6 +300,7 @@ def test_every_public_rule_is_tested_here():
         if isinstance(getattr(policies, name), type)
         and issubclass(getattr(policies, name), ExitPolicy)
     }
+    rules |= {"SurvivorThresholdCalibrator"}  # public in sk_calex.calibration
     assert rules == {type(rule).__name__ for rule in FITTABLE} | {
         "ExitPolicy",
         "OwnGate",
@@ -393,7 +393,7 @@ def test_tables_that_are_empty_or_not_filled():
     assert Quota().fit(proba, y).depth(none).shape == (0,)
     gaps = StageTable.empty(4, 120, 3)
     gaps.put(0, slice(None), StageAnswer(proba[0]))
-    with pytest.raises(ValueError, match=r"answers contains NaN.*Fill in all"):
+    with pytest.raises(ValueError, match=r"answers contains NaN.*Fill in every"):
         Quota().fit(gaps, y)
 
 
@@ -408,13 +408,13 @@ def test_tables_that_are_empty_or_not_filled():
         (Patience(-1), "patience"),
         (Patience(1.0), "patience"),
         (OwnGate(np.nan), "threshold"),
-        (PrecisionThresholds("0.1"), "margin"),
-        (PrecisionThresholds(1.0), "margin"),
-        (PrecisionThresholds(np.nan), "margin"),
-        (PrecisionThresholds(margin_mode="both"), "margin_mode"),
-        (PrecisionThresholds(min_support=-1), "min_support"),
-        (PrecisionThresholds(rule="largest"), "rule"),
-        (PrecisionThresholds(calibrate_on="none"), "calibrate_on"),
+        (SurvivorThresholdCalibrator("0.1"), "margin"),
+        (SurvivorThresholdCalibrator(1.0), "margin"),
+        (SurvivorThresholdCalibrator(np.nan), "margin"),
+        (SurvivorThresholdCalibrator(margin_mode="both"), "margin_mode"),
+        (SurvivorThresholdCalibrator(min_support=-1), "min_support"),
+        (SurvivorThresholdCalibrator(rule="largest"), "rule"),
+        (SurvivorThresholdCalibrator(calibrate_on="none"), "calibrate_on"),
         (Quota(0), "decay"),
         (Quota(np.inf), "decay"),
         (LearnedGate(1.1), "threshold"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sk_calex.calibration._answers import StageAnswer
+from sk_calex.calibration import StageAnswer
 from sk_calex.policies import OptimalStopping, Oracle
 from tests._reference.policies import dirichlet, slow_stopping
 

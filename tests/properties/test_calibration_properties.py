@@ -6,8 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sk_calex import SurvivorThresholdCalibrator, class_precision, precision_bars
-from sk_calex.calibration._table import exits_at
-from sk_calex.calibration._thresholds import find_thresholds
+from sk_calex.calibration._thresholds import exits_at, find_thresholds
 from tests._reference.calibration import (
     slow_bars,
     slow_class_precision,
@@ -99,7 +98,7 @@ def test_thresholds_are_those_of_the_definition(problem, margin, settings):
     assert found.support_.tolist() == [t.support for t in slow]
     np.testing.assert_array_equal(found.precision_, [t.precision for t in slow])
     counted = problem.survivors & (problem.weight > 0)
-    exits = found.exits(problem.X)
+    exits = found.exits(0, problem.X)
     assert exits[counted].tolist() == [
         e
         for e, here in zip(slow_exits(scores, predicted, slow), counted, strict=True)
@@ -118,7 +117,7 @@ def test_exiting_calibration_survivors_are_as_precise_as_asked(
         problem, margin, settings, survivors=problem.survivors, weight=problem.weight
     )
 
-    here = found.exits(problem.X) & problem.survivors
+    here = found.exits(0, problem.X) & problem.survivors
     predicted = problem.X.argmax(axis=1)
     support = np.bincount(
         predicted[here], weights=problem.weight[here], minlength=len(found.bars_)
@@ -198,8 +197,8 @@ def test_the_order_of_the_samples_does_not_matter(problem, margin, settings, ran
             weight=problem.weight[order],
         ),
     )
-    exits = found.exits(problem.X)
-    np.testing.assert_array_equal(found.exits(problem.X[order]), exits[order])
+    exits = found.exits(0, problem.X)
+    np.testing.assert_array_equal(found.exits(0, problem.X[order]), exits[order])
 
 
 @given(problems(n_classes=3), problems(n_classes=3), margins, settings)
@@ -208,7 +207,7 @@ def test_exits_are_the_samples_at_or_above_their_threshold(
 ):
     found = fitted(problem, margin, settings)
     scores, predicted = top(fresh.X)
-    assert found.exits(fresh.X).tolist() == [
+    assert found.exits(0, fresh.X).tolist() == [
         bool(s >= found.thresholds_[c]) for s, c in zip(scores, predicted, strict=True)
     ]
 
@@ -217,7 +216,7 @@ def test_exits_are_the_samples_at_or_above_their_threshold(
 def test_the_same_samples_exit_in_float32(problem, margin, settings):
     found = fitted(problem, margin, settings)
     np.testing.assert_array_equal(
-        found.exits(problem.X.astype(np.float32)), found.exits(problem.X)
+        found.exits(0, problem.X.astype(np.float32)), found.exits(0, problem.X)
     )
 
 

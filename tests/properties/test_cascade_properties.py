@@ -9,8 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit
 from sklearn.naive_bayes import GaussianNB
 
-from sk_calex import CascadeClassifier
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 TEST, _ = images(40, seed=7)
 
@@ -27,8 +26,8 @@ def fitted():
     X, y = images(150)
     backbone = tiny_backbone().fit(X)
     common = {"branch": small_branch(), "min_support": 3, "random_state": 0}
-    staged = CascadeClassifier(backbone, **common).fit(X, y)
-    cached = CascadeClassifier(input="features", **common)
+    staged = flat_cascade(backbone, **common).fit(X, y)
+    cached = flat_cascade(input="features", **common)
     return staged, cached.fit(backbone.transform(X), y), backbone.transform(TEST)
 
 
@@ -36,7 +35,7 @@ def fitted():
 @given(tau=thresholds, size=st.integers(1, 50))
 def test_staged_is_vectorised_at_any_thresholds(tau, size):
     staged, cached, features = fitted()
-    staged.thresholds_ = cached.thresholds_ = tau
+    staged.calibrator_.thresholds_ = cached.calibrator_.thresholds_ = tau
     staged.backbone_.batch_size = size
     labels, depth = staged.predict(TEST, return_depth=True)
     expected, expected_depth = cached.predict(features, return_depth=True)
@@ -49,7 +48,7 @@ def test_staged_is_vectorised_at_any_thresholds(tau, size):
 def test_depth_follows_the_gate(tau):
     """Who exits reaches the threshold of what was predicted; who goes on does not."""
     _, cached, features = fitted()
-    cached.thresholds_ = tau
+    cached.calibrator_.thresholds_ = tau
     proba, depth = cached.predict_proba(features), cached.exit_depth(features)
     for k, branch in enumerate(cached.branches_):
         said = branch.predict_proba(cached.layout_.block(features, k))
@@ -63,9 +62,9 @@ def test_depth_follows_the_gate(tau):
 @given(tau=thresholds, other=thresholds)
 def test_lower_thresholds_never_send_anyone_further(tau, other):
     _, cached, features = fitted()
-    cached.thresholds_ = tau
+    cached.calibrator_.thresholds_ = tau
     depth, cost = cached.exit_depth(features), cached.cost(features)
-    cached.thresholds_ = np.minimum(tau, other)
+    cached.calibrator_.thresholds_ = np.minimum(tau, other)
     assert (cached.exit_depth(features) <= depth).all()
     assert (cached.cost(features) <= cost).all()
 
@@ -79,7 +78,7 @@ def test_lower_thresholds_never_send_anyone_further(tau, other):
 def test_a_sample_is_answered_alike_in_any_company(tau, rows, size):
     """Rows picked, repeated and reordered, in batches of any size."""
     staged, cached, features = fitted()
-    staged.thresholds_ = cached.thresholds_ = tau
+    staged.calibrator_.thresholds_ = cached.calibrator_.thresholds_ = tau
     staged.backbone_.batch_size = 256
     for cascade, given_ in ((staged, TEST), (cached, features)):
         labels, depth = cascade.predict(given_, return_depth=True)
@@ -137,7 +136,7 @@ def data(seed, n, n_classes, spread):
 
 def bars_of(cascade):
     reference = cascade.reference_precision_
-    if cascade.margin_mode == "relative":
+    if cascade.calibrator.margin_mode == "relative":
         bars = (1 - cascade.margin) * reference
     else:
         bars = reference - cascade.margin
@@ -149,7 +148,7 @@ def bars_of(cascade):
 def test_calibrated_precision_clears_the_bar(problem, chosen):
     """Counted anew from the fitted branch, for every class that exits."""
     X, y, held = data(**problem)
-    cascade = CascadeClassifier(branch=GaussianNB(), cv=PredefinedSplit(held), **chosen)
+    cascade = flat_cascade(branch=GaussianNB(), cv=PredefinedSplit(held), **chosen)
     cascade.fit(X, y)
     n_train = int((held < 0).sum())
     assert 1 <= cascade.effective_sample_size_[0] <= n_train * (1 + 1e-12)
@@ -175,7 +174,7 @@ def test_larger_margins_let_no_one_out_later(problem, chosen, more):
     """Of the first branch, where the scores are the same at every margin."""
     X, y, held = data(**problem)
     chosen = chosen | {"alignment_margin": 0.0}
-    cascade = CascadeClassifier(branch=GaussianNB(), cv=PredefinedSplit(held), **chosen)
+    cascade = flat_cascade(branch=GaussianNB(), cv=PredefinedSplit(held), **chosen)
     cascade.fit(X, y)
     before = cascade.thresholds_.copy(), cascade.exit_depth(X)
     cascade.set_margin(cascade.margin + more)
@@ -190,7 +189,7 @@ def test_the_order_of_the_training_rows_does_not_matter(problem, chosen, seed):
     order = np.random.default_rng(seed).permutation(len(y))
     branch = LogisticRegression(tol=1e-10, max_iter=5000)
     fits = [
-        CascadeClassifier(
+        flat_cascade(
             branch=branch,
             final_estimator=branch,
             cv=PredefinedSplit(held[rows]),
@@ -213,7 +212,7 @@ def test_labels_are_only_names(problem, chosen):
     X, y, held = data(**problem)
     names = np.array(["a", "bb", "ccc", "dddd"])
     settings_ = {"branch": GaussianNB(), "cv": PredefinedSplit(held)} | chosen
-    codes = CascadeClassifier(**settings_).fit(X, y)
-    named = CascadeClassifier(**settings_).fit(X, names[y])
+    codes = flat_cascade(**settings_).fit(X, y)
+    named = flat_cascade(**settings_).fit(X, names[y])
     np.testing.assert_array_equal(named.thresholds_, codes.thresholds_)
     np.testing.assert_array_equal(named.predict(X), names[codes.predict(X)])

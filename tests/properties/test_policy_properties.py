@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from sk_calex.calibration._answers import StageAnswer, StageTable
+from sk_calex.calibration import StageAnswer, StageTable, SurvivorThresholdCalibrator
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
@@ -13,7 +13,6 @@ from sk_calex.policies import (
     Oracle,
     OwnGate,
     Patience,
-    PrecisionThresholds,
     Quota,
     RegretPriced,
     SharedThreshold,
@@ -29,7 +28,7 @@ simple = st.one_of(
 )
 with_statistics = st.one_of(
     st.builds(
-        PrecisionThresholds,
+        SurvivorThresholdCalibrator,
         st.floats(-0.5, 0.9),
         min_support=st.sampled_from([0, 1, 5]),
         calibrate_on=st.sampled_from(["survivors", "all"]),

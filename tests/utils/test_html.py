@@ -13,11 +13,17 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from sk_calex import CascadeClassifier, FrozenBackbone, TapLayout
+from sk_calex import FrozenBackbone, TapLayout
 from sk_calex.baselines import SDNClassifier, ZTWClassifier
 from sk_calex.policies import SharedThreshold
 from sk_calex.utils._html import MAX_ROWS, Cell, si, table
-from tests._cascade_models import STAGE_MACS, images, small_branch, tiny_backbone
+from tests._cascade_models import (
+    STAGE_MACS,
+    flat_cascade,
+    images,
+    small_branch,
+    tiny_backbone,
+)
 
 LABELS = np.array(["<script>alert(1)</script>", "cat", 'dog & "bird"'])
 
@@ -64,7 +70,7 @@ def by(*sizes):
 @pytest.fixture(scope="module")
 def cascade():
     X, y = images(300)
-    return CascadeClassifier(
+    return flat_cascade(
         tiny_backbone(),
         branch=small_branch(),
         margin=0.3,
@@ -87,7 +93,7 @@ def test_the_table_of_a_cascade_says_what_its_attributes_say(cascade):
         share = 100 * cost / sum(STAGE_MACS)
         assert said[k]["answer costs"] == f"{si(cost)} ({share:.0f} %)"
     assert cascade.enabled_.any()
-    held = len(cascade._calibration_codes)
+    held = len(cascade.calibration_.labels)
     for k, on in enumerate(cascade.enabled_):
         assert said[k]["classes"] == f"{on.sum()} of 3"
         if not on.any():
@@ -108,7 +114,7 @@ def test_the_note_gives_accuracy_and_saving_on_the_calibration_samples():
     half = np.arange(300) % 2
     held = half == 1
     weight = np.where(np.arange(300) % 3, 1.0, 0.0)  # absent ones are not counted
-    cascade = CascadeClassifier(
+    cascade = flat_cascade(
         tiny_backbone(),
         branch=small_branch(),
         margin=0.3,
@@ -135,7 +141,7 @@ def test_what_users_name_is_escaped(cascade):
         net.add_module(name, module)
     X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     backbone = FrozenBackbone(net, taps=["<img src=x>&\"'"])
-    for shown in (backbone, CascadeClassifier(backbone), clone(backbone).fit(X)):
+    for shown in (backbone, flat_cascade(backbone), clone(backbone).fit(X)):
         read = Cells(own(shown))
         assert "img" not in read.tags
         assert ["<img src=x>&\"'"] in [row[:1] for row in read.rows]
@@ -175,7 +181,7 @@ def test_many_taps_and_long_names_stay_small(filler, limit):
     X = X.reshape(90, -1)[:, :3]
     assert len(own(backbone.fit(X))) < limit
     labels = np.array([filler * 300 + f"{k}" for k in range(3)])
-    cascade = CascadeClassifier(
+    cascade = flat_cascade(
         clone(backbone),
         branch=LogisticRegression(),
         final_estimator=LogisticRegression(),
@@ -203,7 +209,7 @@ def test_the_backbone_shows_its_taps_before_and_after_fit():
     text = own(backbone)
     assert "FrozenBackbone of TinyNet: not fitted" in text
     assert Cells(text).rows == [["stage"], ["stem"], ["block1"], ["output"]]
-    assert Cells(own(CascadeClassifier(backbone))).rows == Cells(text).rows
+    assert Cells(own(flat_cascade(backbone))).rows == Cells(text).rows
     text = own(backbone.fit(images(2)[0]))
     assert "FrozenBackbone of TinyNet: 2 taps, 195 columns (float32)" in text
     assert Cells(text).rows == [
@@ -220,10 +226,10 @@ def test_taps_that_fit_would_refuse_are_not_listed(taps):
 
 
 def test_a_cascade_without_backbone_renders():
-    assert own(CascadeClassifier()) == ""
+    assert own(flat_cascade()) == ""
     X, y = images(90)
     X = X.reshape(90, -1)[:, :5]
-    cascade = CascadeClassifier(branch=LogisticRegression(), margin=0.9, min_support=3)
+    cascade = flat_cascade(branch=LogisticRegression(), margin=0.9, min_support=3)
     cascade.set_params(alignment="none", targets="labels", random_state=0)
     rows = Cells(own(cascade.fit(X, y))).rows
     assert [row[0] for row in rows[1:]] == ["x", "last stage"]
@@ -236,7 +242,7 @@ def test_unknown_costs_are_question_marks():
     features = tiny_backbone().fit(X).transform(X)
     layout = TapLayout.from_feature_names(features.layout.feature_names())
     assert layout.stage_macs is None
-    cascade = CascadeClassifier(
+    cascade = flat_cascade(
         input="features", branch=LogisticRegression(), random_state=0
     ).fit(type(features).wrap(features, layout), y)
     with pytest.raises(ValueError, match="unknown"):
@@ -248,10 +254,10 @@ def test_unknown_costs_are_question_marks():
 
 
 def test_other_rules_show_their_name_and_thresholds(cascade):
-    other = CascadeClassifier(
+    other = flat_cascade(
         tiny_backbone(),
         branch=small_branch(),
-        policy=SharedThreshold(0.7),
+        calibrator=SharedThreshold(0.7),
         random_state=0,
     )
     X, y = images(200)
@@ -265,7 +271,7 @@ def test_a_rule_without_thresholds_leaves_their_cells_empty(cascade, monkeypatch
         def exits(self, branch, said):
             return np.zeros(len(said.confidence), dtype=bool)
 
-    monkeypatch.setattr(type(cascade), "_policy", lambda self: Never())
+    monkeypatch.setattr(cascade, "calibrator_", Never())
     rows = Cells(own(cascade)).rows
     assert [row[6:] for row in rows[1:3]] == [["", "", "0 %", ""]] * 2
     assert "% more MACs than the backbone" in own(cascade)
@@ -285,7 +291,7 @@ def test_baselines_have_the_same_table(method):
 
 def test_a_fit_that_failed_half_way_shows_the_taps(cascade):
     X, y = images(60)
-    broken = CascadeClassifier(tiny_backbone(), branch=small_branch(), random_state=0)
+    broken = flat_cascade(tiny_backbone(), branch=small_branch(), random_state=0)
     with pytest.raises(ValueError, match="one class"):
         broken.fit(X, np.zeros(60))
     assert "not fitted" in own(broken)
@@ -305,10 +311,10 @@ def test_display_as_text_is_respected(cascade):
 
 
 def holders(backbone):
-    cascade = CascadeClassifier(backbone)
+    cascade = flat_cascade(backbone)
     return {
         "search": GridSearchCV(cascade, {"margin": [0, 0.1]}),
-        "pipeline": make_pipeline(backbone, CascadeClassifier(input="features")),
+        "pipeline": make_pipeline(backbone, flat_cascade(input="features")),
         "search of pipeline": GridSearchCV(make_pipeline(cascade), {}),
     }
 
@@ -325,7 +331,7 @@ def test_containers_render_and_name_the_module(name):
 def test_fitted_containers_show_the_tables_where_scikit_learn_lets_them():
     X, y = images(120)
     branch = LogisticRegression()
-    inner = CascadeClassifier(
+    inner = flat_cascade(
         input="features", branch=branch, targets="labels", alignment="none"
     )
     pipe = make_pipeline(tiny_backbone(), inner).fit(X, y)
@@ -378,7 +384,7 @@ def test_printing_takes_nothing_from_the_parameters():
     backbone = tiny_backbone()
     repr(backbone)
     assert backbone.get_params()["module"] is backbone.module
-    outer = CascadeClassifier(backbone).get_params()
+    outer = flat_cascade(backbone).get_params()
     assert outer["backbone__module"] is backbone.module
     with config_context(print_changed_only=False):
         assert "batch_size=256" in repr(backbone)

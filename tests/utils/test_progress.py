@@ -14,19 +14,19 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from sk_calex import BranchClassifier, CascadeClassifier
+from sk_calex import BranchClassifier
 from sk_calex.baselines import SDNClassifier, ZTWClassifier
 from sk_calex.utils import _callbacks
 from sk_calex.utils._callbacks import NO_TASK, Task, handed, handing
 from sk_calex.utils._progress import bar, labelled, showing
-from tests._cascade_models import images, small_branch, tiny_backbone
+from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
 X, Y = images(150)
 
 
 def cascade(branch=None, **params):
     params = {"random_state": 0} | params
-    return CascadeClassifier(tiny_backbone(), branch=branch or small_branch(), **params)
+    return flat_cascade(tiny_backbone(), branch=branch or small_branch(), **params)
 
 
 def lines(capsys):
@@ -94,9 +94,9 @@ def test_parts_show_theirs_alone(capsys):
     labels, counts = zip(*lines(capsys), strict=True)
     assert counts == ("2/2", "2/2")
     assert labels[0] == "branch 1 of 2 (stem), 120 of 120 samples"
-    CascadeClassifier(
-        tiny_backbone(verbose=1), branch=small_branch(), random_state=0
-    ).fit(X, Y)
+    flat_cascade(tiny_backbone(verbose=1), branch=small_branch(), random_state=0).fit(
+        X, Y
+    )
     assert lines(capsys) == [("features", "150/150")]
     loud.fit(X.reshape(150, -1)[:, :4], Y)
     assert lines(capsys) == [(None, "2/2")]
@@ -309,9 +309,7 @@ def test_listening_makes_no_other_key_of_memory(recorder, tmp_path):
 
 
 def test_other_branches_and_pipelines_join_the_tree(recorder):
-    inner = CascadeClassifier(
-        input="features", branch=LogisticRegression(), random_state=0
-    )
+    inner = flat_cascade(input="features", branch=LogisticRegression(), random_state=0)
     pipe = make_pipeline(tiny_backbone(), inner)
     recorder.max_propagation_depth = 2
     pipe.set_callbacks(recorder)

@@ -18,8 +18,8 @@ from sklearn.utils.validation import (
 from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.inspection._reports import label_codes
 from sk_calex.model_selection import pareto_front
+from sk_calex.model_selection._curves import Outcomes
 from sk_calex.model_selection._estimators import cascade_in, input_of, knob_of
-from sk_calex.model_selection._outcomes import Outcomes
 from sk_calex.policies import Oracle, first_exits
 from sk_calex.utils._intervals import clopper_pearson
 from sk_calex.utils._validation import check_finite, check_sample_weight
@@ -226,7 +226,7 @@ class CascadeDisplay:
             backbone_accuracy=outcomes.backbone_accuracy,
             operating_point=mark(
                 mark_operating_point,
-                lambda table: first_exits(cascade._policy(), table),
+                lambda table: first_exits(cascade.calibrator_, table),
             ),
             oracle=mark(oracle, lambda table: Oracle().depth(table, codes)),
             values=chosen,

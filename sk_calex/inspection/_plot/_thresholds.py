@@ -17,7 +17,6 @@ from sklearn.utils.validation import (
 
 from sk_calex.inspection._reports import precision_bars_of
 from sk_calex.model_selection._estimators import cascade_in
-from sk_calex.policies import ExitPolicy
 from sk_calex.utils._intervals import clopper_pearson
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
@@ -165,29 +164,25 @@ class ThresholdDisplay:
         cascade = cascade_in(estimator)
         check_is_fitted(cascade)
         k = _branch_number(cascade, branch)
-        answers, policy = cascade.calibration_answers_, cascade._policy()
-        used = cascade._calibration_weight > 0
-        own = cascade.policy is None
-        rule = cascade if own else policy
+        given, rule = cascade.calibration_, cascade.calibrator_
+        answers, used = given.answers, given.weight > 0
         if getattr(rule, "calibrate_on", "survivors") == "survivors":
             for before in range(k):
-                used &= ~policy.exits(before, answers.stage(before))
+                used &= ~rule.exits(before, answers.stage(before))
         said = answers.stage(k)
-        fitted = isinstance(policy, ExitPolicy)
-        scores = policy.scores(k, said) if fitted else said.confidence
+        scores = rule.scores(k, said)
         name = cascade.layout_.names[k]
         shown = _shown(cascade.classes_, classes, said.predicted[used])
-        codes, weight = cascade._calibration_codes, cascade._calibration_weight
+        codes, weight = given.labels, given.weight
         answered, last = said.predicted, answers.predicted[-1] == codes
         parts = [part[used] for part in (scores, answered == codes, weight, last)]
-        thresholds = policy.thresholds_ if fitted else policy.thresholds
         return cls(
             curves=[_curve(answered[used] == c, *parts) for c in shown],
             class_names=short_labels(cascade.classes_[shown]),
             bars=precision_bars_of(cascade)[k][shown],
-            thresholds=thresholds[k][shown],
+            thresholds=rule.thresholds_[k][shown],
             min_support=getattr(rule, "min_support", 0),
-            score_name=_score_name(policy),
+            score_name=_score_name(rule),
             title=f"Branch {k + 1} ({name}): precision of what would exit, by "
             f"predicted class; {used.sum():,} calibration samples",
         ).plot(ax, **kwargs)

@@ -347,8 +347,8 @@ def test_knobs_are_named_rightly() -> None:
         )
     with pytest.raises(ValueError, match="moves by 'threshold'"):
         CascadeDisplay.from_estimator(sdn(), given.test, given.test_y, margins=[0])
-    cascade = fit(policy=SharedThreshold())
-    with pytest.raises(ValueError, match="policy__threshold"):
+    cascade = fit(calibrator=SharedThreshold())
+    with pytest.raises(ValueError, match="calibrator__threshold"):
         CascadeDisplay.from_estimator(cascade, given.test, given.test_y, margins=[0])
     with pytest.raises(ValueError, match="never saw"):
         CascadeDisplay.from_estimator(cascade, given.test, ["dog"] * 240)

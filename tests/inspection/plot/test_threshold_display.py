@@ -5,7 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from sk_calex import ThresholdDisplay
-from sk_calex.policies import EntropyThreshold, PrecisionThresholds, SharedThreshold
+from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.policies import EntropyThreshold, SharedThreshold
 from tests.inspection._inspected import HELD, NAMES, calexnet, data, fit, reference, sdn
 
 
@@ -75,13 +76,13 @@ def test_the_chosen_point_is_the_one_of_the_fit(cascade, branch):
             (x,), (y,) = dot.get_data()
             assert x == fitted.thresholds_[branch, c]
             assert y == pytest.approx(100 * fitted.precision_[branch, c])
-        if fitted.margin_mode == "relative":
+        if fitted.calibrator_.margin_mode == "relative":
             (bar,) = of_kind(panel, "bar")
             np.testing.assert_allclose(bar.get_ydata(), 100 * bars[c])
-    survivors = fitted.calibrate_on == "survivors" and branch
+    survivors = fitted.calibrator_.calibrate_on == "survivors" and branch
     n = (HELD == 0).sum()
     if survivors:
-        first = fitted.calibration_answers_.stage(0)
+        first = fitted.calibration_.answers.stage(0)
         n -= (first.confidence >= fitted.thresholds_[0][first.predicted]).sum()
         assert 0 < n < 120
     assert f"{n} calibration samples" in display.figure_.get_suptitle().replace(
@@ -93,7 +94,7 @@ def test_the_chosen_point_is_the_one_of_the_fit(cascade, branch):
 
 def test_local_margins_have_a_bar_where_a_class_exits():
     fitted = fit(margin=0.1, min_support=3)
-    assert fitted.margin_mode == "local"
+    assert fitted.calibrator_.margin_mode == "local"
     assert fitted.enabled_[0].any()
     display = ThresholdDisplay.from_estimator(fitted, 0)
     for c, panel in enumerate(display.axes_):
@@ -123,23 +124,24 @@ def test_baselines_have_thresholds_and_no_bar():
 
 
 @pytest.mark.parametrize(
-    ("policy", "name"),
+    ("calibrator", "name"),
     [
         (SharedThreshold(0.5, score="gap"), "gap"),
         (EntropyThreshold(0.9), "minus entropy, nats"),
-        (PrecisionThresholds(0.1), "confidence"),
+        (SurvivorThresholdCalibrator(0.1), "confidence"),
     ],
 )
-def test_scores_are_those_of_the_policy(policy, name):
-    cascade = fit(policy=policy)
+def test_scores_are_those_of_the_rule(calibrator, name):
+    margin = 0.1 if calibrator.knob == "margin" else 0.05
+    cascade = fit(calibrator=calibrator, margin=margin)
     display = ThresholdDisplay.from_estimator(cascade, 0)
     assert display.score_name == name
-    said = cascade.calibration_answers_.stage(0)
-    scores = cascade.policy_.scores(0, said)
+    said = cascade.calibration_.answers.stage(0)
+    scores = cascade.calibrator_.scores(0, said)
     lowest = min(c.threshold[0] for c in display.curves if len(c.threshold))
     assert lowest == scores.min()
     bars = sum(len(of_kind(panel, "bar")) for panel in display.axes_)
-    assert bars == (3 if isinstance(policy, PrecisionThresholds) else 0)
+    assert bars == (3 if isinstance(calibrator, SurvivorThresholdCalibrator) else 0)
 
 
 def test_few_samples_are_dotted_without_a_gap():
@@ -180,7 +182,7 @@ def test_classes_that_are_never_answered_are_empty():
 
 def test_of_many_classes_the_most_frequent_answers_are_shown():
     cascade = calexnet()
-    answers = cascade.calibration_answers_
+    answers = cascade.calibration_.answers
     often = np.bincount(answers.predicted[0], minlength=3)
     import sk_calex.inspection._plot._thresholds as module
 

@@ -1,24 +1,39 @@
-"""What an exit rule is, and the rule of given thresholds."""
+"""What an exit rule is, and what it is fitted on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from sk_calex.calibration._answers import Signals, StageTable
-from sk_calex.calibration._thresholds import HAIR
-from sk_calex.utils._validation import check_finite, check_sample_weight
+from sk_calex.calibration._answers import Signals, StageAnswer, StageTable
+from sk_calex.calibration._thresholds import class_precision
+from sk_calex.utils._fitted_state import all_or_nothing
+from sk_calex.utils._validation import (
+    check_finite,
+    check_probabilities,
+    check_sample_weight,
+)
 
-__all__ = ["ClassThresholds", "ExitPolicy", "Policy", "first_exits"]
+__all__ = [
+    "CalibrationSet",
+    "ExitPolicy",
+    "Policy",
+    "as_table",
+    "check_class_codes",
+    "check_costs",
+    "first_exits",
+]
 
 
 class Policy(Protocol):
-    """Decides who exits at a branch."""
+    """Decides which samples exit at a branch."""
 
     def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
         """Mask of the samples that exit at branch number `branch`, which said this."""
@@ -26,65 +41,42 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class ClassThresholds:
-    """Exit where the confidence reaches the threshold of the predicted class.
+class CalibrationSet:
+    """What an exit rule is fitted on: answers, true classes, weights and costs.
 
     Parameters
     ----------
-    thresholds : ndarray of float64, shape (n_branches, n_classes)
-        Thresholds tau; ``inf`` never exits, ``-inf`` always does.
-
-    Notes
-    -----
-    x exits at the first branch k with ``max p_k(x) >= tau[k, argmax p_k(x)]``, the gate
-    of CalexNet (Aperstein & Apartsin 2026). Decided in float64.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sk_calex.policies import ClassThresholds
-    >>> from sk_calex.calibration._answers import StageAnswer
-    >>> policy = ClassThresholds(np.array([[0.8, 0.5]]))
-    >>> policy.exits(0, StageAnswer(np.array([[0.7, 0.3], [0.4, 0.6]])))
-    array([False,  True])
+    answers : StageTable
+        Answers of all stages to samples that trained none of them.
+    labels : ndarray of intp, shape (n_samples,)
+        True class codes.
+    weight : ndarray of float64, shape (n_samples,)
+        Sample weights.
+    costs : ndarray of float64, shape (n_stages,), or None
+        Cost of an answer at each depth; None where it was not given.
     """
 
-    thresholds: NDArray[np.float64]
-
-    def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
-        """Tell which samples exit at a branch.
-
-        Parameters
-        ----------
-        branch : int
-            Index of the branch, 0 for the first.
-        said : Signals
-            What that branch said of n samples.
-
-        Returns
-        -------
-        exits : ndarray of bool, shape (n,)
-            Who exits.
-        """
-        mask: NDArray[np.bool_] = (
-            said.confidence >= self.thresholds[branch][said.predicted]
-        )
-        return mask
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a rule is fitted on; `costs` is None where none were given."""
-
-    table: StageTable
+    answers: StageTable
     labels: NDArray[np.intp]
     weight: NDArray[np.float64]
-    costs: NDArray[np.float64] | None
+    costs: NDArray[np.float64] | None = None
 
-    @property
+    @cached_property
     def right(self) -> NDArray[np.bool_]:
         """Whether each stage is right, shape (n_stages, n_samples)."""
-        return self.table.predicted == self.labels
+        return self.answers.predicted == self.labels
+
+    def select_stages(self, stages: Sequence[int]) -> CalibrationSet:
+        """Keep some of the stages, as if there were no others."""
+        costs = None if self.costs is None else self.costs[list(stages)]
+        return replace(self, answers=self.answers.of_stages(stages), costs=costs)
+
+    @cached_property
+    def reference_precision(self) -> NDArray[np.float64]:
+        """Precision of the last stage for each predicted class; NaN where unknown."""
+        predicted = self.answers.predicted[-1]
+        n_classes = self.answers.n_classes
+        return class_precision(self.labels, predicted, n_classes, self.weight)
 
 
 class ExitPolicy(BaseEstimator):
@@ -111,7 +103,7 @@ class ExitPolicy(BaseEstimator):
     ...     knob = "threshold"
     ...     def __init__(self, threshold=1.0):
     ...         self.threshold = threshold
-    ...     def _fit(self, given):  # its table, labels, weight and costs
+    ...     def _fit(self, given):  # its answers, labels, weight and costs
     ...         self._set_all(given, self.threshold)
     ...     def _scores(self, branch, said):
     ...         return said.confidence + said.gap
@@ -143,7 +135,7 @@ class ExitPolicy(BaseEstimator):
         y : array-like of int, shape (n_samples,)
             True class codes, 0 to n_classes - 1.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights.
+            Weights: an integer means repetition, zero means absence.
         costs : array-like of shape (n_stages,), default=None
             Cost of an answer at each depth, in any unit. Needed by the rules that
             weigh cost against accuracy.
@@ -158,67 +150,92 @@ class ExitPolicy(BaseEstimator):
         ValueError
             If a shape does not fit, a value is out of range, or `costs` is needed.
         """
-        self._validate_params()
-        table = _as_table(answers)
-        check_finite(table.confidence, "answers", "Fill in all that the stages say.")
-        labels = _check_codes(y, table)
-        weight = check_sample_weight(sample_weight, labels)
-        prices = None if costs is None else _check_costs(costs, table.n_stages)
-        self._fit(Calibration(table, labels, weight, prices))
+        with all_or_nothing(self):
+            self._validate_params()
+            table = as_table(answers)
+            check_finite(table.confidence, "answers", "Fill in every stage.")
+            labels = check_class_codes(y, table)
+            weight = check_sample_weight(sample_weight, labels)
+            prices = None if costs is None else check_costs(costs, table.n_stages)
+            self._fit(CalibrationSet(table, labels, weight, prices))
         return self
 
-    def _fit(self, given: Calibration) -> None:
+    def _fit(self, given: CalibrationSet) -> None:
         """Set `thresholds_`."""
         raise NotImplementedError
 
-    def _set_all(self, given: Calibration, threshold: float) -> None:
-        """One threshold for all branches and classes."""
-        shape = (given.table.n_stages - 1, given.table.n_classes)
+    def _set_all(self, given: CalibrationSet, threshold: float) -> None:
+        """Use one threshold for all branches and classes."""
+        shape = (given.answers.n_stages - 1, given.answers.n_classes)
         self.thresholds_ = np.full(shape, float(threshold))
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return said.confidence
 
-    def scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
-        """What is compared with the thresholds.
+    def scores(self, branch: int, said: Signals | ArrayLike) -> NDArray[np.float64]:
+        """Compute what is compared with the thresholds.
 
         Parameters
         ----------
         branch : int
             Index of the branch.
-        said : Signals
-            What that branch said of n samples.
+        said : Signals or array-like of shape (n_samples, n_classes)
+            What that branch said of the samples, or its probabilities.
 
         Returns
         -------
-        scores : ndarray of float64, shape (n,)
+        scores : ndarray of float64, shape (n_samples,)
             Larger: rather exit.
+
+        Raises
+        ------
+        ValueError
+            If probabilities were given and they are not, or not of the classes of fit.
         """
         check_is_fitted(self)
-        return self._scores(branch, said)
+        return self._scores(branch, self._as_answer(said))
 
-    def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
+    def exits(self, branch: int, said: Signals | ArrayLike) -> NDArray[np.bool_]:
         """Tell which samples exit at a branch.
 
         Parameters
         ----------
         branch : int
             Index of the branch, 0 for the first.
-        said : Signals
-            What that branch said of n samples.
+        said : Signals or array-like of shape (n_samples, n_classes)
+            What that branch said of the samples, or its probabilities.
 
         Returns
         -------
-        exits : ndarray of bool, shape (n,)
-            Who exits. Never where the score is NaN.
+        exits : ndarray of bool, shape (n_samples,)
+            True for the samples that exit. False where the score is NaN.
+
+        Raises
+        ------
+        ValueError
+            If probabilities were given and they are not, or not of the classes of fit.
         """
         check_is_fitted(self)
-        thresholds = self.thresholds_[branch][said.predicted]
-        mask: NDArray[np.bool_] = self._scores(branch, said) >= thresholds
+        answer = self._as_answer(said)
+        thresholds = np.atleast_2d(self.thresholds_)[branch][answer.predicted]
+        mask: NDArray[np.bool_] = self._scores(branch, answer) >= thresholds
         return mask
 
+    def _as_answer(self, said: Signals | ArrayLike) -> Signals:
+        if hasattr(said, "predicted"):
+            return cast(Signals, said)
+        proba = check_probabilities(said)
+        n_classes = self.thresholds_.shape[-1]
+        if proba.shape[1] != n_classes:
+            raise ValueError(
+                f"X has {proba.shape[1]} features, but {type(self).__name__} is "
+                f"expecting {n_classes} features as input: one column for each class "
+                "seen in fit."
+            )
+        return StageAnswer(proba)
+
     def depth(self, answers: StageTable | ArrayLike) -> NDArray[np.intp]:
-        """Where each sample is answered.
+        """Compute where each sample is answered.
 
         Parameters
         ----------
@@ -236,9 +253,9 @@ class ExitPolicy(BaseEstimator):
             If the stages or classes are not those of fit.
         """
         check_is_fitted(self)
-        table = _as_table(answers)
-        if (table.n_stages - 1, table.n_classes) != self.thresholds_.shape:
-            n_branches, n_classes = self.thresholds_.shape
+        table = as_table(answers)
+        n_branches, n_classes = np.atleast_2d(self.thresholds_).shape
+        if (table.n_stages - 1, table.n_classes) != (n_branches, n_classes):
             raise ValueError(
                 f"answers has {table.n_stages} stages and {table.n_classes} classes; "
                 f"this rule was fitted on {n_branches + 1} stages and {n_classes} "
@@ -247,29 +264,13 @@ class ExitPolicy(BaseEstimator):
         return first_exits(self, table)
 
 
-def just_below(falling: NDArray[np.float64], last: int) -> float:
-    """Threshold that admits the scores up to `last` of a falling sequence, no more.
-
-    A hair below the last one, as with CalexNet's thresholds: the last bits of a score,
-    which depend on the size of the batch, cannot flip a calibration sample.
-    """
-    lower = falling[last + 1] if last + 1 < len(falling) else -np.inf
-    gap = min((falling[last] - lower) / 2, HAIR)
-    return float(max(falling[last] - gap, np.nextafter(lower, np.inf)))
-
-
-def prefix_ends(falling: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Where a prefix of falling scores may end: ties stay together."""
-    return np.flatnonzero(np.diff(falling, append=-np.inf) < 0)
-
-
 def first_exits(policy: Policy, table: StageTable) -> NDArray[np.intp]:
-    """Where each sample of a table exits under any rule, fitted or given.
+    """Compute where each sample of a table exits under any rule, fitted or given.
 
     Parameters
     ----------
     policy : ClassThresholds, ExitPolicy or any object with the same `exits`
-        Who exits at a branch.
+        The exit rule.
     table : StageTable
         What every stage says of the samples.
 
@@ -282,7 +283,7 @@ def first_exits(policy: Policy, table: StageTable) -> NDArray[np.intp]:
     --------
     >>> import numpy as np
     >>> from sk_calex.policies import ClassThresholds, first_exits
-    >>> from sk_calex.calibration._answers import StageTable
+    >>> from sk_calex.calibration import StageTable
     >>> proba = [[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.2, 0.8]]]
     >>> table = StageTable.from_probabilities(proba)
     >>> first_exits(ClassThresholds(np.array([[0.8, 0.5]])), table)
@@ -294,13 +295,13 @@ def first_exits(policy: Policy, table: StageTable) -> NDArray[np.intp]:
     return depth
 
 
-def _as_table(answers: StageTable | ArrayLike) -> StageTable:
+def as_table(answers: StageTable | ArrayLike) -> StageTable:
     if isinstance(answers, StageTable):
         return answers
     return StageTable.from_probabilities(answers)
 
 
-def _check_codes(y: ArrayLike, table: StageTable) -> NDArray[np.intp]:
+def check_class_codes(y: ArrayLike, table: StageTable) -> NDArray[np.intp]:
     if table.n_samples == 0:
         raise ValueError("answers holds 0 samples. Give at least one.")
     codes: NDArray[Any] = np.asarray(y)
@@ -318,7 +319,7 @@ def _check_codes(y: ArrayLike, table: StageTable) -> NDArray[np.intp]:
     return codes.astype(np.intp)
 
 
-def _check_costs(costs: ArrayLike, n_stages: int) -> NDArray[np.float64]:
+def check_costs(costs: ArrayLike, n_stages: int) -> NDArray[np.float64]:
     prices = np.asarray(costs, dtype=np.float64)
     if (
         prices.shape != (n_stages,)

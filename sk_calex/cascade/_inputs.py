@@ -1,0 +1,147 @@
+"""Samples or features: what a cascade reads, at fit and later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sk_calex.backbone._frozen_backbone import FrozenBackbone
+from sk_calex.backbone._layout import TapLayout
+from sk_calex.cascade._runtime import Source, cached_sources, staged_sources
+from sk_calex.utils._validation import note_features
+
+__all__ = [
+    "feature_batches",
+    "fit_backbone",
+    "input_batches",
+    "reads_samples",
+    "training_features",
+    "unwrap_backbone",
+]
+
+# The first is what other types become: not every integer is a float32.
+_DTYPES = [np.float64, np.float32, np.float16]
+
+
+def reads_samples(cascade: Any) -> bool:
+    """Tell whether X holds samples that a backbone has to run on."""
+    return cascade.backbone is not None and cascade.input == "samples"
+
+
+def unwrap_backbone(cascade: Any) -> FrozenBackbone | None:
+    """Return the parameter `backbone`, taken out of a `FrozenEstimator`."""
+    given = cascade.backbone
+    if isinstance(given, FrozenEstimator):
+        given = given.estimator
+    if given is not None and not isinstance(given, FrozenBackbone):
+        raise TypeError(
+            f"backbone must be a FrozenBackbone or None, got "
+            f"{type(given).__name__}. Wrap a torch module: "
+            "FrozenBackbone(module, taps=[...])."
+        )
+    return given
+
+
+def fit_backbone(cascade: Any, X: Any) -> FrozenBackbone:
+    """Return a fitted clone of the backbone, or the one in a `FrozenEstimator`."""
+    given = unwrap_backbone(cascade)
+    if isinstance(cascade.backbone, FrozenEstimator):
+        check_is_fitted(given)
+        return cast(FrozenBackbone, given)
+    return cast(FrozenBackbone, clone(given)).fit(X)
+
+
+def training_features(
+    cascade: Any, X: Any, check_layout: Callable[[TapLayout], None]
+) -> tuple[NDArray[Any], TapLayout]:
+    """Return the feature matrix of X at fit and its layout; sets `backbone_`.
+
+    The backbone runs on all of X only after `check_layout` has accepted its outputs.
+    """
+    given = unwrap_backbone(cascade)
+    cascade.backbone_ = None
+    if reads_samples(cascade):
+        backbone = fit_backbone(cascade, X)
+        check_layout(backbone.layout_)
+        cascade.backbone_ = backbone
+        note_features(cascade, backbone)
+        return np.asarray(backbone.transform(X)), backbone.layout_
+    layout = _layout_of(X) if cascade.input == "features" else None
+    features = validate_data(cascade, X, dtype=_DTYPES)
+    if cascade.input == "samples":
+        return features, TapLayout.identity(features.shape[1])
+    fitted = getattr(given, "layout_", None)
+    if layout is None:
+        layout = fitted
+    if layout is None:
+        raise ValueError(
+            "input='features' needs to know which columns of X are which tap. "
+            "Give the output of FrozenBackbone.transform as it is (slices of rows "
+            "keep its layout, data frames its column names), or a fitted backbone."
+        )
+    if fitted is not None:
+        if set(layout.names) < set(fitted.names):  # some of its taps
+            fitted = fitted.select(layout.names)
+        _check_same_taps(layout, fitted, "the backbone makes")
+        if layout.stage_macs is None:
+            layout = fitted
+    if layout.width != features.shape[1]:
+        raise ValueError(
+            f"X has {features.shape[1]} columns but the layout of the taps has "
+            f"{layout.width}. Give the features that this backbone made."
+        )
+    check_layout(layout)
+    return features, layout
+
+
+def input_batches(cascade: Any, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
+    """Return batches of X on their way through the stages, and the number of rows."""
+    check_is_fitted(cascade)
+    if cascade.backbone_ is not None:
+        samples = cascade.backbone_._check_samples(X)
+        return staged_sources(cascade.backbone_.runner(), samples), len(samples)
+    given = _layout_of(X) if cascade.input == "features" else None
+    X = validate_data(cascade, X, dtype=_DTYPES, reset=False)
+    if given is not None:
+        _check_same_taps(given, cascade.layout_, "the cascade was fitted on")
+    return cached_sources(X, cascade.layout_), len(X)
+
+
+def feature_batches(cascade: Any, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
+    """Like `input_batches`, from features: every stage can see every sample."""
+    check_is_fitted(cascade)
+    if cascade.backbone_ is not None:
+        features = cascade.backbone_.transform(X)
+        return cached_sources(features, cascade.layout_), len(features)
+    return input_batches(cascade, X)
+
+
+def _layout_of(X: Any) -> TapLayout | None:
+    layout = getattr(X, "layout", None)
+    if isinstance(layout, TapLayout):
+        return layout
+    columns = getattr(X, "columns", None)
+    return None if columns is None else TapLayout.from_feature_names(columns)
+
+
+def _check_same_taps(given: TapLayout, known: TapLayout, whose: str) -> None:
+    """Refuse features of other taps, which may well have as many columns."""
+
+    def described(layout: TapLayout) -> tuple[Any, ...]:
+        # As tuples, though a layout made by hand may hold lists.
+        shapes = tuple(map(tuple, layout.shapes))
+        return tuple(layout.names), shapes, layout.n_outputs
+
+    if described(given) != described(known):
+        raise ValueError(
+            f"X has features of taps {list(given.names)}, of shapes {given.shapes} "
+            f"with {given.n_outputs} outputs; what {whose} are those of "
+            f"{list(known.names)}, of shapes {known.shapes} with {known.n_outputs} "
+            "outputs. Give features that the same backbone made."
+        )
