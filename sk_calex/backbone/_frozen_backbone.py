@@ -18,7 +18,9 @@ from torch import nn
 
 from sk_calex.backbone._extraction import extract, extract_cached, rows_in_piece
 from sk_calex.backbone._layout import FeatureArray
-from sk_calex.backbone._runner import DEFAULT_POOL, Runner, RunSettings
+from sk_calex.backbone._maps import DEFAULT_POOL, LAYOUTS
+from sk_calex.backbone._outputs import OUTPUTS
+from sk_calex.backbone._runner import Runner, RunSettings
 from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._summary import backbone_summary
 from sk_calex.backbone._whole import check_module
@@ -54,18 +56,46 @@ class FrozenBackbone(
     Parameters
     ----------
     module : torch.nn.Module
-        The classifier, logits out. Modules that `torch.fx` cannot trace are given as a
-        ``torch.nn.Sequential`` of stages.
+        The classifier. It is cut at its taps by `torch.fx` or `torch.export`; one that
+        neither can follow is given as a ``torch.nn.Sequential`` of stages.
     taps : sequence of str
         Names of the submodules whose outputs are tapped, in the order of execution,
         such as ``["layer1", "layer2"]`` or ``["layer2.0"]``.
     pool : int, tuple of int, dict or None, default=8
-        Grid to which feature maps (C, H, W) are averaged: at most ``pool`` by ``pool``,
-        or ``(height, width)``. A dict gives it for each tap by name; None keeps the
-        maps as they are. Token and vector features are never pooled.
+        Grid to which feature maps (C, H, W) are averaged:
+
+        - an int: at most ``pool`` by ``pool``;
+        - ``(height, width)``: for maps that are not square;
+        - a dict of those: for each tap by name;
+        - None: maps stay as they are.
+
+        Token and vector features are never pooled. Frames of videos and slices of
+        volumes, (C, T, H, W), are averaged always.
+    layout : {"NCHW", "NHWC", "NCL", "NLC"}, dict or None, default=None
+        Which axis of a tap holds the channels; heads get maps with channels first.
+
+        - None: found from the module and the shape; a warning where that is not
+          possible;
+        - "NCHW" or "NHWC": channels first or last in maps, videos and volumes;
+        - "NCL" or "NLC": channels first or last in sequences;
+        - a dict of those: for each tap by name.
     preprocess : callable, default=None
         Called with each raw batch as a tensor on the device; returns a floating point
         tensor for the module. None: floats pass as they are, uint8 is divided by 255.
+    output : str or int, default=None
+        Which part of what the module returns are the logits:
+
+        - None: it returns one tensor;
+        - a str: a key or an attribute, such as "logits" for Hugging Face models;
+        - an int: an index into a tuple.
+    outputs : {"logits", "probabilities"} or None, default=None
+        What the logits are.
+
+        - "logits": any numbers; a single one, z, is that of the second of two classes
+          (as with `torch.nn.BCEWithLogitsLoss`) and becomes [0, z];
+        - "probabilities": the module ends in a softmax or sigmoid; their logarithms
+          are taken, so that softmax is not applied twice;
+        - None: logits, with a warning if they look like probabilities.
     classes : array-like of shape (n_outputs,), default=None
         Label of each output of the module. None: the sorted labels seen by the cascade.
     batch_size : int, default=256
@@ -75,6 +105,9 @@ class FrozenBackbone(
         than the module's, a copy is made there and the module itself stays.
     dtype : {"float32", "float16"}, default="float32"
         Type of the features, in memory and in the cache. The module runs in its own.
+    amp : {"bfloat16", "float16"} or None, default=None
+        Precision to which `torch.autocast` lowers operations while the module runs.
+        None: full precision, also where the caller has switched autocast on.
     n_jobs : int, default=None
         Processes that extract, by joblib; None means 1 unless in a
         ``joblib.parallel_config`` context. With its Dask backend, whose workers all
@@ -126,12 +159,16 @@ class FrozenBackbone(
     _parameter_constraints: dict[str, list[Any]] = {
         "module": [nn.Module],
         "taps": [list, tuple],
+        "layout": [StrOptions(set(LAYOUTS)), dict, None],
         "pool": [Interval(Integral, 1, None, closed="left"), tuple, list, dict, None],
         "preprocess": [callable, None],
+        "output": [str, Integral, None],
+        "outputs": [StrOptions(set(OUTPUTS)), None],
         "classes": ["array-like", None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "dtype": [StrOptions({"float32", "float16"})],
+        "amp": [StrOptions({"bfloat16", "float16"}), None],
         "n_jobs": [Integral, None],
         "cache": [str, os.PathLike, FeatureStore, None],
         "verbose": ["verbose"],
@@ -143,11 +180,15 @@ class FrozenBackbone(
         taps: Sequence[str],
         *,
         pool: int | tuple[int, int] | Mapping[str, Any] | None = DEFAULT_POOL,
+        layout: str | Mapping[str, str] | None = None,
         preprocess: Any = None,
+        output: str | int | None = None,
+        outputs: str | None = None,
         classes: ArrayLike | None = None,
         batch_size: int = 256,
         device: str | torch.device = "auto",
         dtype: str = "float32",
+        amp: str | None = None,
         n_jobs: int | None = None,
         cache: Any = None,
         verbose: int = 0,
@@ -155,11 +196,15 @@ class FrozenBackbone(
         self.module = module
         self.taps = taps
         self.pool = pool
+        self.layout = layout
         self.preprocess = preprocess
+        self.output = output
+        self.outputs = outputs
         self.classes = classes
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.amp = amp
         self.n_jobs = n_jobs
         self.cache = cache
         self.verbose = verbose
@@ -205,6 +250,9 @@ class FrozenBackbone(
                 sample_shape,
                 taps=self.taps,
                 pool=self.pool,
+                layout=self.layout,
+                output=self.output,
+                outputs=self.outputs,
             )
             self._check_classes(runner.layout.n_outputs)
             _check_feature_names(self, X, reset=True)
@@ -222,6 +270,7 @@ class FrozenBackbone(
             batch_size=self.batch_size,
             device=self.device,
             dtype=self.dtype,
+            amp=self.amp,
             cached=self.cache is not None,
         )
 

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_calex.backbone._fingerprint import module_fingerprint
 from sk_calex.backbone._layout import TapLayout
+from sk_calex.backbone._maps import tap_maps
+from sk_calex.backbone._outputs import SigmoidWatch, find_form
 from sk_calex.backbone._samples import prepare
-from sk_calex.backbone._stages import Stages, State
+from sk_calex.backbone._stages import Batch, Stages, State
+from sk_calex.backbone._whole import WholeModule, amp_dtype, autocast_to
 from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import check_finite, resolve_device
 
-__all__ = ["DEFAULT_POOL", "RunSettings", "Runner", "state_of"]
-
-DEFAULT_POOL = 8
-
-Grid = tuple[int, int] | None
-"""Height and width to which maps are averaged; None where a tap stays as it is."""
+__all__ = ["RunSettings", "Runner", "state_of"]
 
 # Part of the fingerprint: raised when the same module would give other features.
-_SCHEMA = 6
+_SCHEMA = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +38,7 @@ class RunSettings:
     batch_size: int
     device: str | torch.device
     dtype: str
+    amp: str | None
     cached: bool
 
     def same_as(self, other: RunSettings) -> bool:
@@ -70,7 +66,7 @@ class Runner:
         Shape of a raw sample, for the fingerprint.
     taps : sequence of str
         Names of the taps.
-    pool : int, tuple, dict or None
+    pool, layout, output, outputs
         As of `FrozenBackbone`.
 
     Attributes
@@ -93,25 +89,30 @@ class Runner:
         *,
         taps: Sequence[str],
         pool: Any,
+        layout: Any = None,
+        output: str | int | None = None,
+        outputs: str | None = None,
     ) -> None:
         self.settings = settings
         self._sample_shape = sample_shape
+        self._output = output
         self._place()
         example = self._prepare(raw)
         self._stages = stages = self._cut(taps, example)
-        *shapes, outputs = stages.output_shapes
-        if len(outputs) != 1:
-            raise ValueError(
-                f"module gives outputs of shape {outputs} for one sample; a backbone "
-                "must give one vector (logits or features). Flatten its output."
-            )
-        self._grids = _pool_grids(pool, stages.names, shapes)
-        pooled = tuple(
-            shape if grid is None else (shape[0], *grid)
-            for shape, grid in zip(shapes, self._grids, strict=True)
+        self._maps = tap_maps(
+            settings.module,
+            stages.names,
+            stages.output_shapes[:-1],
+            pool=pool,
+            layout=layout,
         )
+        with self.inference_mode(), SigmoidWatch() as watch:
+            raw_outputs = self._whole(example)
+        self._form = find_form(raw_outputs, outputs, watch.has_made(raw_outputs))
+        n_outputs = self._form(raw_outputs).shape[1]
         self.example_shape = tuple(example.shape[1:])
-        self.layout = TapLayout(stages.names, pooled, outputs[0], stages.macs)
+        shapes = tuple(tap.shape for tap in self._maps)
+        self.layout = TapLayout(stages.names, shapes, n_outputs, stages.macs)
         self._note_cut()
 
     def with_settings(self, settings: RunSettings) -> Runner:
@@ -138,15 +139,23 @@ class Runner:
 
     def _cut(self, taps: Sequence[str], example: Tensor) -> Stages:
         try:
-            with inference_mode_for(self._placed):
-                self._placed(example.clone())
+            amp = amp_dtype(self.settings.amp)
+            with inference_mode_for(self._placed), autocast_to(self._device, amp):
+                self._whole(example, picked=False)
         except Exception as error:
             raise ValueError(
                 f"the module refused a batch of shape {tuple(example.shape)} and dtype "
                 f"{example.dtype}: {error}. Check the number of channels, the size and "
                 "`preprocess`."
             ) from error
-        stages = Stages.split(self._placed, taps, example, fast=True)
+        stages = Stages.split(
+            self._placed,
+            taps,
+            example,
+            output=self._output,
+            amp=amp_dtype(self.settings.amp),
+            fast=True,
+        )
         self._parts = list(self._placed.modules())  # walking them takes longer
         self._cut_from = state_of(self._parts)
         return stages
@@ -181,9 +190,12 @@ class Runner:
         return module_fingerprint(
             self._placed,
             taps=self.layout.names,
-            pool=self._grids,
+            maps=[tap.key() for tap in self._maps],
+            output=self._output,
+            form=self._form.key(),
             preprocess=self.settings.preprocess,
             dtype=self.settings.dtype,
+            amp=self.settings.amp,
             sample_shape=self._sample_shape,
             schema=_SCHEMA,
         )
@@ -198,10 +210,26 @@ class Runner:
             fingerprint = self.fingerprint()
         return fingerprint
 
-    def inference_mode(self) -> AbstractContextManager[None]:
-        """Context in which stages run: eval and inference mode, flags as they were."""
+    @contextmanager
+    def inference_mode(self) -> Iterator[None]:
+        """Context in which stages run: eval and inference mode, and autocast as set.
+
+        Training flags and autocast are as before when it ends.
+        """
         self.stages()
-        return inference_mode_for(self._placed)
+        amp = amp_dtype(self.settings.amp)
+        with inference_mode_for(self._placed), autocast_to(self._device, amp):
+            yield
+
+    def _whole(self, batch: Batch, picked: bool = True) -> Any:
+        """Run the uncut module on copies, which it may write into."""
+        if isinstance(batch, Mapping):
+            keys, tensors = tuple(batch), list(batch.values())
+        else:
+            keys, tensors = None, [batch]
+        whole = WholeModule(self._placed, keys, self._output)
+        result = whole.call(*(tensor.clone() for tensor in tensors))
+        return whole.pick(result) if picked else result
 
     # -- running ------------------------------------------------------------------
 
@@ -254,9 +282,8 @@ class Runner:
             What the stages after this one need.
         """
         output, state = self._stages.advance(stage, state)
-        if stage < self.layout.n_taps:
-            output = self._pool(stage, output)
-        return self._round(output), state
+        shape = self._maps[stage] if stage < self.layout.n_taps else self._form
+        return self._round(shape(output)), state
 
     def keep(self, state: State, rows: NDArray[np.intp]) -> State:
         """Keep some samples of a state.
@@ -274,10 +301,6 @@ class Runner:
             Their state.
         """
         return self._stages.take(state, torch.from_numpy(rows).to(self._device))
-
-    def _pool(self, tap: int, output: Tensor) -> Tensor:
-        grid = self._grids[tap]
-        return output if grid is None else F.adaptive_avg_pool2d(output, grid)
 
     def _round(self, output: Tensor) -> Tensor:
         """Round to the stored dtype, so that cached and live features agree."""
@@ -335,7 +358,7 @@ class Runner:
             As `transform` gives them.
         """
         with self.inference_mode():
-            outputs = self._round(self._placed(self._prepare(raw)))
+            outputs = self._round(self._form(self._whole(self._prepare(raw))))
         check_finite(outputs, "the logits of the module", "Check the weights.")
         return outputs
 
@@ -360,43 +383,3 @@ def state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
         for tensor in (*module._parameters.values(), *module._buffers.values())
         if tensor is not None
     ]
-
-
-def _pool_grids(
-    pool: Any, taps: Sequence[str], shapes: Sequence[tuple[int, ...]]
-) -> tuple[Grid, ...]:
-    """Grid of each tap: as `pool` says, but never larger than the map.
-
-    Taps that a mapping leaves out get `DEFAULT_POOL`; only maps (C, H, W) are pooled.
-    """
-    by_tap = pool if isinstance(pool, Mapping) else dict.fromkeys(taps, pool)
-    if unknown := set(by_tap) - set(taps):
-        raise ValueError(
-            f"pool names {sorted(map(str, unknown))}, which are not among the taps "
-            f"{list(taps)}."
-        )
-    grids: list[Grid] = []
-    for tap, shape in zip(taps, shapes, strict=True):
-        limits = _limits(by_tap.get(tap, DEFAULT_POOL), tap)
-        if limits is None or len(shape) != 3:
-            grids.append(None)
-        else:
-            grid = (min(limits[0], shape[1]), min(limits[1], shape[2]))
-            grids.append(None if grid == shape[1:] else grid)
-    return tuple(grids)
-
-
-def _limits(pool: Any, tap: str) -> Grid:
-    if pool is None:
-        return None
-    try:
-        height, width = (pool, pool) if isinstance(pool, Integral) else pool
-        limits = (operator.index(height), operator.index(width))
-    except (TypeError, ValueError):
-        limits = (0, 0)
-    if min(limits) < 1:
-        raise ValueError(
-            f"pool={pool!r} for tap {tap!r} is not usable: give a positive integer, "
-            "(height, width), a dict of those by tap, or None."
-        )
-    return limits

@@ -14,7 +14,7 @@ from sk_calex.backbone._explicit import explicit_stages, is_explicit
 from sk_calex.backbone._export import ExportedModule
 from sk_calex.backbone._graph import CannotCutError, State, Step
 from sk_calex.backbone._trace import TracedModule, unknown_tap
-from sk_calex.backbone._whole import WholeModule, check_whole, close
+from sk_calex.backbone._whole import WholeModule, autocast_to, check_whole, close
 from sk_calex.utils._flops import MacCount, checked_macs, unchecked_macs
 from sk_calex.utils._modes import inference_mode_for
 
@@ -113,6 +113,7 @@ class Stages:
         example: Batch,
         *,
         output: str | int | None = None,
+        amp: torch.dtype | None = None,
         fast: bool = False,
     ) -> Stages:
         """Cut ``module`` at ``taps`` and check that the stages reproduce it.
@@ -140,10 +141,13 @@ class Stages:
         output : str or int, default=None
             Which part of what the module returns are the logits: a key, an attribute
             or an index. None: it returns one tensor.
+        amp : torch.dtype, default=None
+            Autocast to it while the module runs, and is compared.
         fast : bool, default=False
             Fold batch normalisation into the convolution before it, pack weights and
             choose memory formats: faster, and equal up to rounding. Folded and packed
             layers are copies: later changes of the module's weights do not reach them.
+            Not done with `amp`, which such layers would escape.
 
         Returns
         -------
@@ -165,9 +169,10 @@ class Stages:
         x = tuple(example.values()) if isinstance(example, Mapping) else (example,)
         rows = torch.arange(3, device=x[0].device) % min(2, len(x[0]))
         batches = [tuple(tensor[rows[:n]] for tensor in x) for n in (1, 2, 3)]
-        whole = WholeModule(module, keys, output)
+        whole = WholeModule(module, keys, output, amp)
+        fast = fast and amp is None
         refusals: list[CannotCutError] = []
-        with inference_mode_for(module):
+        with inference_mode_for(module), autocast_to(x[0].device, amp):
             expected = check_whole(whole, batches)
             for way, cut in _ways(whole, names, batches).items():
                 for fast_now in (True, False) if fast else (False,):
@@ -215,13 +220,13 @@ class Stages:
             _check_rows(k, self.names, output, state, live[k], len(batches[-1][0]))
             shapes.append(tuple(output.shape[1:]))
         self.output_shapes = tuple(shapes)
-        _check_close(output, expected)
+        _check_close(output, expected, whole.amp)
         # Samples that leave must not be missed: one that goes on alone.
         rows = torch.tensor([1], device=expected.device)
         output, state = self.advance(0, batches[-1])
         for k in range(1, len(steps)):
             output, state = self.advance(k, self.take(state, rows) if k == 1 else state)
-        _check_close(output, expected[rows])
+        _check_close(output, expected[rows], whole.amp)
         return counts
 
     @property
@@ -376,7 +381,8 @@ def _refusal(
             error = CannotCutError(str(unknown_tap(name, known)))
             return ValueError(str(error))
     reasons = list(dict.fromkeys(str(refusal) for refusal in refusals))
-    refusal = ValueError(" ".join(reasons) + _ADVICE)
+    traced = not is_explicit(module, names)
+    refusal = ValueError(" ".join(reasons) + _ADVICE * traced)
     refusal.__cause__ = error.__cause__
     return refusal
 
@@ -420,8 +426,8 @@ def _describe(value: object) -> str:
     return f"{value!r}" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
-def _check_close(staged: Tensor, expected: Tensor) -> None:
-    if staged.shape != expected.shape or not close(staged, expected):
+def _check_close(staged: Tensor, expected: Tensor, amp: torch.dtype | None) -> None:
+    if not close(staged, expected, amp):
         raise CannotCutError(
             "the stages do not reproduce the module (largest difference "
             f"{(staged - expected).abs().max():.3g}). Its forward does something that "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,14 @@ from torch.overrides import TorchFunctionMode
 
 from sk_calex.backbone._graph import CannotCutError, State
 
-__all__ = ["WholeModule", "check_module", "check_whole", "close"]
+__all__ = [
+    "WholeModule",
+    "amp_dtype",
+    "autocast_to",
+    "check_module",
+    "check_whole",
+    "close",
+]
 
 
 class WholeModule(nn.Module):
@@ -26,6 +34,8 @@ class WholeModule(nn.Module):
         Its argument names, one per tensor; None: it takes one tensor.
     output : str, int or None
         Which part of what it returns are the logits.
+    amp : torch.dtype or None
+        To which autocast lowers the precision while it runs.
     """
 
     def __init__(
@@ -33,17 +43,23 @@ class WholeModule(nn.Module):
         module: nn.Module,
         keys: tuple[str, ...] | None = None,
         output: str | int | None = None,
+        amp: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.module = module
+        self.amp = amp
         self._keys, self._output = keys, output
 
     def forward(self, *tensors: Tensor) -> Any:
-        """Call the module."""
+        """Call the module for its logits."""
+        return self.pick(self.call(*tensors))
+
+    def call(self, *tensors: Tensor) -> Any:
+        """Call the module, and return all that it returns."""
         batch = self.batch(tensors)
         if self._keys is None or isinstance(self.module, nn.Sequential):
-            return self.pick(self.module(batch))
-        return self.pick(self.module(**batch))
+            return self.module(batch)
+        return self.module(**batch)
 
     def batch(self, tensors: State) -> Any:
         """The batch as the module knows it: a tensor, or tensors by name."""
@@ -134,12 +150,12 @@ def check_whole(whole: WholeModule, batches: Sequence[State]) -> Tensor:
             f"returns {expected.dtype} with minimum {expected.min()} and maximum "
             f"{expected.max()}. Check its weights and the preprocessing."
         )
-    if not close(_run(whole, batches[-1]), expected):
+    if not close(_run(whole, batches[-1]), expected, whole.amp):
         raise ValueError(
             "module gives different outputs for the same input in eval mode: a "
             "module that depends on chance or on earlier calls cannot be cut."
         )
-    if not close(alone, expected[:1]):
+    if not close(alone, expected[:1], whole.amp):
         raise ValueError(
             "the module's output for a sample depends on the other samples of its "
             "batch (or on the batch size), so samples cannot leave early."
@@ -152,13 +168,32 @@ def _run(whole: WholeModule, batch: State) -> Any:
     return whole(*(tensor.clone() for tensor in batch))
 
 
-def close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor, amp: torch.dtype | None = None) -> bool:
     """Whether two outputs are equal up to rounding: half the digits, on their scale."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     # GPUs may multiply float32 in TF32.
     eps = max(torch.finfo(b.dtype).eps, 2.0**-10 if b.is_cuda else 0.0)
+    if amp is not None:
+        eps = max(eps, torch.finfo(amp).eps)
     return torch.allclose(a, b, rtol=0.0, atol=eps**0.5 * float(b.abs().max()))
+
+
+def amp_dtype(name: str | None) -> torch.dtype | None:
+    """Return the dtype that the parameter `amp` names."""
+    return None if name is None else getattr(torch, name)
+
+
+@contextmanager
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Run with autocast to a dtype; None: as it is."""
+    if dtype is None:
+        yield
+        return
+    # Lowered copies of weights are not kept: those made in inference mode must not
+    # be used afterwards.
+    with torch.autocast(device.type, dtype=dtype, cache_enabled=False):
+        yield
 
 
 class _AutocastWatch(TorchFunctionMode):

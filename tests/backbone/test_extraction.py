@@ -35,7 +35,8 @@ def make(cache=None, net=None, **parameters):
 
 def rows_computed(backbone, X):
     """Transform, and count the samples that the module saw."""
-    backbone.runner().stages()  # cut again where weights were written to: that runs it, too
+    # Cut again where weights were written to: that runs the module, too.
+    backbone.runner().stages()
     with counted(backbone.module) as sizes:
         features = backbone.transform(X)
     return sum(sizes), features
