@@ -2,6 +2,7 @@
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import FeatureArray, TapLayout
+from sk_calex.backbone._suggest import suggest_taps
 from sk_calex.branches._branches import BranchClassifier, PrototypePoolingClassifier
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._thresholds import class_precision, precision_bars
@@ -67,5 +68,6 @@ __all__ = [
     "pareto_front",
     "precision_bars",
     "select_taps",
+    "suggest_taps",
     "survivor_weights",
 ]

@@ -4,5 +4,12 @@ from __future__ import annotations
 
 from ._frozen_backbone import FrozenBackbone
 from ._layout import FeatureArray, TapLayout
+from ._suggest import SuggestedTaps, suggest_taps
 
-__all__ = ["FeatureArray", "FrozenBackbone", "TapLayout"]
+__all__ = [
+    "FeatureArray",
+    "FrozenBackbone",
+    "SuggestedTaps",
+    "TapLayout",
+    "suggest_taps",
+]

@@ -58,9 +58,10 @@ class FrozenBackbone(
     module : torch.nn.Module
         The classifier. It is cut at its taps by `torch.fx` or `torch.export`; one that
         neither can follow is given as a ``torch.nn.Sequential`` of stages.
-    taps : sequence of str
+    taps : sequence of str, or "auto"
         Names of the submodules whose outputs are tapped, in the order of execution,
-        such as ``["layer1", "layer2"]`` or ``["layer2.0"]``.
+        such as ``["layer1", "layer2"]`` or ``["layer2.0"]``. "auto": three that
+        `suggest_taps` proposes, spread over the MACs; `layout_` tells which.
     pool : int, tuple of int, dict or None, default=8
         Grid to which feature maps (C, H, W) are averaged:
 
@@ -138,6 +139,7 @@ class FrozenBackbone(
     See Also
     --------
     CascadeClassifier : Puts branches on the taps.
+    suggest_taps : Lists where a module can be tapped.
 
     Examples
     --------
@@ -158,7 +160,7 @@ class FrozenBackbone(
 
     _parameter_constraints: dict[str, list[Any]] = {
         "module": [nn.Module],
-        "taps": [list, tuple],
+        "taps": [StrOptions({"auto"}), list, tuple],
         "layout": [StrOptions(set(LAYOUTS)), dict, None],
         "pool": [Interval(Integral, 1, None, closed="left"), tuple, list, dict, None],
         "preprocess": [callable, None],
@@ -177,7 +179,7 @@ class FrozenBackbone(
     def __init__(
         self,
         module: nn.Module,
-        taps: Sequence[str],
+        taps: Sequence[str] | str,
         *,
         pool: int | tuple[int, int] | Mapping[str, Any] | None = DEFAULT_POOL,
         layout: str | Mapping[str, str] | None = None,

@@ -19,6 +19,7 @@ from sk_calex.backbone._maps import tap_maps
 from sk_calex.backbone._outputs import SigmoidWatch, find_form
 from sk_calex.backbone._samples import prepare
 from sk_calex.backbone._stages import Batch, Stages, State
+from sk_calex.backbone._suggest import suggest
 from sk_calex.backbone._whole import WholeModule, amp_dtype, autocast_to
 from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import check_finite, resolve_device
@@ -27,6 +28,10 @@ __all__ = ["RunSettings", "Runner", "state_of"]
 
 # Part of the fingerprint: raised when the same module would give other features.
 _SCHEMA = 7
+
+
+# Taps that taps="auto" asks for.
+_N_AUTO = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +69,7 @@ class Runner:
         One or two raw samples, from which the shapes of the taps are learned.
     sample_shape : tuple of int or None
         Shape of a raw sample, for the fingerprint.
-    taps : sequence of str
+    taps : sequence of str, or "auto"
         Names of the taps.
     pool, layout, output, outputs
         As of `FrozenBackbone`.
@@ -87,7 +92,7 @@ class Runner:
         raw: Any,
         sample_shape: tuple[int | None, ...],
         *,
-        taps: Sequence[str],
+        taps: Sequence[str] | str,
         pool: Any,
         layout: Any = None,
         output: str | int | None = None,
@@ -98,6 +103,9 @@ class Runner:
         self._output = output
         self._place()
         example = self._prepare(raw)
+        if isinstance(taps, str):
+            self._try(example)
+            taps = suggest(self._placed, example, _N_AUTO, output).taps
         self._stages = stages = self._cut(taps, example)
         self._maps = tap_maps(
             settings.module,
@@ -137,7 +145,8 @@ class Runner:
         stays = places <= {device}
         self._placed = module if stays else copy.deepcopy(module).to(device)
 
-    def _cut(self, taps: Sequence[str], example: Tensor) -> Stages:
+    def _try(self, example: Tensor) -> None:
+        """Run the module once, to say in our words what it refuses."""
         try:
             amp = amp_dtype(self.settings.amp)
             with inference_mode_for(self._placed), autocast_to(self._device, amp):
@@ -148,6 +157,9 @@ class Runner:
                 f"{example.dtype}: {error}. Check the number of channels, the size and "
                 "`preprocess`."
             ) from error
+
+    def _cut(self, taps: Sequence[str], example: Tensor) -> Stages:
+        self._try(example)
         stages = Stages.split(
             self._placed,
             taps,

@@ -18,7 +18,7 @@ from sk_calex.backbone._whole import WholeModule, autocast_to, check_whole, clos
 from sk_calex.utils._flops import MacCount, checked_macs, unchecked_macs
 from sk_calex.utils._modes import inference_mode_for
 
-__all__ = ["Batch", "Stages", "State", "inference_mode_for"]
+__all__ = ["Batch", "Stages", "State", "inference_mode_for", "take_rows"]
 
 Batch = Tensor | Mapping[str, Tensor]
 """Prepared samples: one tensor, or several by the module's argument names."""
@@ -165,10 +165,8 @@ class Stages:
             traced, depends on chance or mixes samples.
         """
         names = _check_arguments(module, taps, example)
-        keys = tuple(example) if isinstance(example, Mapping) else None
-        x = tuple(example.values()) if isinstance(example, Mapping) else (example,)
-        rows = torch.arange(3, device=x[0].device) % min(2, len(x[0]))
-        batches = [tuple(tensor[rows[:n]] for tensor in x) for n in (1, 2, 3)]
+        keys, batches = take_rows(example)
+        x = batches[-1]
         whole = WholeModule(module, keys, output, amp)
         fast = fast and amp is None
         refusals: list[CannotCutError] = []
@@ -268,6 +266,22 @@ class Stages:
     def take(state: State, rows: Tensor) -> State:
         """Keep the samples ``rows`` (int64 indices, on the device) of a state."""
         return tuple(value.index_select(0, rows) for value in state)
+
+
+def take_rows(example: Batch) -> tuple[tuple[str, ...] | None, list[State]]:
+    """Take 1, 2 and 3 samples of an example; its rows are repeated where it has fewer.
+
+    Returns
+    -------
+    keys : tuple of str or None
+        Names of the tensors, where they have some.
+    batches : list of tuple of Tensor
+        The tensors for 1, 2 and 3 samples.
+    """
+    keys = tuple(example) if isinstance(example, Mapping) else None
+    x = tuple(example.values()) if isinstance(example, Mapping) else (example,)
+    rows = torch.arange(3, device=x[0].device) % min(2, len(x[0]))
+    return keys, [tuple(tensor[rows[:n]] for tensor in x) for n in (1, 2, 3)]
 
 
 def _in_format(value: Tensor) -> Tensor:
