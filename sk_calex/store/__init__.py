@@ -1,9 +1,8 @@
 """Feature rows on disk, keyed by the content of the sample they came from.
 
-A folder for each fingerprint, immutable shards inside, no shared mutable file: see
-:mod:`sk_calex.store._shard_file` for the format, :mod:`sk_calex.store._files` for how a
-shard reaches its place whole or not at all, and :mod:`sk_calex.store._eviction` for
-what goes when there is no more room.
+Each fingerprint has a folder of immutable shards; there is no shared mutable file. The
+format is in :mod:`sk_calex.store._shard_file`, atomic writes and locks in
+:mod:`sk_calex.store._files`, and the size cap in :mod:`sk_calex.store._eviction`.
 """
 
 from __future__ import annotations

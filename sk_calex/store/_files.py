@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks, and the sweep of what a crash left."""
+"""Atomic writes, locks between processes, and the removal of what a crash left."""
 
 from __future__ import annotations
 
@@ -11,28 +11,51 @@ import stat
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor, unlock_descriptor
+
 try:
     import fcntl
-except ImportError:  # pragma: no cover (no file locks: the sweep goes by age alone)
+except ImportError:  # pragma: no cover (Windows: no shared locks)
     fcntl = None  # type: ignore[assignment]
 
-_HOST = sha256(socket.gethostname().encode()).hexdigest()[:8]
-_TEMPORARY = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
+TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
 _PATIENCE = 10.0  # seconds to wait for a lock: its holder may have been stopped
 _FOREIGN_AGE = 24 * 3600.0  # seconds after which another machine's file is an orphan
-# Neither follow a link nor wait for the other end of a pipe; take bytes as they are.
+# Do not follow links, do not wait at pipes, do not translate line ends.
 _CAREFULLY = sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
 )
 
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def _host_digest() -> str:
+    """Return 8 hexadecimal digits that identify this machine since its last start.
+
+    Host names repeat among containers and copies of virtual machines. So the random
+    number that Linux draws at each start counts too; elsewhere the address of the
+    network card. Files from before a restart count as those of another machine.
+    """
+    try:
+        machine = _BOOT_ID.read_text()
+    except OSError:
+        address = uuid.getnode()
+        is_random = address >> 40 & 1  # no card was found: each process has another
+        machine = "" if is_random else str(address)
+    return sha256(f"{socket.gethostname()}\n{machine}".encode()).hexdigest()[:8]
+
+
+_HOST = _host_digest()
+
+
 class DamagedFile(Exception):
-    """A file of the store cannot be used; the message says why."""
+    """A file of the store cannot be used, for the reason in the message."""
 
 
 def open_regular(path: Path) -> int:
@@ -41,7 +64,7 @@ def open_regular(path: Path) -> int:
     Returns
     -------
     descriptor : int
-        The caller's to close.
+        To be closed by the caller.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | _CAREFULLY)
@@ -64,23 +87,33 @@ def read_regular(path: Path, n_bytes: int) -> bytes:
         return file.read(n_bytes)
 
 
-def temporary_path(folder: Path) -> Path:
-    """Return a new name, by which the sweep knows a temporary file."""
-    return folder / f".{_HOST}-{uuid.uuid4().hex}.tmp"
+def is_real_folder(path: Path) -> bool:
+    """Return whether a path is a folder, and not a link to one.
+
+    Raises
+    ------
+    OSError
+        If it cannot be determined, such as FileNotFoundError.
+    """
+    # A single system call: the path may change between two.
+    return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
 def new_temporary(folder: Path) -> IO[bytes]:
-    """Open a new temporary file; its remover is the caller.
+    """Open a new temporary file, which the caller has to remove.
 
-    An exclusive lock on the file marks it as in use for as long as any descriptor or
-    mapping of it lives; the system drops the lock with the process, however that ends.
+    An exclusive lock marks the file as in use as long as a descriptor or memory map of
+    it exists. The system releases the lock when the process ends in any way.
     """
     while True:
-        file = open(temporary_path(folder), "x+b")  # noqa: SIM115
-        _lock(file)
+        name = f".{_HOST}-{uuid.uuid4().hex}.tmp"
+        file = open(folder / name, "x+b")  # noqa: SIM115
+        # Where files cannot be locked, the sweep decides by age.
+        with contextlib.suppress(OSError):
+            lock_descriptor(file.fileno())
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # a sweep came between the creation and the lock
+        file.close()  # a sweep removed it between creation and lock
 
 
 def publish(folder: Path, name: str, parts: Iterable[Any]) -> None:
@@ -91,9 +124,9 @@ def publish(folder: Path, name: str, parts: Iterable[Any]) -> None:
     folder : Path
         An existing folder.
     name : str
-        The file's name in it. An older file of that name is replaced.
+        Name of the file. An existing file of that name is replaced.
     parts : iterable of bytes-like
-        The content.
+        Content, in pieces.
     """
     with new_temporary(folder) as file:
         try:
@@ -101,6 +134,8 @@ def publish(folder: Path, name: str, parts: Iterable[Any]) -> None:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
+            if os.name == "nt":  # pragma: no cover (open files cannot be renamed)
+                file.close()
             os.replace(file.name, folder / name)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -118,7 +153,7 @@ def make_folder(folder: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
+    """Flush the names in a folder to the disk, where the system supports it."""
     if os.name == "nt":  # pragma: no cover (folders cannot be opened there)
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -132,25 +167,31 @@ def fsync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path, *, remove: bool = True) -> list[Path]:
-    """Remove the temporary files that no living process holds; return their paths.
+    """Remove the temporary files that no running process uses; return their paths.
 
-    A file of this machine is an orphan when its lock is free. Where locks do not tell
-    (another machine's file, a file system without them), it is one after a day.
+    A file of this machine is an orphan if its lock is free. Without information from
+    locks (files of other machines, file systems without locks) it is one after a day.
+    A link or pipe is always one: a killed repair had renamed it.
     """
     found = []
-    for name, entry in regular_files(folder, _TEMPORARY).items():
-        # Another sweep, or its writer, may remove it meanwhile; and a folder that may
-        # only be read is not ours to clean.
+    for entry in entries(folder, TEMPORARY_NAME):
+        # Another process may remove the file first, or the folder may be read-only.
         with contextlib.suppress(OSError):
-            if _is_orphan(entry, remove=remove, of_this_host=name[1:9] == _HOST):
-                found.append(Path(entry.path))
+            if entry.is_dir(follow_symlinks=False):
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                if remove:
+                    os.unlink(entry.path)
+            elif not _is_orphan(entry, remove):
+                continue
+            found.append(Path(entry.path))
     return found
 
 
 def regular_files(
     folder: Path, pattern: re.Pattern[str]
 ) -> dict[str, os.DirEntry[str]]:
-    """Return the regular files (no links) whose whole name matches the pattern."""
+    """Return the regular files (not links) whose whole name matches the pattern."""
     return {
         entry.name: entry
         for entry in entries(folder, pattern)
@@ -159,105 +200,197 @@ def regular_files(
 
 
 def entries(folder: Path, pattern: re.Pattern[str]) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder, if it exists, under names that match."""
+    """Return the entries of a folder whose names match; none if there is no folder."""
     try:
         with os.scandir(folder) as found:
             return [entry for entry in found if pattern.fullmatch(entry.name)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _lock(file: IO[bytes]) -> None:
-    if fcntl is not None:  # pragma: no branch
-        # A file system without locks refuses the sweep's lock too: it goes by age.
+def folders(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """Return the folders (not links) whose whole name matches the pattern, in order."""
+    return sorted(
+        Path(entry.path)
+        for entry in entries(folder, pattern)
+        if entry.is_dir(follow_symlinks=False)
+    )
+
+
+def set_folder_aside(folder: Path, store: Path) -> Path | None:
+    """Remove a folder that is not the store's if it is empty, or move it.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder in the place of a file of the store.
+    store : Path
+        Folder of the store, into which it is moved under a visible name.
+
+    Returns
+    -------
+    target : Path or None
+        New path of the folder; None if it was empty and removed.
+
+    Raises
+    ------
+    OSError
+        If `folder` is not a folder or cannot be moved.
+    """
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+        return None
+    target = store / f"set-aside-{uuid.uuid4().hex[:12]}"
+    os.mkdir(target)
+    try:
+        if os.name == "nt":  # pragma: no cover (a rename replaces nothing)
+            os.rmdir(target)
+        os.rename(folder, target)  # only a folder can replace a folder
+    except OSError:
         with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            os.rmdir(target)
+        raise
+    return target
 
 
-def _is_orphan(entry: os.DirEntry[str], *, remove: bool, of_this_host: bool) -> bool:
-    """Say whether a temporary file is an orphan, and if so remove it if told to."""
-    if of_this_host and fcntl is not None:
-        with open(entry.path, "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+def _is_orphan(entry: os.DirEntry[str], remove: bool) -> bool:
+    """Return whether a temporary file is an orphan; remove it if asked to."""
+    of_this_host = entry.name[1:9] == _HOST
+    with open(entry.path, "r+b") as file:
+        try:
+            if not lock_descriptor(file.fileno(), blocking=False):
                 return False
-            except OSError:
-                pass  # no locks here: go by age
-            else:
-                if remove:  # under the lock: see new_temporary
-                    os.unlink(entry.path)
-                return True
-    if time.time() - entry.stat().st_mtime <= _FOREIGN_AGE:
-        return False
-    if remove:
+        except OSError:
+            of_this_host = False  # no locks: decide by age
+        if (
+            not of_this_host
+            and time.time() - os.fstat(file.fileno()).st_mtime <= _FOREIGN_AGE
+        ):
+            return False
+        if remove and os.name != "nt":  # while it is locked: see new_temporary
+            os.unlink(entry.path)
+    if remove and os.name == "nt":  # pragma: no cover (open files cannot be removed)
         os.unlink(entry.path)
     return True
 
 
 class Lock:
-    """A lock on a file or folder, held until it is collected or the process ends.
+    """A lock on a file or folder, until the object or the process goes.
 
-    A forked child inherits it and holds it, too.
+    A forked child inherits the lock and holds it too.
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._close = weakref.finalize(self, os.close, descriptor)
 
     def is_on(self, path: Path) -> bool:
-        """Say whether the path still leads to what is locked."""
+        """Return whether a path leads to the locked file or folder."""
         try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
-        except FileNotFoundError:
+            return os.path.samestat(os.fstat(self.descriptor), os.stat(path))
+        except OSError:
             return False
 
     def release(self) -> None:
-        """Give the lock up, also for children that were forked meanwhile."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        """Release the lock, also in children forked meanwhile."""
+        unlock_descriptor(self.descriptor)
         self._close()
 
 
-def lock(
-    path: Path, *, shared: bool = False, patience: float | None = None
-) -> Lock | None:
-    """Lock an existing file or folder; return None where that cannot be done.
+def lock_file(section: Path) -> Path:
+    """Return the path of the file that is locked to change a section.
+
+    It lies beside the section's folder, so that it can be locked before the folder is
+    made and while it is removed.
+    """
+    return section.with_name(f".{section.name}.lock")
+
+
+def lock(path: Path, *, patience: float | None = None) -> Lock:
+    """Lock a file for this process alone; create it if there is none.
 
     Raises
     ------
     BlockingIOError
-        If others hold it for longer than the patience, in seconds.
+        If another process holds the lock for longer than `patience` seconds.
+    OSError
+        If the file cannot be made or locked.
+    """
+
+    def try_once() -> Lock | None:
+        # Network file systems need a file open for writing to lock it.
+        held = Lock(os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o666))
+        is_free = lock_descriptor(held.descriptor, blocking=False)
+        # The last holder may have removed the file together with the section.
+        return held if is_free and held.is_on(path) else None
+
+    return _wait_for(try_once, patience)
+
+
+def lock_folder(
+    folder: Path, *, shared: bool, patience: float | None = None
+) -> Lock | None:
+    """Lock an existing folder while it is used (shared) or removed (not shared).
+
+    Returns None where folders cannot be locked, as on Windows.
+
+    Raises
+    ------
+    BlockingIOError
+        If other processes hold the lock for longer than `patience` seconds.
     """
     if fcntl is None:  # pragma: no cover
         return None
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
+        held = Lock(os.open(folder, os.O_RDONLY | os.O_NONBLOCK))
+
+        def try_once() -> Lock | None:
+            try:
+                fcntl.flock(held.descriptor, how)
+            except BlockingIOError:
+                return None
+            return held
+
+        return _wait_for(try_once, patience)
+    except BlockingIOError:
+        raise
+    except OSError:  # there is no folder, or the file system has no locks
         return None
-    held = Lock(descriptor)
+
+
+def _wait_for(try_once: Callable[[], Lock | None], patience: float | None) -> Lock:
     deadline = time.monotonic() + (_PATIENCE if patience is None else patience)
     while True:
-        try:
-            fcntl.flock(
-                descriptor,
-                (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB,
-            )
+        held = try_once()
+        if held is not None:
             return held
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.005)
-        except OSError:  # a file system without locks
-            return None
+        if time.monotonic() >= deadline:
+            raise BlockingIOError
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep others out, if it can be done; what is done inside is right without it."""
+def locked(
+    path: Path, *, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[None]:
+    """Hold the lock on a file, or go on without it if it cannot be had.
+
+    Parameters
+    ----------
+    path : Path
+        File to lock; created if there is none.
+    on_error : callable, default=None
+        Called with the error if the file cannot be created or locked.
+    """
+    held = None
     try:
         held = lock(path)
     except BlockingIOError:
-        held = None
+        pass  # the holder may be a stopped process: do not wait for ever
+    except OSError as error:
+        if on_error is not None:
+            on_error(error)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Rows copied out of the shards that hold them."""
+"""Copies of rows from the shards that hold them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._files import DamagedFile
 from ._shard_file import Layout, ShardReader, are_far, most_rows, read_each
 from ._shards import UsableShards, most_at_once
 
-_TOGETHER = 32  # shards read from together, which have to be open all at once
+_TOGETHER = 32  # most shards that are read in one call, all open at the same time
 
 
 class _Part(NamedTuple):
@@ -36,20 +36,20 @@ def copy_rows(
     Parameters
     ----------
     shards : UsableShards
-        What cannot be read is taken out of it.
+        Shards to read; those that cannot be read are taken out of it.
     layout : Layout
-        The layout of its shards.
+        Layout of the shards.
     shard, row : ndarray of shape (n,), dtype int32
-        Where the rows are; in ascending order, by shard and then by row.
+        Places of the rows, in ascending order by shard and then by row.
     out : ndarray of shape (n_out, width), floating dtype
-        Gets the rows.
+        Array that receives the rows.
     to : ndarray of shape (n,), dtype intp
-        What rows of `out` they become.
+        Row of `out` for each of them.
 
     Returns
     -------
     copied : ndarray of shape (n,), dtype bool
-        Which rows could be copied.
+        Whether each row was copied.
     """
     copied = np.zeros(len(shard), dtype=bool)
     for parts in _runs(shard, row, layout.row_bytes):
@@ -71,7 +71,7 @@ def _copy_together(
     out: NDArray[Any],
     to: NDArray[np.intp],
 ) -> bool:
-    """Copy the rows of several shards at once, unless there is trouble with one."""
+    """Copy the rows of several shards in one call; return whether all were sound."""
     if len(parts) == 1:
         return False
     readers: list[ShardReader] = []
@@ -84,7 +84,7 @@ def _copy_together(
         counts = [part.stop - part.start for part in parts]
         values = read_each(readers, counts, row, layout)
     except (DamagedFile, OSError):
-        return False  # which one it is shows when each is read alone
+        return False  # the caller then reads each shard alone to find which
     if not all(
         shards.is_unchanged(part.number, reader)
         for part, reader in zip(parts, readers, strict=True)
@@ -101,7 +101,7 @@ def _copy_alone(
     out: NDArray[Any],
     to: NDArray[np.intp],
 ) -> bool:
-    """Copy the rows of one shard, and say so if it could be done."""
+    """Copy the rows of one shard; return whether it was sound."""
     reader = shards.reader(part.number)
     if reader is None:
         return False
@@ -118,10 +118,10 @@ def _copy_alone(
 def _runs(
     shard: NDArray[np.int32], row: NDArray[np.int32], row_bytes: int
 ) -> Iterator[list[_Part]]:
-    """Yield what is to be read at once: a few rows of some shards, or one shard.
+    """Yield what to read in one call: a few rows of several shards, or one shard.
 
-    With few rows of each of many shards, numpy's price of a call would otherwise be
-    paid for each of them.
+    Reading a few rows from each of many shards together saves NumPy's overhead per
+    call, which would otherwise be paid for each shard.
     """
     (borders,) = np.nonzero(np.diff(shard, prepend=-1, append=-1))
     first, last, counts = row[borders[:-1]], row[borders[1:] - 1], np.diff(borders)

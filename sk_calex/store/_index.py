@@ -1,4 +1,4 @@
-"""Where each key is stored: sorted runs, the long ones in temporary files."""
+"""The index from keys to rows: sorted runs, the long ones in temporary files."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 # half of each key, as numbers, and its place, `shard << 32 | row`. 24 bytes an entry.
 _Run = NDArray[np.uint64]
 
-_MEMORY_ENTRIES = 2**14  # runs of more than these lie in temporary files
-_PIECE_ENTRIES = 2**13  # how much of a run is in memory while it is copied
-_FIND_KEYS = 2**16  # how many are looked up at a time
+_MEMORY_ENTRIES = 2**14  # longer runs are kept in temporary files
+_PIECE_ENTRIES = 2**13  # entries in memory while a run is copied
+_FIND_KEYS = 2**16  # keys looked up at a time
 
 _ROW_BITS = np.uint64(32)
 _ROW_MASK = np.uint64(2**32 - 1)
 
 
 class KeyIndex:
-    """Maps keys to (shard number, row number), without a Python loop over keys.
+    """Maps keys to (shard number, row number) without a Python loop over keys.
 
-    The entries lie in sorted runs, each more than twice as long as the next, so that
-    adding many small shards costs O(n log n) in all and a look-up searches O(log n)
-    runs. A key may be there several times: each entry is a copy that can be read, and
-    the one that was added first is found.
+    The entries lie in sorted runs, each more than twice as long as the next. So adding
+    many small shards costs O(n log n) in all, and a look-up searches O(log n) runs. A
+    key may occur several times, once for each copy of its row; the copy that was added
+    first is found.
 
-    Long runs are mapped from files without a name in the system's temporary folder,
-    for as long as that has room, and merged piece by piece. If the folder is on a disk,
-    a few MiB of memory are taken that the system cannot take back, whatever the number
-    of entries. (More if very many keys share their first half, which digests do not.)
+    Long runs are memory maps of nameless files in the system's temporary folder, as
+    long as it has room, and are merged piece by piece. If that folder is on a disk,
+    the index needs a few MiB of unreclaimable memory, whatever the number of entries.
+    (More if very many keys share their first half, which digests do not.)
     """
 
     def __init__(self) -> None:
@@ -47,22 +47,22 @@ class KeyIndex:
         run = np.stack([high[order], low[order], place])
         self._runs.append(run)
         if _size(run) > _MEMORY_ENTRIES:
-            self._runs[-1] = _stored(_size(run), partial(_pieces, run))
+            self._runs[-1] = _make_run(_size(run), partial(_pieces, run))
         while len(self._runs) > 1 and _size(self._runs[-2]) <= 2 * _size(
             self._runs[-1]
         ):
             self._merge_youngest()
 
     def discard(self, *shards: int) -> None:
-        """Forget every entry of some shards."""
+        """Remove all entries of some shards."""
         gone = np.array(shards, dtype=np.uint64)
         kept = []
         for run in self._runs:
-            sizes = [_size(piece) for piece in _without(run, gone)]
+            sizes = [_size(piece) for piece in _filter_pieces(run, gone)]
             if sum(sizes) == _size(run):
                 kept.append(run)
             elif sum(sizes):
-                kept.append(_stored(sum(sizes), partial(_without, run, gone)))
+                kept.append(_make_run(sum(sizes), partial(_filter_pieces, run, gone)))
         self._runs = kept
 
     def find(
@@ -81,10 +81,9 @@ class KeyIndex:
     def _places(
         self, keys: NDArray[np.uint8]
     ) -> Iterator[tuple[NDArray[np.intp], _Run]]:
-        """Yield, run by run, which keys are found and their places."""
+        """Yield, for each run, the numbers of the keys found in it and their places."""
         high, low = _halves(keys)
-        # In ascending order, so that each search passes over memory that the last one
-        # has touched.
+        # Ascending order keeps neighbouring searches in the same memory pages.
         order = np.argsort(high)
         high, low = high[order], low[order]
         for run in self._runs:
@@ -104,8 +103,8 @@ class KeyIndex:
     def _merge_youngest(self) -> None:
         older, younger = self._runs[-2:]
         size = _size(older) + _size(younger)
-        # In one step: if this is interrupted, the two are still there.
-        self._runs[-2:] = [_stored(size, partial(_merged, older, younger))]
+        # One assignment: after an interruption, both runs are still there.
+        self._runs[-2:] = [_make_run(size, partial(_merge_pieces, older, younger))]
 
 
 def _size(run: _Run) -> int:
@@ -113,14 +112,14 @@ def _size(run: _Run) -> int:
 
 
 def _halves(keys: NDArray[np.uint8]) -> tuple[_Run, _Run]:
-    """Return (n, 16) keys as two numbers each, which sort as the keys do."""
+    """Return each of the (n, 16) keys as two numbers that sort as the keys do."""
     halves = keys.view(">u8").astype(np.uint64)
     return halves[:, 0], halves[:, 1]
 
 
 def _order(high: _Run, low: _Run) -> NDArray[np.intp]:
-    """Return what sorts keys, those that are equal in the order in which they are."""
-    order = np.argsort(high, kind="stable")  # of two sorted pieces, in linear time
+    """Return the stable order that sorts keys given as two halves."""
+    order = np.argsort(high, kind="stable")  # linear time for two sorted pieces
     in_order = high[order]
     if (in_order[1:] == in_order[:-1]).any():
         return np.lexsort((low, high))
@@ -128,14 +127,14 @@ def _order(high: _Run, low: _Run) -> NDArray[np.intp]:
 
 
 def _search(run: _Run, high: _Run, low: _Run) -> tuple[NDArray[np.intp], _Run]:
-    """Return where keys stand in a run, the first of equal ones, and which do so."""
+    """Return the first position of each key in a run, and whether it is there."""
     last = _size(run) - 1
     at = np.searchsorted(run[0], high)
     np.minimum(at, last, out=at)
     hit = run[0, at] == high
     same = run[1, at] == low
     (others,) = np.nonzero(hit & ~same)
-    if len(others):  # keys that begin alike: bisect each group of them
+    if len(others):  # equal first halves: bisect the second ones
         low = low[others]
         left, right = at[others], np.searchsorted(run[0], high[others], side="right")
         end = right.copy()
@@ -156,16 +155,16 @@ def _pieces(run: _Run, start: int = 0) -> Iterator[_Run]:
         yield run[:, at : at + _PIECE_ENTRIES]
 
 
-def _without(run: _Run, shards: _Run) -> Iterator[_Run]:
+def _filter_pieces(run: _Run, shards: _Run) -> Iterator[_Run]:
     for piece in _pieces(run):
         yield piece[:, ~np.isin(piece[2] >> _ROW_BITS, shards)]
 
 
-def _merged(older: _Run, younger: _Run) -> Iterator[_Run]:
-    """Yield, piece by piece, the entries of both in order; of equal keys, older first.
+def _merge_pieces(older: _Run, younger: _Run) -> Iterator[_Run]:
+    """Yield the sorted entries of both runs in pieces; equal keys: the older first.
 
-    A piece ends where both runs have a key of another first half: so what is equal is
-    sorted in one piece.
+    A piece ends only where the first half of the key changes in both runs, so that
+    equal keys are sorted within one piece.
     """
     i = j = 0
     while i < _size(older) and j < _size(younger):
@@ -194,20 +193,20 @@ def _n_distinct(run: _Run) -> int:
     return n
 
 
-def _stored(size: int, pieces: Callable[[], Iterable[_Run]]) -> _Run:
-    """Make one run of its pieces: in a file if it is long and there is room."""
+def _make_run(size: int, pieces: Callable[[], Iterable[_Run]]) -> _Run:
+    """Make one run of its pieces, in a file if it is long and there is room."""
     if size > _MEMORY_ENTRIES:
-        # On a full disk, or without a temporary folder, memory has to do.
+        # On a full disk or without a temporary folder, use memory.
         with contextlib.suppress(OSError):
             return _in_file(size, pieces())
     return np.concatenate(list(pieces()), axis=1)
 
 
 def _in_file(size: int, pieces: Iterable[_Run]) -> _Run:
-    """Write a run to a file that goes with the array.
+    """Write a run to a file that is removed with the array.
 
-    It is written by plain writes. On a full disk they raise an error, where an access
-    to a map would end the process.
+    On a full disk a plain write raises an error, whereas writing through a memory map
+    would end the process.
     """
     with tempfile.TemporaryFile() as file:
         start = 0
@@ -218,4 +217,4 @@ def _in_file(size: int, pieces: Iterable[_Run]) -> _Run:
             start += _size(piece)
         file.flush()
         mapped = np.memmap(file, np.uint64, mode="r", shape=(3, size))
-    return mapped.view(np.ndarray)  # whose parts are made faster than a memmap's
+    return mapped.view(np.ndarray)  # slicing an ndarray is faster than a memmap

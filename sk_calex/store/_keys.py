@@ -1,4 +1,4 @@
-"""Keys of rows: digests of the samples' content."""
+"""Keys of rows: digests of the content of samples."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def row_keys(X: ArrayLike) -> NDArray[np.uint8]:
     Parameters
     ----------
     X : array-like of shape (n_samples, ...)
-        Booleans, integers or floats of at most 64 bits. Any memory layout and byte
-        order: only the values, the dtype and the shape of a sample count. A tensor of
-        another library is passed as the array that it shares its memory with.
+        Booleans, integers or floats of at most 64 bits, in any memory layout and byte
+        order: only the values, the dtype and the shape of a sample count. Convert
+        tensors of other libraries to arrays first.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def row_keys(X: ArrayLike) -> NDArray[np.uint8]:
             f"{X.dtype}; convert it, for example with X.astype('float32')."
         )
     dtype = X.dtype.newbyteorder("<")
-    # Of one length, so that no end of it can pass for the beginning of a sample.
+    # A digest has a fixed length, so no dtype and shape can run over into a sample.
     prefix = sha256(sha256(f"{dtype.str}{X.shape[1:]}".encode()).digest())
 
     n_samples = X.shape[0]
@@ -88,7 +88,7 @@ def check_keys(keys: ArrayLike) -> NDArray[np.uint8]:
 def as_strings(keys: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     """View (n, 16) keys as n fixed-width strings, which NumPy can sort and search.
 
-    NumPy ignores trailing zero bytes when it compares such strings; at a fixed width
-    that changes no comparison.
+    NumPy ignores trailing zero bytes in such strings, which changes no comparison of
+    strings of the same width.
     """
     return keys.view(f"S{KEY_BYTES}").reshape(len(keys))

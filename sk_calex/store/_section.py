@@ -1,4 +1,4 @@
-"""The rows of one fingerprint: found, read, written and gathered by key."""
+"""The rows of one fingerprint: find, read, write and gather them by key."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from numpy.typing import ArrayLike, NDArray
 
 from sk_calex.utils._fork import fork_safe_lock
 
-from ._files import Lock, make_folder, new_temporary
-from ._folder import SectionFolder
+from ._files import Lock, new_temporary
+from ._folder import ATTEMPTS, SectionFolder
 from ._gather import copy_rows
 from ._keys import as_strings, check_keys
 from ._shard_file import MAX_SHARD_ROWS, Layout
 from ._shards import MAX_ATTEMPTS, Verify
 from ._warnings import Signature
 
-_ROW_OVERHEAD = 64  # bytes of memory that reading a row takes, apart from the row
+_ROW_OVERHEAD = 64  # bytes of memory per row read, in addition to the row
 
-# Rows read and rows missed in this process, by the section's folder: see traffic.
+# Numbers of rows found and not found in this process, by the folder of the section.
 _traffic: dict[Path, tuple[int, int]] = {}
 _traffic_lock = fork_safe_lock()
 
 
 class Section:
-    """The rows of one fingerprint; made by :meth:`FeatureStore.section`.
+    """Rows of one fingerprint, as returned by :meth:`FeatureStore.section`.
 
-    Threads may share a section, and processes may open the same one: a shard never
-    changes once it has its name, and two writers never write the same file. A section
-    is pickled as its settings, so that a worker process opens it anew.
+    Threads may share a section, and several processes may open the same one: a shard
+    never changes once it has its name, and two writers never write the same file. A
+    pickled section holds its settings only, and a worker process opens it anew.
     """
 
     def __init__(
@@ -59,44 +59,44 @@ class Section:
 
     @property
     def n_rows(self) -> int:
-        """The number of distinct rows, as of this section's last look at the folder."""
+        """Number of distinct rows when this section last listed its folder."""
         return self._folder.shards.n_distinct()
 
     def find(self, keys: ArrayLike) -> NDArray[np.bool_]:
-        """Say which rows are stored, going by the index alone.
+        """Look up which rows are stored, in the index alone.
 
         Parameters
         ----------
         keys : array-like of shape (n, 16), dtype uint8
-            Made by :func:`row_keys`.
+            Keys of the rows, from :func:`row_keys`.
 
         Returns
         -------
         found : ndarray of shape (n,), dtype bool
-            A row found here may still turn out to be damaged when it is read: what
-            :meth:`read` returns is final.
+            Whether each row is stored. A row may still turn out to be damaged when it
+            is read; the result of :meth:`read` is final.
         """
         found = self._find(check_keys(keys))
         self._count(missed=len(found) - int(found.sum()))
         return found
 
     def read(self, keys: ArrayLike, out: NDArray[Any]) -> NDArray[np.bool_]:
-        """Read those of some rows that are stored into an array.
+        """Read the stored ones among some rows into an array.
 
-        A shard that is damaged or gone causes one :class:`StoreWarning`, and its rows
-        are not found. A wrong row is never returned.
+        A damaged or missing shard causes one :class:`StoreWarning`, and its rows are
+        not found. A wrong row is never returned.
 
         Parameters
         ----------
         keys : array-like of shape (n, 16), dtype uint8
-            In any order, with any repetitions.
+            Keys of the rows, in any order and with any repetitions.
         out : ndarray of shape (n, width), dtype float16, float32 or float64
-            ``out[i]`` becomes the row of ``keys[i]``, if found. May be a memory map.
+            Array or memory map; ``out[i]`` becomes the row of ``keys[i]``, if found.
 
         Returns
         -------
         found : ndarray of shape (n,), dtype bool
-            Where False, ``out[i]`` means nothing and is the caller's to fill.
+            Whether each row was found. If not, ``out[i]`` is undefined.
 
         Raises
         ------
@@ -119,23 +119,23 @@ class Section:
         return found
 
     def write(self, keys: ArrayLike, rows: ArrayLike) -> int:
-        """Store those of some rows that are not stored yet, as one shard.
+        """Store the rows that are not stored yet, as one shard.
 
-        When this returns, the rows are on disk for good: a shard that has some of them
-        already is verified first. When it raises, or the process is killed, the earlier
-        rows are as they were. A shard is meant to hold a few thousand rows.
+        When this returns, the rows are on the disk; shards that hold some of them
+        already are verified first. If it raises or the process is killed, the rows
+        stored earlier are unchanged. Write a few thousand rows in one call.
 
         Parameters
         ----------
         keys : array-like of shape (n, 16), dtype uint8
-            Where a key is repeated, its first row is stored.
+            Keys of the rows. Of rows with the same key the first is stored.
         rows : array-like of shape (n, width), floating dtype
-            Finite; rounded to the section's dtype.
+            Finite values, which are rounded to the dtype of the section.
 
         Returns
         -------
         n_new : int
-            The number of rows stored by this call.
+            Number of rows stored by this call.
 
         Raises
         ------
@@ -150,7 +150,7 @@ class Section:
         if len(first) < len(keys):
             first.sort()
             keys, rows = keys[first], rows[first]
-        self._folder.use()
+        self._folder.mark_used()
         with self._explain_failure(f"store {len(keys)} rows"):
             return self._folder.write(keys, rows)
 
@@ -162,48 +162,56 @@ class Section:
         Parameters
         ----------
         keys : array-like of shape (n, 16), dtype uint8
-            All stored; in any order, with any repetitions.
+            Keys of stored rows, in any order and with any repetitions.
         memory_limit : int, default=67108864
-            A matrix of more bytes than this is returned as a memory map; about as many
-            are used while it is filled.
+            Largest size of a matrix in memory, in bytes; a larger one is returned as
+            a memory map. About as many bytes are used while it is filled.
 
         Returns
         -------
         rows : ndarray or memmap of shape (n, width), of the section's dtype
-            A map is read-only. Its file is temporary, lies in the section's folder and
-            goes with the array.
+            Rows in the order of `keys`. A memory map is read-only; its temporary file
+            lies in the section's folder and is removed with the array.
 
         Raises
         ------
         KeyError
-            If a row is not stored, or turns out to be damaged. All rows are tried
-            first: what is missing after one such error is known to :meth:`find`.
+            If a row is not stored or is damaged. All rows are read first, so that
+            :meth:`find` knows all missing rows after one such error.
         OSError
             If the temporary file cannot be written, as on a full disk.
         """
         keys = check_keys(keys)
-        self._require_all(self._find(keys))
         if len(keys) * self._layout.row_bytes > memory_limit:
-            with self._explain_failure(f"gather {len(keys)} rows"):
-                return self._gather_to_disk(keys, memory_limit)
+            for _ in range(ATTEMPTS - 1):
+                try:
+                    return self._gather_to_disk(keys, memory_limit)
+                except FileNotFoundError:  # the folder was removed after the look-up
+                    self._folder.shards.rescan()
+            return self._gather_to_disk(keys, memory_limit)
+        self._require_all(self._find(keys))
         out = np.empty((len(keys), self._layout.width), dtype=self._layout.dtype)
         self._require_all(self.read(keys, out))
         return out
 
     def _gather_to_disk(self, keys: NDArray[np.uint8], limit: int) -> NDArray[Any]:
+        self._require_all(self._find(keys))
+        with self._explain_failure(f"gather {len(keys)} rows"):
+            return self._write_map(keys, limit)
+
+    def _write_map(self, keys: NDArray[np.uint8], limit: int) -> NDArray[Any]:
         width, dtype = self._layout.width, self._layout.dtype
         a_row = self._layout.row_bytes + _ROW_OVERHEAD
         chunk = min(len(keys), max(1, limit // a_row))
         buffer = np.empty((chunk, width), dtype=dtype)
         found = np.ones(len(keys), dtype=bool)
-        make_folder(self._folder.path)  # it may be gone: then so are the rows
         with new_temporary(self._folder.path) as file:
             try:
-                # Written, not assigned through the map: then nothing stays resident.
+                # Written to the file and not through the map, to keep no memory.
                 for start in range(0, len(keys), chunk):
                     part = keys[start : start + chunk]
                     found[start : start + chunk] = self.read(part, buffer[: len(part)])
-                    if found.all():  # else read on, to find all that is damaged
+                    if found.all():  # else only read on, to find all damaged rows
                         file.write(buffer[: len(part)].data)
                 self._require_all(found)
                 file.flush()
@@ -211,14 +219,13 @@ class Section:
             except BaseException:
                 _unlink(file.name, os.getpid(), None)
                 raise
-        # The file keeps its name as long as the map lives, because joblib hands a map
-        # to its workers by name. A slice of the map keeps the map alive, and the map
-        # its section.
+        # The file keeps its name as long as the map exists, because joblib passes maps
+        # to its workers by name. A slice keeps the map alive, and the map the section.
         weakref.finalize(rows, _unlink, file.name, os.getpid(), self._folder.pin)
         return rows
 
     def _find(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        self._folder.use()
+        self._folder.mark_used()
         shard, _ = self._folder.shards.locate(keys)
         return shard >= 0
 
@@ -232,19 +239,19 @@ class Section:
         found = np.zeros(len(keys), dtype=bool)
         pending = np.arange(len(keys))
         for _ in range(MAX_ATTEMPTS):
-            self._folder.use()
+            self._folder.mark_used()
             shard, row = shards.locate(keys[pending])
             order = np.argsort(shard.astype(np.int64) << 32 | row)
             order = order[np.count_nonzero(shard < 0) :]  # without those not stored
             shard, row, pending = shard[order], row[order], pending[order]
             copied = copy_rows(shards, self._layout, shard, row, out, pending)
             found[pending[copied]] = True
-            # A damaged shard has left the index; there may be other copies.
+            # Damaged shards are out of the index now; look for other copies.
             pending = pending[~copied]
             if len(pending) == 0:
                 break
         else:
-            shards.tell_unsettled()
+            shards.warn_unsettled()
         return found
 
     @contextmanager
@@ -306,12 +313,12 @@ class Section:
 
 
 def traffic(path: Path) -> tuple[int, int]:
-    """Return the rows of a section that this process has read, and has missed."""
+    """Return how many rows of a section this process has found, and has not found."""
     return _traffic.get(path, (0, 0))
 
 
 def _unlink(name: str, process: int, pin: Lock | None) -> None:
-    # A forked child inherits the finalizer, but the file is its parent's.
+    # A forked child inherits the finalizer, but only the parent may remove the file.
     if os.getpid() == process:  # pragma: no branch (seen by children only)
         with contextlib.suppress(OSError):
             os.unlink(name)

@@ -1,11 +1,10 @@
 """The format of a section: one small JSON file and immutable shards.
 
 A shard is a safetensors file with two tensors, ``keys`` (n, 16) uint8 and ``rows``
-(n, width) float16 or float32, and **its name is the SHA-256 digest of its bytes**. So
-existence is not validity: a shard is used only when its bytes give its name. The header
-is padded to a fixed size and holds nothing that the section and the file's size do not
-determine already. It is therefore compared, never parsed, and nothing in a file decides
-an offset or the size of an allocation.
+(n, width) float16 or float32, and **its name is the SHA-256 digest of its bytes**. A
+shard is used only if its bytes have that digest. The header is padded to a fixed size
+and determined by the section and the size of the file. So it is compared and never
+parsed, and no content of a file decides an offset or the size of an allocation.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ MAX_SHARD_ROWS = 2**20
 
 _HEADER_BYTES = 1024
 _DIGEST_BYTES = 2**18  # read at a time
-_BLOCK_BYTES = 2**20  # what is read at once has at most about this size
-# Measured with files in memory: to read once more costs as much as some KiB that are
-# not wanted. A disk prefers larger pieces.
-_SPARSE_BYTES = 8 * 2**10  # rows further apart, on average, are read one by one
-_GAP_BYTES = 16 * 2**10  # of the others, those with a wider gap between them
+_BLOCK_BYTES = 2**20  # approximate size of one read, at most
+# Measured with files in the page cache, where one more read costs as much as some KiB
+# that are not needed. Disks prefer larger pieces.
+_SPARSE_BYTES = 8 * 2**10  # rows that are further apart on average are read one by one
+_GAP_BYTES = 16 * 2**10  # other rows are read in two pieces if the gap is wider
 
 _FORMAT = "sk_calex.store"
-_VERSION = 2  # 1 had other keys
+_VERSION = 2  # version 1 used other digests for keys
 _OLD_VERSIONS = (1,)
 _MAX_METADATA_BYTES = 4096
 _MAX_WIDTH = 2**28
@@ -65,7 +64,7 @@ class Layout:
     dtype_name: str
 
     def __post_init__(self) -> None:
-        # From a caller or from a file: the types are claims.
+        # The values may come from a file, so their types are checked too.
         fingerprint: object = self.fingerprint
         if not (isinstance(fingerprint, str) and SECTION_NAME.fullmatch(fingerprint)):
             raise ValueError(
@@ -90,18 +89,18 @@ class Layout:
         return self.width * self.dtype.itemsize
 
     def shard_bytes(self, n_rows: int) -> int:
-        """Return the size of a shard of n_rows."""
+        """Return the size of a shard of `n_rows`, in bytes."""
         return _HEADER_BYTES + n_rows * (KEY_BYTES + self.row_bytes)
 
     def n_rows(self, file_bytes: int) -> int:
-        """Return the number of rows in a shard of this size, or raise DamagedFile."""
+        """Return the number of rows of a shard of a size, or raise DamagedFile."""
         n, rest = divmod(file_bytes - _HEADER_BYTES, KEY_BYTES + self.row_bytes)
         if rest or not 1 <= n <= MAX_SHARD_ROWS:
             raise DamagedFile(f"has a size ({file_bytes} bytes) that no shard has")
         return n
 
     def header(self, n_rows: int, version: int = _VERSION) -> bytes:
-        """Return the first bytes of a shard of n_rows."""
+        """Return the first bytes of a shard of `n_rows`."""
         split, end = n_rows * KEY_BYTES, n_rows * (KEY_BYTES + self.row_bytes)
         content = {
             "__metadata__": {
@@ -124,7 +123,7 @@ class Layout:
         return size.to_bytes(8, "little") + json.dumps(content).encode().ljust(size)
 
     def metadata(self, version: int = _VERSION) -> bytes:
-        """Return the content of the section's JSON file."""
+        """Return the content of the JSON file of the section."""
         content = {
             "format": _FORMAT,
             "version": version,
@@ -137,14 +136,14 @@ class Layout:
 
 
 def read_metadata(folder: Path, name: str = METADATA_NAME) -> Layout:
-    """Read the JSON file of a section's folder.
+    """Read the JSON file in the folder of a section.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     DamagedFile
-        If it is not, byte for byte, what this version writes for that folder.
+        If it differs in any byte from what this version writes for that folder.
     """
     raw = read_regular(folder / name, _MAX_METADATA_BYTES + 1)
     try:
@@ -167,12 +166,23 @@ def read_metadata(folder: Path, name: str = METADATA_NAME) -> Layout:
         raise DamagedFile(f"is not valid section metadata: {error}") from error
 
 
-def claimed_layout(path: Path, fingerprint: str) -> Layout:
-    """Return the layout that a shard's header claims, for want of metadata."""
+def claimed_layout(path: Path, fingerprint: str | None = None) -> Layout:
+    """Return the layout according to a shard's header, where there is no metadata.
+
+    Parameters
+    ----------
+    path : Path
+        Path of the shard.
+    fingerprint : str, default=None
+        Fingerprint of the section; by default, the one in the header.
+    """
     raw = read_regular(path, _HEADER_BYTES)
     try:
-        rows = json.loads(raw[8:])["rows"]
+        content = json.loads(raw[8:])
+        rows = content["rows"]
         names = {code: name for name, code in _SAFETENSORS_DTYPE.items()}
+        if fingerprint is None:
+            fingerprint = content["__metadata__"]["fingerprint"]
         return Layout(fingerprint, rows["shape"][1], names[rows["dtype"]])
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise DamagedFile("has a header that no shard has") from error
@@ -192,14 +202,14 @@ def write_shard(
 
 
 class ShardReader:
-    """An open shard whose size and header are what they must be.
+    """An open shard with the size and the header that its layout requires.
 
-    It is read by plain reads: unlike a mapping, they turn a file that shrinks or a bad
-    disk into an error that can be caught, and they leave nothing resident. Where the
-    system can read at a given place, threads may share a reader.
+    It is read by plain reads. Unlike a memory map, they raise an error that can be
+    caught if the file shrinks or the disk is bad, and keep no memory. Where the system
+    has ``pread``, threads may share a reader.
 
-    It is closed with the last reference to it, so nobody reads from a descriptor that
-    has become another file's.
+    It is closed with the last reference to it, so that no thread reads from a
+    descriptor that has been reused for another file.
 
     Raises
     ------
@@ -233,16 +243,16 @@ class ShardReader:
             os.close(self._descriptor)
 
     def is_as_opened(self) -> bool:
-        """Say whether the file is as it was when opened, and not removed since."""
+        """Return whether the file is unchanged since it was opened, and not removed."""
         try:
             status = os.fstat(self._descriptor)
-        except OSError:  # as of a network file system where another host removed it
+        except OSError:  # such as a file that another host removed from a network disk
             return False
         is_same = signature(status) == self.signature
         return is_same and status.st_nlink == self._n_names
 
     def verify(self, name: str | None = None) -> None:
-        """Compare the digest of the whole file with its name, or the one given."""
+        """Compare the digest of the whole file with its name or another one."""
         digest, done = hashlib.sha256(), 0
         while part := _pread(self._descriptor, _DIGEST_BYTES, done):
             digest.update(part)
@@ -258,7 +268,7 @@ class ShardReader:
     def rows(
         self, wanted: NDArray[np.integer[Any]]
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield, block by block, a slice of `wanted` (ascending) and its rows."""
+        """Yield slices of `wanted` (row numbers, ascending) and their rows."""
         row_bytes = self._layout.row_bytes
         for block in blocks(wanted, row_bytes):
             offsets = self._origin + block.first * row_bytes
@@ -269,13 +279,13 @@ class ShardReader:
             yield block.rows, rows if block.inside is None else rows[block.inside]
 
     def _read(self, offsets: Sequence[int], sizes: Sequence[int]) -> bytes:
-        """Read some pieces of the file, one after the other."""
+        """Read pieces of the file and join them."""
         pairs = zip(sizes, offsets, strict=True)
         parts = [_pread(self._descriptor, size, offset) for size, offset in pairs]
         raw = b"".join(parts)
-        if len(raw) == sum(sizes):  # as no piece is longer than asked for
+        if len(raw) == sum(sizes):  # no read returns more than was asked for
             return raw
-        # The system may give less at a time, but nothing at the end only.
+        # A read may return less than asked for; only at the end it returns nothing.
         for i, size in enumerate(sizes):
             while len(parts[i]) < size:
                 done = len(parts[i])
@@ -292,12 +302,23 @@ def read_each(
     rows: NDArray[np.integer[Any]],
     layout: Layout,
 ) -> NDArray[Any]:
-    """Return rows of several shards, read one by one: so many of each, in turn.
+    """Return rows of several shards, read one by one.
+
+    Parameters
+    ----------
+    shards : sequence of ShardReader
+        Open shards.
+    n_of_each : sequence of int
+        Number of rows of each shard.
+    rows : ndarray of int
+        Row numbers, those of the first shard first.
+    layout : Layout
+        Layout of the shards.
 
     Raises
     ------
     DamagedFile
-        If the system gives less than is asked for.
+        If a file is too short.
     OSError
         If a file cannot be read.
     """
@@ -314,25 +335,25 @@ def read_each(
 class Block(NamedTuple):
     """Some of the wanted rows, and the pieces of the file that hold them."""
 
-    rows: slice  # of those wanted
-    first: NDArray[np.int64]  # each piece begins with this row...
-    length: NDArray[np.int64]  # ...and has so many
-    # Where the rows lie in what is read, piece after piece; None if that is the rows.
+    rows: slice  # which of the wanted rows
+    first: NDArray[np.int64]  # first row of each piece
+    length: NDArray[np.int64]  # number of rows of each piece
+    # Positions of the rows in the joined pieces; None if these are just the rows.
     inside: NDArray[np.int64] | None
 
 
 def most_rows(row_bytes: int) -> int:
-    """Return how many rows are read at once at most, about."""
+    """Return the approximate number of rows that are read at once, at most."""
     return max(1, _BLOCK_BYTES // row_bytes)
 
 
 def are_far(first: Any, last: Any, n: Any, row_bytes: int) -> Any:
-    """Say whether n rows from the first to the last are better read one by one."""
+    """Return whether n rows between two are so far apart that each is read alone."""
     return (np.asarray(last, np.int64) - first) * row_bytes >= (n - 1) * _SPARSE_BYTES
 
 
 def blocks(wanted: NDArray[np.integer[Any]], row_bytes: int) -> Iterator[Block]:
-    """Split wanted rows (ascending, repeated or not) into blocks of bounded size."""
+    """Split wanted rows (ascending, may repeat) into blocks of bounded size."""
     if len(wanted) == 0:
         return
     n_most = most_rows(row_bytes)
@@ -352,19 +373,19 @@ def _dense_blocks(
 ) -> Iterator[Block]:
     steps = np.diff(wanted)
     far = steps > longest_step
-    # Where each row lies if the rows in all gaps that are not far are read, too.
+    # Position of each row if the rows in all narrow gaps are read too.
     place = np.zeros(len(wanted), dtype=np.int64)
     np.cumsum(np.where(far, 1, steps), out=place[1:])
     start = 0
     while start < len(wanted):
-        # Neither more than that is read, nor more returned: a row may be repeated.
+        # Bounds both what is read and what is returned, as rows may repeat.
         stop = min(start + n_most, int(np.searchsorted(place, place[start] + n_most)))
         begin = start + np.flatnonzero(far[start : stop - 1]) + 1
         first = wanted[np.append(start, begin)]
         length = wanted[np.append(begin, stop) - 1] - first + 1
         inside = place[start:stop] - place[start]
         rows = slice(start, stop)
-        # As many are read as are wanted, and none of these is repeated.
+        # What is read is just what is wanted.
         if inside[-1] == stop - start - 1 and steps[start : stop - 1].all():
             yield Block(rows, first, length, None)
         else:
@@ -377,10 +398,10 @@ def _seek_and_read(descriptor: int, size: int, offset: int) -> bytes:
     return os.read(descriptor, size)
 
 
-_pread = getattr(os, "pread", _seek_and_read)  # Windows has none
+_pread = getattr(os, "pread", _seek_and_read)  # Windows has no pread
 CAN_SHARE_READERS = hasattr(os, "pread")
 
-# A layout and a size give the header, and few of them are in use at a time.
+# The header depends on the layout and the size only; few of them are used at a time.
 _header = functools.lru_cache(maxsize=64)(Layout.header)
 
 

@@ -1,4 +1,4 @@
-"""The usable shards of a folder: the index of their keys, and those kept open."""
+"""The usable shards of a folder: the index of their keys, and the open files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ._shard_file import (
     OutdatedFile,
     ShardReader,
 )
-from ._warnings import Signature, is_news, signature_of, warn
+from ._warnings import Signature, is_first_report, signature_of, warn
 
 resource: Any
 try:
@@ -38,14 +38,14 @@ Verify = Literal["first", "always", "never"]
 _T = TypeVar("_T")
 
 # How often a row is looked for. It may be in several shards, and a shard may change
-# under the eyes of those who read it, which is found and tried again: any bound would
-# do, for a file that is damaged anew each time it is looked at.
+# while it is read, which is detected and tried again. Any bound would do against a file
+# that changes at each attempt.
 MAX_ATTEMPTS = 10
 
-_MOST = 256  # open shards, in all sections together
-_SHARE = 4  # and no more than this part of the files that the process may have open
+_MOST = 256  # most shards kept open, in all sections together
+_SHARE = 4  # and at most one in this many of the files that the process may open
 
-# Shards whose digest this process has seen to be right, as the files were then.
+# Shards that this process has verified, with the signature of the file at that time.
 _verified: dict[Path, Signature] = {}
 
 
@@ -57,9 +57,8 @@ class _Shard(NamedTuple):
 class UsableShards:
     """The usable shards of one folder and the index of their keys.
 
-    The names in the folder are the only record that writers share, so nobody has to
-    tell anybody anything: whoever misses a key looks at the folder again. Threads may
-    share an instance.
+    The names in the folder are the only record that processes share: if a key is not
+    found, the folder is listed again. Threads may share an instance.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class UsableShards:
         self._lock = threading.RLock()
         self._index = KeyIndex()
         self._numbers: dict[str, int] = {}  # of the shards in use, by name
-        self._shards: list[_Shard] = []  # by number; a number is never used again
-        self._indexed: set[int] = set()  # numbers that the index may lead to
+        self._shards: list[_Shard] = []  # by number; numbers are not reused
+        self._indexed: set[int] = set()  # numbers of the shards in the index
         self._open = OpenShards()
         self._ignored = dict(ignored)
         for name, state in ignored.items():
-            is_news(path / name, state)  # told where this comes from
+            is_first_report(path / name, state)  # the sending process has warned
         self.rescan()
 
     @property
     def ignored(self) -> dict[str, Signature | None]:
-        """The shards that cannot be used, as they were when that was found."""
+        """Unusable shards, with the signature of the file when that was found."""
         with self._lock:
             return dict(self._ignored)
 
@@ -106,7 +105,7 @@ class UsableShards:
         return shard, row
 
     def missing(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Say which keys no sound shard has; those that have them are verified."""
+        """Return which keys no sound shard holds; verify the shards that hold them."""
         self.rescan()
         for _ in range(MAX_ATTEMPTS):
             with self._lock:
@@ -115,9 +114,9 @@ class UsableShards:
             unsound = [n for n in numbers.tolist() if not self._is_sound(n)]
             if not unsound:
                 break
-            # They have left the index; there may be other copies.
+            # They are out of the index now; look for other copies.
         else:
-            self.tell_unsettled()
+            self.warn_unsettled()
         return (shard < 0) | np.isin(shard, unsound)
 
     def path(self, number: int) -> Path:
@@ -129,9 +128,9 @@ class UsableShards:
         return shard is not None and self.is_unchanged(number, shard)
 
     def reader(self, number: int) -> ShardReader | None:
-        """Return a shard that was sound, or None: then look for its rows again.
+        """Return a shard that was sound; if None, look up its rows again.
 
-        What was read from it counts if `is_unchanged` says so afterwards.
+        What is read from it is valid if `is_unchanged` returns True afterwards.
 
         Raises
         ------
@@ -150,85 +149,95 @@ class UsableShards:
             self._check_digest(path, shard)
             keys = shard.keys()
             if _digest(keys) != self._shards[number].key_digest:
-                # The index is older than the file.
+                # The file has been replaced since it was indexed.
                 if self._verify == "never":
                     raise DamagedFile("is not the file that was indexed")
                 shard.verify()
                 self._index_anew(number, keys)
                 return None
             with self._lock:
-                if number in self._indexed:  # else it would be kept open for nobody
+                if number in self._indexed:  # else it would never be used
                     self._open.put(number, shard)
             return shard
         except (DamagedFile, OSError) as error:
-            if _is_ours(error):
+            if _has_too_many_files_open(error):
                 raise
             if shard is None or self.is_unchanged(number, shard):
                 self.give_up(number, error, state)
         return None
 
     def is_unchanged(self, number: int, shard: ShardReader) -> bool:
-        """Say whether the shard is still the one that was found to be sound."""
-        if shard.is_as_opened():  # size, times and place, and it still has a name
+        """Return whether the shard is still the one that was found to be sound."""
+        if shard.is_as_opened():
             return True
-        self._open.drop(number)  # so that the file is opened and judged anew
+        self._open.drop(number)  # so that the file is opened and checked again
         return False
 
     def give_up(self, number: int, error: Exception, state: Signature | None) -> None:
-        """Take a shard that could not be read, in a state, out of the index.
+        """Take a shard that could not be read out of the index, and warn once.
 
-        Whoever is the first to do so tells the user.
+        Parameters
+        ----------
+        number : int
+            Number of the shard.
+        error : Exception
+            What reading it raised.
+        state : tuple or None
+            Signature of the file when it could not be read.
         """
         name = self.path(number).name
         with self._lock:
             if isinstance(error, OSError) and error.errno == errno.ESTALE:
                 self._open.drop(number)
-                return  # the descriptor is of the past: open the file again
+                return  # the file was replaced on a server: open it again
             if isinstance(error, FileNotFoundError):
                 self.rescan()
                 if self._numbers.get(name) == number:
-                    return  # it is back
+                    return  # it exists again
             is_current = self._numbers.get(name) == number
             if is_current:
                 del self._numbers[name]
                 self._ignored[name] = state
             self._discard(number)
         if is_current:
-            self._tell_ignored(name, error, state)
+            self._warn_ignored(name, error, state)
 
-    def tell_unsettled(self) -> None:
+    def warn_unsettled(self) -> None:
         """Warn, once, of shards that change each time they are read."""
-        if is_news(self._path, None):
+        if is_first_report(self._path, None):
             warn(
                 f"Shards of {self._path} change while they are read, {MAX_ATTEMPTS} "
-                f"times in a row, or the file system says so. Their rows count as "
-                f"missing. Keep the store on a file system with steady times."
+                f"times in a row, or the file system reports so. Their rows count as "
+                f"missing. Put the store on a file system that keeps the times of "
+                f"files that are not written to."
             )
 
     def add(self, name: str, keys: NDArray[np.uint8]) -> None:
-        """Take a shard with these keys into the index, unless it is there."""
+        """Add a shard with these keys to the index, unless it is there."""
         with self._lock:
             digest, known = _digest(keys), self._numbers.get(name)
             if known in self._indexed and self._shards[known].key_digest == digest:
                 return
-            # In an order in which an interruption leaves nothing half known.
+            # In this order, an interruption leaves the index consistent.
             self._shards.append(_Shard(self._path / name, digest))
             number = len(self._shards) - 1
             self._indexed.add(number)
             self._index.add(keys, number)
             self._numbers[name] = number
             self._ignored.pop(name, None)
-            if known is not None:  # indexed when it was damaged
+            if known is not None:  # it was indexed while it was damaged
                 self._discard(known)
 
-    def rescan(self, *, tell_gone: bool = True) -> None:
+    def rescan(self, *, warn_gone: bool = True) -> None:
         """Bring the index up to date with the names in the folder."""
         n_outdated = 0
         with self._lock:
-            files = _with_room(lambda: _files.regular_files(self._path, SHARD_NAME))
+            files = _open_with_retry(
+                lambda: _files.regular_files(self._path, SHARD_NAME)
+            )
             gone = [name for name in self._numbers if name not in files]
             self._discard(*(self._numbers[name] for name in gone))
-            for name in gone:  # afterwards: interrupted, they are still known as gone
+            for name in gone:  # last, so that an interrupted rescan finds them again
                 del self._numbers[name]
             for name in sorted(files.keys() - self._numbers.keys()):
                 path = self._path / name
@@ -238,16 +247,16 @@ class UsableShards:
                 try:
                     self.add(name, self._opened(path).keys())
                 except FileNotFoundError:
-                    continue  # removed since it was listed
+                    continue  # it was removed meanwhile
                 except OutdatedFile:
                     self._ignored[name] = state
-                    n_outdated += is_news(path, state)
+                    n_outdated += is_first_report(path, state)
                 except (DamagedFile, OSError) as error:
-                    if _is_ours(error):
+                    if _has_too_many_files_open(error):
                         raise
                     self._ignored[name] = state
-                    self._tell_ignored(name, error, state)
-        if gone and tell_gone:
+                    self._warn_ignored(name, error, state)
+        if gone and warn_gone:
             warn(
                 f"{len(gone)} shards of {self._path} are gone. Their rows count as "
                 f"missing and can be written again."
@@ -260,7 +269,7 @@ class UsableShards:
             )
 
     def _opened(self, path: Path) -> ShardReader:
-        return _with_room(lambda: ShardReader(path, self._layout))
+        return _open_with_retry(lambda: ShardReader(path, self._layout))
 
     def _check_digest(self, path: Path, shard: ShardReader) -> None:
         if self._verify == "always" or (
@@ -270,24 +279,24 @@ class UsableShards:
             _verified[path] = shard.signature
 
     def _index_anew(self, number: int, keys: NDArray[np.uint8]) -> None:
-        """Take a sound shard into the index that was damaged when it was indexed."""
+        """Index a sound shard again that was damaged when it was indexed."""
         name = self.path(number).name
         with self._lock:
             if self._numbers.get(name) == number:
                 self.add(name, keys)
 
     def _discard(self, *numbers: int) -> None:
-        """Take shards out of the index."""
+        """Remove shards from the index."""
         self._open.drop(*numbers)
         there = self._indexed.intersection(numbers)
-        if there:  # for this passes over the whole index
+        if there:  # removal passes over the whole index
             self._index.discard(*there)
             self._indexed -= there
 
-    def _tell_ignored(
+    def _warn_ignored(
         self, name: str, error: Exception, state: Signature | None
     ) -> None:
-        if is_news(self._path / name, state):
+        if is_first_report(self._path / name, state):
             reason = (
                 error if isinstance(error, DamagedFile) else f"is unusable: {error}"
             )
@@ -298,15 +307,15 @@ class UsableShards:
 
 
 class OpenShards:
-    """The open shards of one section, as far as they fit.
+    """The shards of one section that are kept open between reads.
 
-    To open a shard and to look at its keys costs as much as to read a hundred small
-    rows of it. Where too many are open, one that is drawn by lot gives way: so passes
-    over more shards than fit, in the same order again and again, still find most.
+    Opening a shard and comparing its keys costs as much as reading a hundred small rows
+    of it. If too many are open, one is closed at random: then repeated passes in the
+    same order, over more shards than may be open, still find most of them open.
     """
 
     _all: ClassVar[WeakSet[OpenShards]] = WeakSet()
-    _lots: ClassVar[random.Random] = random.Random(0)
+    _random: ClassVar[random.Random] = random.Random(0)
     _lock: ClassVar[Any] = fork_safe_lock()
 
     def __init__(self) -> None:
@@ -315,46 +324,46 @@ class OpenShards:
             self._all.add(self)
 
     def get(self, number: int) -> ShardReader | None:
-        """Return a shard that is open."""
+        """Return a shard if it is open."""
         return self._readers.get(number)
 
     def put(self, number: int, reader: ShardReader) -> None:
-        """Keep a shard open, if there may be any."""
+        """Keep a shard open, if any may be kept."""
         most = _limit()
         if not most:
-            return  # not for a moment: another thread might take it meanwhile
+            return  # before it is added: another thread might use it at once
         with self._lock:
             self._readers[number] = reader
-            # Lists, as other threads may take readers out meanwhile.
+            # Lists, because other threads may remove readers meanwhile.
             every = [
                 (shards, number)
                 for shards in self._all
                 for number in list(shards._readers)
             ]
             while len(every) > most:
-                shards, number = every.pop(self._lots.randrange(len(every)))
+                shards, number = every.pop(self._random.randrange(len(every)))
                 shards.drop(number)
 
     @classmethod
     def drop_all(cls) -> None:
-        """Keep no shard open, of no section: the process may open no more files."""
+        """Close the shards of all sections, to free file descriptors."""
         with cls._lock:
             for shards in cls._all:
                 shards._readers.clear()
 
     def drop(self, *numbers: int) -> None:
-        """Keep some shards open no longer."""
+        """Close some shards, once no thread uses them."""
         for number in numbers:
             self._readers.pop(number, None)
 
 
 def most_at_once() -> int:
-    """How many shards one call may have open, those that stay open not counted."""
+    """Return how many shards one call may open in addition to those kept open."""
     return _limit() // 8
 
 
 def _limit() -> int:
-    """How many shards may be open between reads."""
+    """Return how many shards may be kept open between reads."""
     if resource is None or not CAN_SHARE_READERS:
         return 0
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -365,17 +374,17 @@ def _digest(keys: NDArray[np.uint8]) -> bytes:
     return sha256(keys.data).digest()
 
 
-def _with_room(action: Callable[[], _T]) -> _T:
-    """Do what opens a file; if there are too many, those kept to save time go first."""
+def _open_with_retry(action: Callable[[], _T]) -> _T:
+    """Call what opens a file; if too many are open, close the kept shards and retry."""
     try:
         return action()
     except OSError as error:
-        if not _is_ours(error):
+        if not _has_too_many_files_open(error):
             raise
     OpenShards.drop_all()
     return action()
 
 
-def _is_ours(error: Exception) -> bool:
-    """Say whether the fault is the process's, which has too many files open."""
+def _has_too_many_files_open(error: Exception) -> bool:
+    """Return whether an error means that too many files are open."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 from weakref import WeakValueDictionary
 
-from . import _files
-from . import _repair as _check
+from . import _files, _repair
 from . import _shard_file as _shard
 from ._eviction import last_use, section_folders
 from ._repair import StoreReport
@@ -21,7 +20,7 @@ from ._shards import Verify
 
 
 class SectionInfo(TypedDict):
-    """What :meth:`FeatureStore.info` says of one fingerprint."""
+    """Entry of :meth:`FeatureStore.info` for one fingerprint."""
 
     rows: int
     bytes: int
@@ -33,7 +32,7 @@ class SectionInfo(TypedDict):
 
 
 class StoreInfo(TypedDict):
-    """What :meth:`FeatureStore.info` returns."""
+    """Result of :meth:`FeatureStore.info`."""
 
     rows: int
     bytes: int
@@ -44,27 +43,29 @@ class StoreInfo(TypedDict):
 
 
 class FeatureStore:
-    """Feature rows on disk, each under a fingerprint and the key of its sample.
+    """Keep feature rows on disk, by fingerprint and by the key of their sample.
 
-    A row read is, bit for bit, the row written, or it is not found. Interruption at any
-    moment, a full disk, damaged files and other processes writing at the same time
-    leave the rows stored earlier readable. Nothing in a store can execute code.
+    A row that is read equals the row that was written, bit for bit, or it is not found.
+    Interruptions, full disks, damaged files and other processes that write at the same
+    time leave the rows stored earlier readable. Nothing in a store is executed.
 
     Parameters
     ----------
     folder : str or path-like
-        ``~`` is expanded. Created by the first write.
+        Folder of the store, created by the first write. ``~`` is expanded.
     max_bytes : int, default=None
-        What all shards together may take; no limit by default. When rows are written
-        that do not fit, whole fingerprints are evicted, the least recently used first,
-        but none that any process has open. If that is not enough, the rows are stored
-        all the same, with a :class:`StoreWarning`. Matrices that are read back as
-        memory maps take temporary space on top.
+        Largest size of all shards together, in bytes; no limit by default. To make
+        room, whole fingerprints are evicted, the least recently used first, but none
+        that a process has open. If that is not enough, rows are stored all the same,
+        with a :class:`StoreWarning`. Memory maps of gathered rows are not counted.
     verify : {"first", "always", "never"}, default="first"
-        When to compare a shard with its digest: before a process first reads it (and
-        again if the file has changed since), at every read, or never. Whatever the
-        setting, the keys in a shard are compared with those by which its rows are
-        found when it is opened, and again if the file has changed since.
+        When to compare shards with their digests. The keys in a shard are compared
+        with the index whatever the setting.
+
+        - "first": before a process first reads a shard, and again if the file has
+          changed since. Finds damage at a small cost.
+        - "always": at every read. For disks that change bits silently.
+        - "never": not at all. For a store that was verified by :meth:`verify`.
 
     Raises
     ------
@@ -80,18 +81,18 @@ class FeatureStore:
 
     Notes
     -----
-    A section is a folder, named by the fingerprint. Its shards are safetensors files
-    named by the SHA-256 digest of their bytes. The index (24 bytes a row) is built from
-    the shards' keys when the section is opened, and brought up to date with the folder
-    whenever a key is not found. Above 16,384 rows it lies in the system's temporary
-    folder, in files that go with the process, or in memory where those have no room.
+    A section is a folder with the fingerprint as its name. Its shards are safetensors
+    files named by the SHA-256 digest of their bytes. The index (24 bytes per row) is
+    built from the keys in the shards when the section is opened, and updated from the
+    folder whenever a key is not found. Above 16,384 rows it lies in files in the
+    system's temporary folder, or in memory if that folder is full.
 
-    A section is open as long as a :class:`Section` or a memory map of its rows lives.
-    Up to 256 shards of all sections together are kept open between reads, but no more
-    than a quarter of the files that the process may have open; on Windows none. A file
-    that is removed meanwhile keeps its space until the section is next read.
+    A section is open as long as a :class:`Section` or a memory map of its rows exists.
+    Up to 256 shards of all sections together are kept open between reads, but at most a
+    quarter of the files that the process may open; on Windows none. A file that is
+    removed meanwhile keeps its space until the section is next read.
 
-    Stores are equal if their settings are; copies and pickles carry only these.
+    Stores are equal if their settings are. Copies and pickles hold the settings only.
 
     Examples
     --------
@@ -119,7 +120,7 @@ class FeatureStore:
         max_bytes: int | None = None,
         verify: Verify = "first",
     ) -> None:
-        limit: object = max_bytes  # from a caller: its type is a claim
+        limit: object = max_bytes  # callers may pass another type
         if limit is not None and not (isinstance(limit, Integral) and int(limit) > 0):
             raise ValueError(
                 f"max_bytes must be a positive int, or None for no limit, got "
@@ -141,7 +142,7 @@ class FeatureStore:
         self._max_bytes = None if max_bytes is None else int(max_bytes)
         self._verify = verify
         self._lock = threading.Lock()
-        # Weakly: a section that nobody holds is not in use, and may be evicted.
+        # Weak references: a section without other references may be evicted.
         self._sections: WeakValueDictionary[str, Section] = WeakValueDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,12 +177,15 @@ class FeatureStore:
         Parameters
         ----------
         fingerprint : str
-            8 to 128 lower-case hexadecimal digits: a digest of all that decides the
-            rows, apart from the samples.
+            Digest of everything that determines the rows except the samples, as 8 to
+            128 lower-case hexadecimal digits.
         width : int
-            The number of values in a row.
+            Number of values in a row.
         dtype : {"float32", "float16"}
-            How the rows are stored.
+            Type of the stored values.
+
+            - "float32": as most networks compute them.
+            - "float16": half the space, rounded to about 3 decimal digits.
 
         Returns
         -------
@@ -194,7 +198,7 @@ class FeatureStore:
             If a parameter is invalid, or the section exists with another width or
             dtype.
         NotADirectoryError
-            If there is a link or a file in the place of the section's folder.
+            If a link or a file is in the place of the section's folder.
         """
         layout = _shard.Layout(fingerprint, width, dtype)
         with self._lock:
@@ -207,18 +211,18 @@ class FeatureStore:
             return section
 
     def info(self) -> StoreInfo:
-        """Count what lies on disk, without reading it, and what this process has read.
+        """Count rows, bytes and sections on disk, and hits and misses of this process.
 
         Returns
         -------
         info : dict
-            ``rows`` in all shards (a row that was stored twice counts twice), their
-            ``bytes``, and the number of ``sections``. ``hits`` are the rows that this
-            process has read, ``misses`` those that it has looked for in vain, by
-            :meth:`Section.find` or :meth:`Section.read`; worker processes count their
-            own. ``by_section`` has the same of each fingerprint, with its ``width``,
-            its ``dtype`` and when it was ``last_used``, up to a minute. Folders without
-            valid section metadata are not counted.
+            ``rows`` is the number of rows in all shards (a row that was stored twice
+            counts twice), ``bytes`` their size, and ``sections`` the number of folders.
+            ``hits`` is the number of rows that this process has read, ``misses`` that
+            of rows not found by :meth:`Section.find` or :meth:`Section.read`; worker
+            processes have their own counts. ``by_section`` has the same per
+            fingerprint, with ``width``, ``dtype`` and ``last_used``, which is up to a
+            minute old. Folders without valid section metadata are not counted.
         """
         by_section: dict[str, SectionInfo] = {}
         for folder in section_folders(self.folder):
@@ -253,55 +257,56 @@ class FeatureStore:
         }
 
     def verify(self, n_jobs: int | None = None) -> StoreReport:
-        """Check every file of the store by its content, and change none.
+        """Check every file of the store by its content, without changing any.
 
-        Other processes may go on reading and writing meanwhile.
+        Other processes may read and write meanwhile.
 
         Parameters
         ----------
         n_jobs : int, default=None
-            Threads, as in :class:`joblib.Parallel`: digests are computed outside the
-            interpreter's lock, so that two are nearly twice as fast. A few hundred
-            kilobytes of memory are used for each.
+            Number of threads, as in :class:`joblib.Parallel`. Digests release the
+            interpreter's lock, so that two threads are nearly twice as fast. Each
+            thread takes a few hundred kilobytes of memory.
 
         Returns
         -------
         report : StoreReport
-            What is right, and what is damaged and why.
+            Numbers of sound files, and the damaged files with the reason.
 
         Raises
         ------
         OSError
-            If a file may not be read.
+            If there is no permission to read a file.
         """
-        return _check.verify(self.folder, n_jobs)
+        return _repair.verify(self.folder, n_jobs)
 
     def repair(self, n_jobs: int | None = None) -> dict[Path, str]:
         """Remove what cannot be used, so that the next extraction computes it again.
 
-        These are the files that :meth:`verify` finds damaged, and what processes that
-        have ended left half done. Sound shards are not touched, nor are files that the
-        store does not know. Other processes may go on reading and writing meanwhile.
+        This removes the files that :meth:`verify` finds damaged, and what interrupted
+        processes left. Sound shards stay, and so do files that are not the store's.
+        Other processes may read, write and repair meanwhile.
 
         Parameters
         ----------
         n_jobs : int, default=None
-            Threads that look for damage, as in :meth:`verify`.
+            Number of threads that look for damage, as in :meth:`verify`.
 
         Returns
         -------
         removed : dict of Path to str
-            What was removed, and why. A folder in the place of a file is not removed
-            but renamed; the reason then says its new name.
+            Paths that were removed, with the reason. A folder in the place of a file
+            is moved into the store's folder unless it is empty; the reason then has
+            its new name.
 
         Raises
         ------
         OSError
-            If a file may not be read or removed.
+            If there is no permission to read or remove a file.
         """
-        removed = _check.repair(self.folder, n_jobs)
+        removed = _repair.repair(self.folder, n_jobs)
         with self._lock:
             sections = list(self._sections.values())
         for section in sections:
-            section._folder.shards.rescan(tell_gone=False)  # it has just been told
+            section._folder.shards.rescan(warn_gone=False)  # the caller gets the list
         return removed

@@ -1,4 +1,4 @@
-"""What a process tells its user of a store: each thing once."""
+"""Warnings about a store, each of which a process raises once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 Signature = tuple[int, ...]
 
-_told: set[tuple[Path, Signature | None]] = set()
+_reported: set[tuple[Path, Signature | None]] = set()
 
 
 class StoreWarning(UserWarning):
-    """A feature store is not as it should be; rows that it lacks count as missing."""
+    """A feature store has a problem; rows that it cannot return count as missing."""
 
 
 def signature(status: os.stat_result) -> Signature:
-    """What changes when a file's bytes are changed by ordinary means."""
+    """Return what changes whenever a file is written to by ordinary means."""
     return (
         status.st_dev,
         status.st_ino,
@@ -27,17 +27,17 @@ def signature(status: os.stat_result) -> Signature:
 
 
 def signature_of(path: Path) -> Signature | None:
-    """Return the signature of a file, or None if there is none."""
+    """Return the signature of a file, or None if the file cannot be found."""
     try:
         return signature(os.stat(path))
     except OSError:
         return None
 
 
-def is_news(path: Path, state: Signature | None) -> bool:
-    """Say whether this is the first call in this process with that path and state."""
-    news = (path, state) not in _told
-    _told.add((path, state))
+def is_first_report(path: Path, state: Signature | None) -> bool:
+    """Return whether this is the first call in this process for a path and state."""
+    news = (path, state) not in _reported
+    _reported.add((path, state))
     return news
 
 

@@ -25,6 +25,8 @@ N_FLIPS = 200  # random places in which a byte of a shard is changed
 N_KILLS = 200  # processes killed by the system at random moments
 N_WRITERS = 8  # processes that write the same rows at once
 N_CRAFTED = 83  # crafted files, folders, links and pipes
+STRESS_OPERATIONS = 600  # of processes at once, with damage, delays and kills
+STRESS_KILL_MS = 100  # between two kills, on average
 MACHINE_RUNS = 100  # sequences of operations compared with a dict
 MACHINE_STEPS = 30  # operations in each, at most
 

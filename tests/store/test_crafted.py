@@ -179,7 +179,7 @@ def assert_repaired(folder, path):
     assert assert_right(open_section(folder), OTHER_KEYS, OTHER_ROWS).all()
 
 
-def test_the_shard_that_the_crafted_ones_differ_from_is_read(folder):
+def test_sound_shard_beside_crafted_ones_is_read(folder):
     content = HEADER + DATA
     path = folder / FINGERPRINT / f"{sha256(content).hexdigest()}.safetensors"
     path.write_bytes(content)
@@ -190,7 +190,7 @@ def test_the_shard_that_the_crafted_ones_differ_from_is_read(folder):
 
 @pytest.mark.parametrize("has_metadata", [True, False])
 @pytest.mark.parametrize("name", SHARDS)
-def test_a_crafted_shard_is_refused(folder, name, has_metadata):
+def test_crafted_shard_is_refused(folder, name, has_metadata):
     path = folder / FINGERPRINT / f"{sha256(SHARDS[name]).hexdigest()}.safetensors"
     path.write_bytes(SHARDS[name])
     with pytest.warns(StoreWarning, match=path.name) as record:
@@ -204,7 +204,7 @@ def test_a_crafted_shard_is_refused(folder, name, has_metadata):
 
 
 @pytest.mark.parametrize("n_rows", [2**20 + 1, 2**36])
-def test_a_huge_hollow_shard_is_refused_before_it_is_read(folder, n_rows):
+def test_huge_hollow_shard_is_refused_before_it_is_read(folder, n_rows):
     path = folder / FINGERPRINT / f"{'0' * 64}.safetensors"
     path.write_bytes(LAYOUT.header(n_rows))
     os.truncate(path, LAYOUT.shard_bytes(n_rows))
@@ -216,7 +216,7 @@ def test_a_huge_hollow_shard_is_refused_before_it_is_read(folder, n_rows):
 
 
 @pytest.mark.parametrize("name", NO_FILES)
-def test_what_is_no_file_is_no_shard(folder, name):
+def test_shard_that_is_not_a_file_is_refused(folder, name):
     (folder.parent / "outside").write_text("not the store's")
     path = folder / FINGERPRINT / f"{'0' * 64}.safetensors"
     NO_FILES[name](path)
@@ -231,7 +231,7 @@ def test_what_is_no_file_is_no_shard(folder, name):
 
 
 @pytest.mark.parametrize("name", NO_FILES)
-def test_what_takes_the_place_of_an_open_shard_is_a_miss(folder, name):
+def test_open_shard_replaced_by_something_else_is_a_miss(folder, name):
     section = open_section(folder)
     section.write(OTHER_KEYS[:1], OTHER_ROWS[:1])
     path = next(p for p in shards(folder) if p.stat().st_size > 1100)
@@ -263,7 +263,7 @@ def test_crafted_metadata_is_refused(folder, name):
 
 
 @pytest.mark.parametrize("name", NO_FILES)
-def test_what_is_no_file_is_no_metadata(folder, name):
+def test_metadata_that_is_not_a_file_is_refused(folder, name):
     path = folder / FINGERPRINT / "section.json"
     path.unlink()
     NO_FILES[name](path)
@@ -278,7 +278,7 @@ def test_what_is_no_file_is_no_metadata(folder, name):
     "name",
     [name for name in NO_FILES if name not in ("a folder", "a link to a sound file")],
 )
-def test_what_is_no_folder_is_no_section(folder, name):
+def test_section_that_is_not_a_folder_is_refused(folder, name):
     path = folder / "ffffffff"
     NO_FILES[name](path)
     with pytest.raises(NotADirectoryError, match="but is a link or a file"):
@@ -287,7 +287,7 @@ def test_what_is_no_folder_is_no_section(folder, name):
     assert_repaired(folder, path)
 
 
-def test_a_link_to_a_section_is_no_section(folder):
+def test_link_to_a_section_is_refused(folder):
     path = folder / "ffffffff"
     path.symlink_to(FINGERPRINT)
     with pytest.raises(NotADirectoryError, match="but is a link or a file"):
@@ -296,7 +296,7 @@ def test_a_link_to_a_section_is_no_section(folder):
     assert_repaired(folder, path)
 
 
-def test_other_names_are_not_touched(folder):
+def test_files_with_other_names_are_left_alone(folder):
     place = folder / FINGERPRINT
     (sound,) = shards(folder)
     mine = ["notes.txt", sound.name + ".bak", sound.name + "\n", "A" * 64, ".x.tmp"]
@@ -308,16 +308,17 @@ def test_other_names_are_not_touched(folder):
     assert open_section(folder).n_rows == N_ROWS
     assert FeatureStore(folder).repair() == {}
     assert set(os.listdir(place)) == names
-    assert set(os.listdir(folder)) == {FINGERPRINT, "notes.txt", "0123abc"}
+    lock = f".{FINGERPRINT}.lock"
+    assert set(os.listdir(folder)) == {FINGERPRINT, lock, "notes.txt", "0123abc"}
 
 
 @pytest.mark.parametrize(
     "fingerprint", ["..", "../etc", "/etc/passwd", "0123abcd/..", "0123abcd\n", "."]
 )
-def test_a_fingerprint_is_no_path(folder, fingerprint):
+def test_fingerprint_that_is_a_path_is_refused(folder, fingerprint):
     with pytest.raises(ValueError, match="lower-case hexadecimal"):
         FeatureStore(folder).section(fingerprint, WIDTH, "float32")
 
 
-def test_the_number_of_crafted_things():
+def test_number_of_crafted_files_is_as_documented():
     assert len(SHARDS) + len(METADATA) + 4 * len(NO_FILES) == N_CRAFTED

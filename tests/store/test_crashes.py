@@ -45,7 +45,7 @@ def folder(tmp_path):
 # Interruption
 
 
-def test_a_shard_is_on_disk_before_it_has_its_name(folder, monkeypatch):
+def test_shard_is_flushed_before_it_is_renamed(folder, monkeypatch):
     keys, rows = make_rows(40)
     section = open_section(folder)
     section.write(keys[:1], rows[:1])
@@ -72,7 +72,7 @@ def test_a_shard_is_on_disk_before_it_has_its_name(folder, monkeypatch):
     "error", [OSError(errno.ENOSPC, "No space"), KeyboardInterrupt]
 )
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_earlier_rows(folder, monkeypatch, call, error):
+def test_failed_write_leaves_the_earlier_rows(folder, monkeypatch, call, error):
     keys, rows = make_rows(40)
     section = open_section(folder)
     section.write(keys[:20], rows[:20])
@@ -96,7 +96,7 @@ def test_a_failed_write_leaves_the_earlier_rows(folder, monkeypatch, call, error
     assert_works_again(folder, keys, rows)
 
 
-def test_a_file_cut_off_by_the_system(folder):
+def test_write_beyond_the_file_size_limit_raises(folder):
     resource = pytest.importorskip("resource")
     keys, rows = make_rows(1000)
     section = open_section(folder)
@@ -115,7 +115,7 @@ def test_a_file_cut_off_by_the_system(folder):
     assert_works_again(folder, keys, rows)
 
 
-def test_a_row_lost_while_gathering(folder, monkeypatch):
+def test_gather_of_a_row_lost_meanwhile_raises(folder, monkeypatch):
     keys, rows = make_rows(10)
     section = open_section(folder)
     section.write(keys, rows)
@@ -168,7 +168,7 @@ def write_until_stopped(folder, line, how, keys, rows):
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 @pytest.mark.parametrize("first", [True, False])
 @in_light_process
-def test_stopped_before_any_line_of_a_write(tmp_path, how, first):
+def test_write_stopped_before_any_line_leaves_a_sound_store(tmp_path, how, first):
     keys, rows = make_rows(40)
     start = tmp_path / "start"
     if not first:
@@ -210,7 +210,7 @@ def count_found(store, name, keys, rows):
 
 @pytest.mark.parametrize("max_bytes", [None, 40_000])
 @in_light_process
-def test_killed_at_random_moments(tmp_path, max_bytes):
+def test_process_killed_at_a_random_moment_leaves_a_sound_store(tmp_path, max_bytes):
     rows = {"aaaaaaaa": make_rows(500), "bbbbbbbb": make_rows(500, seed=1)}
     rng = random.Random(0)
     numbers = itertools.count()
@@ -242,7 +242,7 @@ def test_killed_at_random_moments(tmp_path, max_bytes):
 # Orphans
 
 
-def test_the_sweep_spares_what_lives(folder):
+def test_sweep_keeps_files_in_use(folder):
     place = folder / FINGERPRINT
     place.mkdir(parents=True)
     live = _files.new_temporary(place)
@@ -262,7 +262,7 @@ def test_the_sweep_spares_what_lives(folder):
     assert _files.sweep(place / "absent") == []
 
 
-def test_the_sweep_goes_by_age_without_locks(folder, monkeypatch):
+def test_sweep_without_locks_decides_by_age(folder, monkeypatch):
     folder.mkdir()
 
     def refuse(*args):
@@ -277,23 +277,24 @@ def test_the_sweep_goes_by_age_without_locks(folder, monkeypatch):
     assert Path(young.name).exists()
 
 
-def test_a_sweep_between_creation_and_lock(folder, monkeypatch):
+def test_temporary_file_swept_before_its_lock_is_made_anew(folder, monkeypatch):
     folder.mkdir()
-    lock, swept = _files._lock, []
+    lock, swept = _files.lock_descriptor, []
 
-    def late(file):
+    def late(descriptor, **settings):
         if not swept:
-            swept.extend(_files.sweep(folder))
-        lock(file)
+            swept.append(None)  # what the sweep does is not late
+            swept[:] = _files.sweep(folder)
+        return lock(descriptor, **settings)
 
-    monkeypatch.setattr(_files, "_lock", late)
+    monkeypatch.setattr(_files, "lock_descriptor", late)
     with _files.new_temporary(folder) as file:
         assert len(swept) == 1
         assert Path(file.name).exists()
         assert _files.sweep(folder) == []
 
 
-def test_folders_that_cannot_be_synced(folder, monkeypatch):
+def test_fsync_of_a_folder_may_be_unsupported(folder, monkeypatch):
     folder.mkdir()
 
     def refuse(code):

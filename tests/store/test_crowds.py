@@ -93,7 +93,7 @@ def test_another_writer_makes_the_section_first(folder, monkeypatch):
     assert_like_one_writer(folder, keys, rows)
 
 
-def test_a_look_at_the_folder_between_writing_and_indexing(folder, monkeypatch):
+def test_rescan_between_writing_and_indexing_adds_no_copy(folder, monkeypatch):
     keys, rows = make_rows(40)
     section = open_section(folder)
     write_shard = _folder.write_shard
@@ -198,7 +198,7 @@ def test_processes_do_anything_at_once(tmp_path):
 
 
 @in_light_process
-def test_a_forked_child_does_not_remove_its_parents_map(tmp_path):
+def test_forked_child_does_not_remove_its_parents_map(tmp_path):
     keys, rows = make_rows(50)
     section = open_section(tmp_path)
     section.write(keys, rows)
@@ -210,7 +210,7 @@ def test_a_forked_child_does_not_remove_its_parents_map(tmp_path):
 
 
 @in_light_process
-def test_a_map_of_a_killed_process_is_swept(tmp_path):
+def test_map_of_a_killed_process_is_swept(tmp_path):
     keys, rows = make_rows(50)
     open_section(tmp_path).write(keys, rows)
 

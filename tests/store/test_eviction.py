@@ -52,10 +52,10 @@ def used(folder, name, when):
 
 
 def sections(folder):
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if path.is_dir()}
 
 
-def test_the_least_recently_used_goes_first(folder):
+def test_least_recently_used_section_is_evicted_first(folder):
     fill(folder, A, B, C)
     used(folder, A, 2e9)
     section = open_section(folder, name="dddddddd", max_bytes=3 * SIZE)
@@ -66,7 +66,7 @@ def test_the_least_recently_used_goes_first(folder):
     assert sections(folder) == {A, "dddddddd"}
 
 
-def test_no_more_goes_than_has_to(folder):
+def test_eviction_stops_when_there_is_room(folder):
     fill(folder, A, B)
     open_section(folder, name=C, max_bytes=3 * SIZE).write(KEYS, ROWS)
     assert sections(folder) == {A, B, C}
@@ -75,7 +75,7 @@ def test_no_more_goes_than_has_to(folder):
 
 
 @pytest.mark.parametrize("use", ["open", "find", "read", "gather", "write"])
-def test_what_counts_as_use(folder, monkeypatch, use):
+def test_each_operation_counts_as_use(folder, monkeypatch, use):
     fill(folder, A, B)
     monkeypatch.setattr(_folder, "_TOUCH_SECONDS", 0)
     section = open_section(folder, name=A)
@@ -89,7 +89,7 @@ def test_what_counts_as_use(folder, monkeypatch, use):
     assert sections(folder) == {A, C}
 
 
-def test_use_is_noted_once_in_a_while(folder):
+def test_use_is_recorded_once_a_minute(folder):
     fill(folder, A)
     section = open_section(folder, name=A)
     used(folder, A, 1e9)
@@ -100,7 +100,7 @@ def test_use_is_noted_once_in_a_while(folder):
     assert _eviction.last_use(folder / A) > 1e9
 
 
-def test_use_of_a_folder_that_may_only_be_read(folder, monkeypatch):
+def test_read_only_folder_can_be_used(folder, monkeypatch):
     fill(folder, A)
 
     def refuse(*args, **kwargs):
@@ -114,12 +114,14 @@ def test_use_of_a_folder_that_may_only_be_read(folder, monkeypatch):
     assert len(shards(folder, A)) == 1
 
 
-def test_a_cap_that_one_section_exceeds_is_told_once(folder):
+def test_section_larger_than_the_cap_warns_once(folder):
     fill(folder, A)
     with pytest.warns(StoreWarning, match=f"by {SIZE - 1000} bytes so far") as record:
         open_section(folder, name=B, max_bytes=1000).write(KEYS, ROWS)
     assert len(record) == 1
-    assert "nothing but bbbbbbbb, which is being written" in str(record[0].message)
+    assert "only the fingerprint bbbbbbbb, which is being written" in str(
+        record[0].message
+    )
     section = open_section(folder, name=B, max_bytes=1000)
     section.write(*make_rows(40, seed=1))  # without a second warning
     assert assert_right(section, KEYS, ROWS).all()
@@ -128,7 +130,7 @@ def test_a_cap_that_one_section_exceeds_is_told_once(folder):
 
 @pytest.mark.parametrize("how", ["a section", "a map", "a slice of a map", "a child"])
 @in_light_process
-def test_what_is_in_use_stays(tmp_path, how):
+def test_section_in_use_is_not_evicted(tmp_path, how):
     fill(tmp_path, A, B)
     held = open_section(tmp_path, name=A)
     if "map" in how:
@@ -159,8 +161,11 @@ def no_locks(monkeypatch):
     monkeypatch.setattr(_files.fcntl, "flock", refuse)
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_without_locks_what_was_used_within_the_hour_stays(folder):
+without_locks = pytest.mark.filterwarnings("ignore:Files in the store .* cannot be")
+
+
+@without_locks
+def test_without_locks_sections_used_within_the_hour_stay(folder, no_locks):
     fill(folder, A, B)
     used(folder, A, time.time() - 3500)
     with pytest.warns(StoreWarning, match="grows beyond max_bytes"):
@@ -168,8 +173,8 @@ def test_without_locks_what_was_used_within_the_hour_stays(folder):
     assert sections(folder) == {A, C}
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_a_reader_whose_section_goes_sees_misses(folder, monkeypatch):
+@without_locks
+def test_reader_of_an_evicted_section_gets_misses(folder, no_locks, monkeypatch):
     fill(folder, A)
     section = open_section(folder, name=A)
     mapped = section.gather(KEYS, memory_limit=0)
@@ -189,8 +194,8 @@ def test_a_reader_whose_section_goes_sees_misses(folder, monkeypatch):
     assert FeatureStore(folder).verify().ok
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_a_section_that_goes_between_look_up_and_gathering(folder, monkeypatch):
+@without_locks
+def test_section_evicted_during_gather_raises(folder, no_locks, monkeypatch):
     fill(folder, A)
     monkeypatch.setattr(_eviction, "_IDLE_SECONDS", -1)
     section = open_section(folder, name=A)
@@ -198,7 +203,7 @@ def test_a_section_that_goes_between_look_up_and_gathering(folder, monkeypatch):
 
     def evict_after(keys):
         found = look_up(keys)
-        assert _eviction.evict(folder / A) == SIZE
+        assert _eviction.evict(folder / A) == (SIZE if found.all() else 0)
         return found
 
     monkeypatch.setattr(section, "_find", evict_after)
@@ -209,9 +214,11 @@ def test_a_section_that_goes_between_look_up_and_gathering(folder, monkeypatch):
         section.gather(KEYS, memory_limit=0)
 
 
-@pytest.mark.usefixtures("no_locks")
+@without_locks
 @pytest.mark.parametrize("n_times", [1, 2, 3])
-def test_a_folder_that_goes_while_it_is_written_to(folder, monkeypatch, n_times):
+def test_write_to_a_folder_removed_meanwhile_is_repeated(
+    folder, no_locks, monkeypatch, n_times
+):
     section = open_section(folder, name=A)
     write_shard, calls = _folder.write_shard, []
 
@@ -232,9 +239,7 @@ def test_a_folder_that_goes_while_it_is_written_to(folder, monkeypatch, n_times)
 
 
 @pytest.mark.parametrize("call", ["unlink", "rmdir"])
-def test_an_eviction_that_is_interrupted_leaves_a_sound_store(
-    folder, monkeypatch, call
-):
+def test_eviction_that_is_interrupted_leaves_a_sound_store(folder, monkeypatch, call):
     fill(folder, A)
     section = open_section(folder, name=A)
     for seed in (1, 2):
@@ -263,7 +268,7 @@ def test_an_eviction_that_is_interrupted_leaves_a_sound_store(
     assert assert_right(open_section(folder, name=B), KEYS, ROWS).all()
 
 
-def test_eviction_clears_orphans_and_spares_strangers(folder):
+def test_eviction_removes_orphans_and_keeps_unknown_files(folder):
     fill(folder, A, B)
     (folder / A / f".{'0' * 8}-{'0' * 32}.tmp").write_text("another machine's")
     (folder / B / "notes.txt").write_text("mine")
@@ -291,12 +296,14 @@ def test_sections_without_metadata_go_by_the_time_of_their_folder(folder):
 # Locks
 
 
-def test_a_lock_that_is_never_free(folder, monkeypatch):
+def test_lock_that_is_never_free_does_not_block(folder, monkeypatch):
     """One who was stopped while writing or evicting does not stop the others."""
     monkeypatch.setattr(_files, "_PATIENCE", 0.02)
     fill(folder, A)
     stopped = [
-        _files.lock(path) for path in (folder, folder / A, folder / A / "section.json")
+        _files.lock(folder / ".lock"),
+        _files.lock(_files.lock_file(folder / A)),
+        _files.lock_folder(folder / A, shared=False),
     ]
     section = open_section(folder, name=A, max_bytes=10**6)
     assert section._folder.pin is None
@@ -309,7 +316,7 @@ def test_a_lock_that_is_never_free(folder, monkeypatch):
     assert section._folder.pin is not None
 
 
-def test_a_lock_on_a_folder_made_anew(folder):
+def test_folder_made_anew_is_locked_again(folder):
     fill(folder, A)
     section = open_section(folder, name=A)
     first = section._folder.pin
@@ -322,10 +329,81 @@ def test_a_lock_on_a_folder_made_anew(folder):
     assert section._folder.pin.is_on(folder / A)
 
 
-def test_locking_what_is_not_there(folder):
-    assert _files.lock(folder) is None
-    with _files.locked(folder):
-        pass
+def test_lock_in_a_missing_store_raises(folder):
+    errors = []
+    with pytest.raises(FileNotFoundError):
+        _files.lock(folder / ".lock")
+    with _files.locked(folder / ".lock", on_error=errors.append):
+        assert isinstance(errors[0], FileNotFoundError)
+    assert _files.lock_folder(folder, shared=True) is None
+
+
+def test_lock_is_not_taken_on_a_file_that_was_removed(folder, monkeypatch):
+    folder.mkdir()
+    path, lock = folder / ".lock", _files.lock_descriptor
+
+    def removed_meanwhile(descriptor, **settings):
+        monkeypatch.setattr(_files, "lock_descriptor", lock)
+        path.unlink()
+        return lock(descriptor, **settings)
+
+    monkeypatch.setattr(_files, "lock_descriptor", removed_meanwhile)
+    held = _files.lock(path)
+    assert held.is_on(path)
+    with pytest.raises(BlockingIOError):
+        _files.lock(path, patience=0)
+
+
+def test_file_system_without_locks_is_reported_once(folder, no_locks):
+    with pytest.warns(StoreWarning, match="cannot be locked: No locks") as record:
+        open_section(folder, name=A).write(*make_rows(5))
+    assert len(record) == 1
+    open_section(folder, name=A).write(*make_rows(5, seed=1))  # without a second one
+
+
+def test_lock_file_without_permission_is_ignored(folder, monkeypatch):
+    """Rows are written and sections evicted, without a warning of missing locks."""
+    fill(folder, A)
+    open_ = os.open
+
+    def refuse_locks(path, *args):
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_(path, *args)
+
+    monkeypatch.setattr(_files.os, "open", refuse_locks)
+    assert open_section(folder, name=B).write(KEYS, ROWS) == 40
+    assert _eviction.evict(folder / A) == SIZE
+
+
+def test_link_in_the_place_of_a_lock_is_not_followed(folder, tmp_path):
+    fill(folder, A)
+    (tmp_path / "outside").write_text("mine")
+    _files.lock_file(folder / A).unlink()
+    _files.lock_file(folder / A).symlink_to(tmp_path / "outside")
+    assert open_section(folder, name=A).write(*make_rows(5, seed=1)) == 5
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_section_that_is_written_to_is_not_evicted(folder):
+    fill(folder, A)
+    held = _files.lock(_files.lock_file(folder / A))
+    assert _eviction.evict(folder / A) == 0
+    held.release()
+    assert _eviction.evict(folder / A) == SIZE
+    assert os.listdir(folder) == []
+
+
+def test_folder_that_was_set_aside_does_not_block_eviction(folder):
+    fill(folder, A)
+    hidden = folder / A / f".{'0' * 8}-{'0' * 32}.tmp"
+    hidden.mkdir()
+    (hidden / "notes.txt").write_text("mine")
+    (folder / A / f".{'0' * 8}-{'1' * 32}.tmp").mkdir()  # empty: it just goes
+    assert _eviction.evict(folder / A) == SIZE
+    (left,) = folder.iterdir()
+    assert left.name.startswith("set-aside-")
+    assert (left / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1, 1.5, "1 GB", np.inf])

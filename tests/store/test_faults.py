@@ -66,7 +66,7 @@ def test_every_flipped_byte_is_found(folder, verify):
     assert assert_right(section, keys, rows).all()
 
 
-def test_damage_after_the_first_read_is_found_too(folder):
+def test_damage_after_the_first_read_is_found(folder):
     keys, rows = make_rows(40)
     for verify in ("first", "always"):
         section = open_section(folder, verify=verify)
@@ -96,7 +96,7 @@ def test_never_verifying_still_compares_keys(folder):
 
 @pytest.mark.parametrize("size", [0, 7, 1023, 1024, 1500, -1, "+1", "x2"])
 @pytest.mark.parametrize("when", ["before open", "after open"])
-def test_a_shard_of_another_size_is_a_miss(folder, size, when):
+def test_shard_of_another_size_is_a_miss(folder, size, when):
     keys, rows = make_rows(40)
     section = open_section(folder)
     section.write(keys, rows)
@@ -119,7 +119,7 @@ def test_a_shard_of_another_size_is_a_miss(folder, size, when):
         section.gather(np.concatenate([keys, more]))
 
 
-def test_a_shard_that_shrinks_while_it_is_read_is_a_miss(folder, monkeypatch):
+def test_shard_that_shrinks_while_it_is_read_is_a_miss(folder, monkeypatch):
     keys, rows = make_rows(40)
     section = open_section(folder, verify="never")
     section.write(keys, rows)
@@ -134,7 +134,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_a_miss(folder, monkeypatch):
         assert not assert_right(section, keys, rows).any()
 
 
-def test_a_shard_that_is_gone_is_a_miss(folder):
+def test_removed_shard_is_a_miss(folder):
     keys, rows = make_rows(40)
     section = open_section(folder)
     for start in range(0, 40, 10):
@@ -152,7 +152,7 @@ def test_a_shard_that_is_gone_is_a_miss(folder):
     assert_works_again(folder, keys, rows)
 
 
-def test_rows_of_a_shard_that_is_gone_are_written_again(folder):
+def test_rows_of_a_removed_shard_are_written_again(folder):
     keys, rows = make_rows(40)
     section = open_section(folder)
     section.write(keys, rows)
@@ -164,7 +164,7 @@ def test_rows_of_a_shard_that_is_gone_are_written_again(folder):
 
 
 @pytest.mark.parametrize("damaged", ["large", "small"])
-def test_a_damaged_shard_gives_way_to_another_copy(folder, damaged):
+def test_rows_of_a_damaged_shard_are_read_from_another_copy(folder, damaged):
     keys, rows = make_rows(40)
     # As two writers at once do it: neither has seen the other's shard.
     first, second = open_section(folder), open_section(folder)
@@ -184,7 +184,7 @@ def test_a_damaged_shard_gives_way_to_another_copy(folder, damaged):
     np.testing.assert_array_equal(found, np.arange(40) < (30 if path is large else 40))
 
 
-def test_a_shard_that_another_process_repairs_is_used_again(folder):
+def test_shard_that_another_process_repairs_is_used_again(folder):
     keys, rows = make_rows(40)
     section = open_section(folder)
     section.write(keys, rows)
@@ -199,7 +199,7 @@ def test_a_shard_that_another_process_repairs_is_used_again(folder):
     assert assert_right(section, keys, rows).all()
 
 
-def test_a_shard_that_is_damaged_anew_at_each_look_is_a_miss(folder, monkeypatch):
+def test_shard_that_changes_at_each_read_is_a_miss(folder, monkeypatch):
     keys, rows = make_rows(40)
     section = open_section(folder)
     section.write(keys, rows)
@@ -212,7 +212,7 @@ def test_a_shard_that_is_damaged_anew_at_each_look_is_a_miss(folder, monkeypatch
     assert "change while they are read" in last
 
 
-def test_a_shard_that_goes_between_listing_and_opening(folder, monkeypatch):
+def test_shard_removed_between_listing_and_opening_is_a_miss(folder, monkeypatch):
     keys, _ = make_rows(40)
     section = open_section(folder)
     ghost = {f"{'0' * 64}.safetensors": None}
@@ -262,7 +262,7 @@ def test_writing_does_not_rely_on_a_damaged_shard(folder):
 
 
 @pytest.mark.parametrize("where", ["header", "data"])
-def test_a_copy_in_a_worker_knows_what_is_damaged(folder, where, monkeypatch):
+def test_pickled_section_keeps_the_list_of_damaged_shards(folder, where, monkeypatch):
     keys, rows = make_rows(40)
     section = open_section(folder)
     section.write(keys, rows)
@@ -270,14 +270,16 @@ def test_a_copy_in_a_worker_knows_what_is_damaged(folder, where, monkeypatch):
     section = open_section(folder) if where == "data" else None
     with pytest.warns(StoreWarning, match="ignored"):
         section, _ = open_and_read(folder, keys, rows, section=section)
-    monkeypatch.setattr("sk_calex.store._warnings._told", set())  # as in a new process
+    monkeypatch.setattr(
+        "sk_calex.store._warnings._reported", set()
+    )  # as in a new process
     copied = pickle.loads(pickle.dumps(section))
     assert not assert_right(copied, keys, rows).any()
     assert copied.write(keys, rows) == 40
     assert assert_right(section, keys, rows).all()
 
 
-def test_an_unreadable_shard_is_a_miss(folder, monkeypatch):
+def test_unreadable_shard_is_a_miss(folder, monkeypatch):
     keys, rows = make_rows(4)
     section = open_section(folder)
     section.write(keys, rows)
@@ -293,7 +295,7 @@ def test_an_unreadable_shard_is_a_miss(folder, monkeypatch):
     assert assert_right(open_section(folder), keys, rows).all()
 
 
-def test_a_shard_of_another_section_is_refused(folder):
+def test_shard_of_another_section_is_refused(folder):
     keys, rows = make_rows(40)
     open_section(folder).write(keys, rows)
     (path,) = shards(folder)

@@ -61,7 +61,7 @@ def assert_same(index, model):
         max_size=16,
     )
 )
-def test_an_index_in_files_agrees_with_a_dict(operations):
+def test_index_in_files_agrees_with_a_dict(operations):
     model: dict[int, list[tuple[int, int]]] = {}
     n_shards = 0
     with in_small_pieces():
@@ -94,9 +94,9 @@ def test_an_index_in_files_agrees_with_a_dict(operations):
         assert index.n_distinct() == 0
 
 
-def test_a_long_index_is_merged_and_searched_in_pieces():
+def test_long_index_is_merged_and_searched_in_pieces():
     keys = digests(6000)
-    lengths, merged = [], _index._merged
+    lengths, merged = [], _index._merge_pieces
 
     def noting(*args):
         for piece in merged(*args):
@@ -105,7 +105,7 @@ def test_a_long_index_is_merged_and_searched_in_pieces():
 
     with (
         mock.patch.multiple(_index, _MEMORY_ENTRIES=500, _PIECE_ENTRIES=64),
-        mock.patch.object(_index, "_merged", noting),
+        mock.patch.object(_index, "_merge_pieces", noting),
     ):
         index = KeyIndex()
         for number, part in enumerate(np.split(keys, 60)):
@@ -153,7 +153,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("broken", [no_folder, FullDisk])
-def test_without_room_for_files_the_index_is_in_memory(broken):
+def test_index_without_room_for_files_is_in_memory(broken):
     keys = digests(60)
     with (
         in_small_pieces(),
@@ -171,7 +171,7 @@ def test_without_room_for_files_the_index_is_in_memory(broken):
     assert (shard[~stored] == -1).all()
 
 
-def test_an_interrupted_merge_leaves_the_index_as_it_was():
+def test_interrupted_merge_leaves_the_index_as_it_was():
     keys = digests(40)
 
     def interrupt(*args):
@@ -189,7 +189,7 @@ def test_an_interrupted_merge_leaves_the_index_as_it_was():
         np.testing.assert_array_equal(shard * 20 + row, np.arange(40))
 
 
-def test_a_section_whose_index_lies_in_files(tmp_path, monkeypatch):
+def test_section_with_its_index_in_files_reads_right_rows(tmp_path, monkeypatch):
     spare_the_disk(monkeypatch)
     keys, rows = make_rows(200)
     with in_small_pieces():
@@ -270,7 +270,7 @@ def one_shard(tmp_path, monkeypatch):
 
 
 @given(st.lists(st.integers(0, 99), max_size=30).map(sorted), st.booleans())
-def test_rows_of_a_shard(tmp_path_factory, wanted, sparse):
+def test_rows_of_a_shard_are_right_for_any_selection(tmp_path_factory, wanted, sparse):
     folder = tmp_path_factory.getbasetemp() / "rows_of_a_shard"
     keys, rows = make_rows(100)
     with spare_the_disk():
@@ -296,7 +296,9 @@ def a_byte_less(descriptor, size, offset):
 
 @pytest.mark.skipif(not hasattr(os, "pread"), reason="no pread")
 @pytest.mark.parametrize("pread", [a_byte_less, _shard._seek_and_read])
-def test_other_ways_to_read(one_shard, monkeypatch, pread):
+def test_rows_are_right_without_pread_and_with_short_reads(
+    one_shard, monkeypatch, pread
+):
     section, keys, rows = one_shard
     monkeypatch.setattr(_shard, "_pread", pread)
     monkeypatch.setattr(_shard, "_SPARSE_BYTES", 0)
@@ -308,7 +310,7 @@ def test_other_ways_to_read(one_shard, monkeypatch, pread):
 
 
 @pytest.mark.parametrize("sparse", [0, 2**20])
-def test_a_shard_that_shrinks_ends_too_early(one_shard, monkeypatch, sparse):
+def test_shard_that_shrinks_ends_too_early(one_shard, monkeypatch, sparse):
     section, _, rows = one_shard
     monkeypatch.setattr(_shard, "_SPARSE_BYTES", sparse)
     (path,) = shards(section._folder.path.parent)

@@ -43,7 +43,7 @@ def test_keys_depend_on_content_not_on_memory_layout(X):
 
 
 @given(hnp.arrays("u1", (6, 3), elements=st.integers(0, 1)))
-def test_keys_are_equal_just_where_the_samples_are(X):
+def test_keys_are_equal_only_where_samples_are(X):
     keys = row_keys(X)
     same_keys = (keys[:, None] == keys[None]).all(axis=2)
     np.testing.assert_array_equal(same_keys, (X[:, None] == X[None]).all(axis=2))
@@ -64,7 +64,7 @@ def test_keys_are_the_documented_digest():
     assert key.hex() == "4a8604e71395c604c13a0fd781d5e205"
 
 
-def test_keys_of_an_array_of_many_chunks():
+def test_keys_of_many_chunks_equal_those_of_single_rows():
     X = np.arange(2 * 10 * 2**20, dtype=np.uint8).reshape(20, -1)  # 1 MiB a row
     X[:, 0] = np.arange(20)
     np.testing.assert_array_equal(row_keys(X)[7:9], row_keys(X[7:9]))
@@ -81,7 +81,7 @@ def test_keys_of_an_array_of_many_chunks():
         (np.zeros(1, dtype=np.longdouble), "64 bits"),
     ],
 )
-def test_keys_refuse_what_has_no_bytes(X, match):
+def test_keys_of_objects_and_scalars_raise(X, match):
     with pytest.raises(ValueError, match=match):
         row_keys(X)
 

@@ -28,7 +28,7 @@ from ._helpers import (
 __all__ = ["folder"]  # a fixture
 
 
-def test_a_shard_that_changes_after_its_digest_was_compared_is_noticed(
+def test_shard_that_changes_after_its_digest_was_compared_is_noticed(
     folder, monkeypatch
 ):
     section, keys, rows = fill(folder)
@@ -48,7 +48,7 @@ def test_a_shard_that_changes_after_its_digest_was_compared_is_noticed(
     assert found.sum() == len(keys) - N_ROWS
 
 
-def test_one_shard_alone_that_changes_while_it_is_read_is_noticed(folder, monkeypatch):
+def test_single_shard_that_changes_while_it_is_read_is_noticed(folder, monkeypatch):
     section, keys, rows = fill(folder)
     read_rows, flips = _shard.ShardReader.rows, iter([True])
 
@@ -63,7 +63,7 @@ def test_one_shard_alone_that_changes_while_it_is_read_is_noticed(folder, monkey
     assert not found.any()
 
 
-def test_a_descriptor_that_turns_stale_in_a_read_is_opened_anew(folder, monkeypatch):
+def test_stale_descriptor_is_opened_again(folder, monkeypatch):
     section, keys, rows = fill(folder)
     assert assert_right(section, keys, rows).all()
     stale = {reader._descriptor for reader in held(section).values()}
@@ -83,7 +83,7 @@ def test_a_descriptor_that_turns_stale_in_a_read_is_opened_anew(folder, monkeypa
 
 
 @pytest.mark.parametrize("where", ["before", "in", "after"])
-def test_a_shard_is_usable_after_an_interruption(folder, monkeypatch, where):
+def test_shard_is_usable_after_an_interruption(folder, monkeypatch, where):
     section, keys, rows = fill(folder)
     more, more_rows = make_rows(5, seed=1)
     index = section._folder.shards._index
@@ -114,7 +114,7 @@ def test_a_shard_is_usable_after_an_interruption(folder, monkeypatch, where):
     assert assert_right(section, *every).all()
 
 
-def test_a_late_failure_does_not_cost_a_shard_that_was_written_again(folder):
+def test_late_read_error_keeps_a_shard_written_again(folder):
     section, keys, rows = fill(folder)
     (number,), _ = section._folder.shards.locate(keys[:1])
     path = section._folder.shards.path(int(number))
@@ -130,7 +130,7 @@ def test_a_late_failure_does_not_cost_a_shard_that_was_written_again(folder):
 
 
 @pytest.mark.parametrize("verify", ["first", "always", "never"])
-def test_a_shard_repaired_since_it_was_indexed(folder, verify):
+def test_shard_repaired_after_indexing_is_indexed_again(folder, verify):
     section, keys, rows = fill(folder)
     path = section._folder.shards.path(0)
     content = path.read_bytes()
@@ -148,7 +148,7 @@ def test_a_shard_repaired_since_it_was_indexed(folder, verify):
     assert section.write(keys, rows) == (N_ROWS if verify == "never" else 0)
 
 
-def test_rows_written_over_a_shard_that_was_damaged_when_indexed(folder):
+def test_rows_of_a_shard_damaged_when_indexed_are_written_again(folder):
     section, keys, rows = fill(folder)
     path = section._folder.shards.path(0)
     section = None
@@ -165,9 +165,7 @@ def test_rows_written_over_a_shard_that_was_damaged_when_indexed(folder):
     assert section.write(keys, rows) == 0
 
 
-def test_keys_that_rot_without_a_trace_are_noticed_when_the_file_is_opened(
-    folder, monkeypatch
-):
+def test_silent_damage_of_keys_is_noticed_at_opening(folder, monkeypatch):
     monkeypatch.setattr(_shard, "signature", lambda status: (status.st_ino,))
     section, keys, rows = fill(folder)
     assert assert_right(section, keys, rows).all()
@@ -178,7 +176,7 @@ def test_keys_that_rot_without_a_trace_are_noticed_when_the_file_is_opened(
     assert found.sum() == len(keys) - N_ROWS
 
 
-def test_a_sound_file_is_not_blamed_for_the_one_before_it(folder, monkeypatch):
+def test_sound_file_that_replaces_a_damaged_one_is_used(folder, monkeypatch):
     section, keys, rows = fill(folder)
     path = section._folder.shards.path(0)
     content = path.read_bytes()
@@ -197,7 +195,7 @@ def test_a_sound_file_is_not_blamed_for_the_one_before_it(folder, monkeypatch):
     assert len(record) == 1
 
 
-def test_a_file_system_without_steady_times_is_told_of(folder, monkeypatch):
+def test_file_system_with_changing_times_warns(folder, monkeypatch):
     section, keys, rows = fill(folder)
     monkeypatch.setattr(_shard.ShardReader, "is_as_opened", lambda shard: False)
     with pytest.warns(StoreWarning, match="change while they are read"):
@@ -207,7 +205,7 @@ def test_a_file_system_without_steady_times_is_told_of(folder, monkeypatch):
     assert not assert_right(section, keys, rows).any()
 
 
-def test_rows_behind_the_fourth_gibibyte(tmp_path):
+def test_rows_beyond_four_gibibytes_are_read(tmp_path):
     layout = _shard.Layout("0123abcd", 2**20, "float32")
     n, path = 1100, tmp_path / "large"
     with open(path, "wb") as file:
@@ -223,7 +221,7 @@ def test_rows_behind_the_fourth_gibibyte(tmp_path):
     assert (rows[1] == 7).all()
 
 
-def test_a_file_that_is_back_before_one_looks_again_is_read(folder, monkeypatch):
+def test_file_that_reappears_at_once_is_read(folder, monkeypatch):
     section, keys, rows = fill(folder)
     absent = iter([True])
 

@@ -18,8 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_calex.store import FeatureStore, StoreWarning, _files, _shards
-from sk_calex.store import _gather as _copy
+from sk_calex.store import FeatureStore, StoreWarning, _files, _gather, _shards
 from sk_calex.store import _shard_file as _shard
 from sk_calex.store._shards import OpenShards
 
@@ -77,18 +76,20 @@ def is_open(descriptor):
     block=st.sampled_from([1, 50, 200, 2**20]),
     together=st.integers(1, 5),
 )
-def test_any_rows_of_many_shards(tmp_path_factory, wanted, sparse, block, together):
+def test_rows_of_many_shards_are_right_for_any_selection(
+    tmp_path_factory, wanted, sparse, block, together
+):
     folder = tmp_path_factory.getbasetemp() / "rows_of_many_shards"
     with spare_the_disk():
         section, keys, rows = fill(folder)
     with (
         mock.patch.multiple(_shard, _SPARSE_BYTES=sparse, _BLOCK_BYTES=block),
-        mock.patch.object(_copy, "_TOGETHER", together),
+        mock.patch.object(_gather, "_TOGETHER", together),
     ):
         assert assert_right(section, keys[wanted], rows[wanted]).all()
 
 
-def test_what_is_read_together_is_bounded(folder, monkeypatch):
+def test_size_of_joint_reads_is_bounded(folder, monkeypatch):
     section, keys, rows = fill(folder)
     sizes = []
 
@@ -96,8 +97,8 @@ def test_what_is_read_together_is_bounded(folder, monkeypatch):
         sizes.append((len(shards), len(rows) * layout.row_bytes))
         return _shard.read_each(shards, n_of_each, rows, layout)
 
-    monkeypatch.setattr(_copy, "read_each", read_each)
-    monkeypatch.setattr(_copy, "_TOGETHER", 3)
+    monkeypatch.setattr(_gather, "read_each", read_each)
+    monkeypatch.setattr(_gather, "_TOGETHER", 3)
     monkeypatch.setattr(_shard, "_SPARSE_BYTES", 0)
     few = slice(None, None, 3)  # three or four of each
     assert assert_right(section, keys[few], rows[few]).all()
@@ -109,9 +110,9 @@ def test_what_is_read_together_is_bounded(folder, monkeypatch):
     assert max(n_bytes for _, n_bytes in sizes) <= 8 * section._layout.row_bytes
 
 
-def test_a_single_row_of_each_shard_is_read_with_the_others(folder, monkeypatch):
+def test_single_row_of_each_shard_is_read_with_the_others(folder, monkeypatch):
     section, keys, rows = fill(folder)
-    with mock.patch.object(_copy, "read_each", wraps=_shard.read_each) as together:
+    with mock.patch.object(_gather, "read_each", wraps=_shard.read_each) as together:
         one = slice(None, None, N_ROWS)
         assert assert_right(section, keys[one], rows[one]).all()
     assert together.call_count == 1
@@ -119,9 +120,7 @@ def test_a_single_row_of_each_shard_is_read_with_the_others(folder, monkeypatch)
 
 @pytest.mark.parametrize("trouble", ["truncated", "damaged", "gone", "unreadable"])
 @pytest.mark.parametrize("is_open", [True, False])
-def test_trouble_with_one_of_many_costs_its_rows_only(
-    folder, monkeypatch, trouble, is_open
-):
+def test_damage_of_one_shard_loses_only_its_rows(folder, monkeypatch, trouble, is_open):
     section, keys, rows = fill(folder)
     monkeypatch.setattr(_shard, "_SPARSE_BYTES", 0)
     if is_open or trouble == "unreadable":
@@ -154,7 +153,7 @@ def test_trouble_with_one_of_many_costs_its_rows_only(
 # Shards that stay open
 
 
-def test_a_shard_is_opened_once(folder, opened):
+def test_shard_is_opened_once(folder, opened):
     section, keys, rows = fill(folder)
     opened.clear()
     for _ in range(3):
@@ -164,9 +163,7 @@ def test_a_shard_is_opened_once(folder, opened):
 
 @pytest.mark.parametrize("verify", ["first", "always", "never"])
 @pytest.mark.parametrize("how", ["another copy", "moved and brought back"])
-def test_a_file_that_takes_its_place_is_opened_and_looked_at(
-    folder, opened, verify, how
-):
+def test_file_that_replaces_an_open_shard_is_checked(folder, opened, verify, how):
     section, keys, rows = fill(folder, verify=verify)
     assert assert_right(section, keys, rows).all()
     path = shards(folder)[0]
@@ -192,9 +189,7 @@ def test_a_file_that_takes_its_place_is_opened_and_looked_at(
         assert verified.call_count == (verify == "first")
 
 
-def test_a_file_that_the_system_has_lost_sight_of_is_opened_anew(
-    folder, opened, monkeypatch
-):
+def test_open_file_that_cannot_be_examined_is_opened_again(folder, opened, monkeypatch):
     section, keys, rows = fill(folder)
     assert assert_right(section, keys, rows).all()
     opened.clear()
@@ -215,10 +210,10 @@ def test_a_file_that_the_system_has_lost_sight_of_is_opened_anew(
 def alone(monkeypatch):
     """No section of another test counts."""
     monkeypatch.setattr(OpenShards, "_all", weakref.WeakSet())
-    monkeypatch.setattr(OpenShards, "_lots", random.Random(0))
+    monkeypatch.setattr(OpenShards, "_random", random.Random(0))
 
 
-def test_only_so_many_stay_open_in_all_sections(folder, alone, monkeypatch):
+def test_number_of_open_shards_is_bounded_over_all_sections(folder, alone, monkeypatch):
     sections = [fill(folder / name) for name in "ab"]
     monkeypatch.setattr(_shards, "_limit", lambda: 5)
     for _ in range(3):
@@ -228,9 +223,7 @@ def test_only_so_many_stay_open_in_all_sections(folder, alone, monkeypatch):
                 assert 0 < sum(len(held(each)) for each, _, _ in sections) <= 5
 
 
-def test_more_shards_than_stay_open_are_still_found_open_at_times(
-    folder, alone, opened, monkeypatch
-):
+def test_random_replacement_keeps_some_shards_open(folder, alone, opened, monkeypatch):
     section, keys, rows = fill(folder)
     monkeypatch.setattr(_shards, "_limit", lambda: 6)
     opened.clear()
@@ -243,7 +236,7 @@ def test_more_shards_than_stay_open_are_still_found_open_at_times(
 @pytest.mark.parametrize(
     ("soft", "expected"), [(256, 64), (1024, 256), (10**6, 256), (3, 0), (None, 256)]
 )
-def test_the_limit_is_a_share_of_what_the_process_may_open(monkeypatch, soft, expected):
+def test_limit_is_a_quarter_of_the_allowed_files(monkeypatch, soft, expected):
     resource = pytest.importorskip("resource")
     soft = resource.RLIM_INFINITY if soft is None else soft
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
@@ -251,9 +244,7 @@ def test_the_limit_is_a_share_of_what_the_process_may_open(monkeypatch, soft, ex
 
 
 @pytest.mark.parametrize("missing", ["pread", "resource"])
-def test_none_stays_open_where_the_system_cannot_share_them(
-    folder, opened, monkeypatch, missing
-):
+def test_no_shard_stays_open_without_pread(folder, opened, monkeypatch, missing):
     if missing == "pread":
         monkeypatch.setattr(_shards, "CAN_SHARE_READERS", False)
     else:
@@ -277,7 +268,7 @@ def test_files_are_closed_with_the_section(folder):
     assert not any(map(is_open, descriptors))
 
 
-def test_a_file_is_closed_when_its_shard_is_gone_or_damaged(folder):
+def test_file_of_a_removed_or_damaged_shard_is_closed(folder):
     section, keys, rows = fill(folder)
     assert assert_right(section, keys, rows).all()
     readers = {section._folder.shards.path(i): r for i, r in held(section).items()}
@@ -294,7 +285,7 @@ def test_a_file_is_closed_when_its_shard_is_gone_or_damaged(folder):
     assert all(is_open(descriptors[path]) for path in others)
 
 
-def test_a_file_that_is_refused_is_closed(folder):
+def test_refused_file_is_closed(folder):
     section, _, _ = fill(folder)
     path = shards(folder)[0]
     overwrite(path, 0, b"no header")
@@ -337,7 +328,7 @@ def test_threads_share_open_shards(folder, alone, monkeypatch, limit):
     assert not wrong
 
 
-def test_no_shard_is_kept_for_a_moment_where_none_may_be(folder, monkeypatch):
+def test_no_shard_is_kept_where_none_may_be(folder, monkeypatch):
     """Another thread might take it in that moment, and seek in it at the same time."""
 
     class Closed(dict):
@@ -350,7 +341,7 @@ def test_no_shard_is_kept_for_a_moment_where_none_may_be(folder, monkeypatch):
     assert assert_right(section, keys, rows).all()
 
 
-def test_a_shard_that_leaves_the_index_while_it_is_opened_is_not_kept(
+def test_shard_that_leaves_the_index_while_it_is_opened_is_not_kept(
     folder, monkeypatch
 ):
     section, keys, _ = fill(folder)
@@ -388,7 +379,7 @@ def descriptors_left(n):
 
 
 @pytest.mark.parametrize("n", [1, 5])
-def test_few_descriptors_are_enough(folder, alone, n):
+def test_reads_work_with_few_descriptors(folder, alone, n):
     keys, rows = make_rows(60)
     section = open_section(folder)
     for i in range(60):
@@ -398,7 +389,7 @@ def test_few_descriptors_are_enough(folder, alone, n):
             assert assert_right(section, keys, rows).all()
 
 
-def test_what_is_kept_open_gives_way_to_what_must_be_opened(folder, alone):
+def test_kept_shards_are_closed_when_descriptors_run_out(folder, alone):
     section, keys, rows = fill(folder)
     assert assert_right(section, keys, rows).all()
     assert len(held(section)) == N_SHARDS
@@ -408,9 +399,7 @@ def test_what_is_kept_open_gives_way_to_what_must_be_opened(folder, alone):
 
 
 @pytest.mark.parametrize("when", ["reading", "looking at the folder"])
-def test_without_a_descriptor_the_call_fails_and_no_shard_is_blamed(
-    folder, monkeypatch, when
-):
+def test_read_without_descriptors_raises_and_drops_no_shard(folder, monkeypatch, when):
     section, keys, rows = fill(folder)
 
     def fail(path):
@@ -429,7 +418,7 @@ def test_without_a_descriptor_the_call_fails_and_no_shard_is_blamed(
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_does_not_wait_for_a_thread_of_its_parent():
+def test_forked_child_does_not_wait_for_a_thread_of_its_parent():
     holds = threading.Event()
 
     def hold():
@@ -449,7 +438,7 @@ def test_a_child_does_not_wait_for_a_thread_of_its_parent():
         pass
 
 
-def test_a_damaged_file_is_closed_before_it_is_removed(folder, monkeypatch):
+def test_damaged_file_is_closed_before_it_is_removed(folder, monkeypatch):
     """Windows removes no file that is open."""
     fill(folder)
     flip(shards(folder)[0], 1300)

@@ -14,6 +14,7 @@ from ._helpers import (
     N_FLIPS,
     N_KILLS,
     N_WRITERS,
+    STRESS_OPERATIONS,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "background" / "reliability.md"
@@ -26,15 +27,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "background" / "reliability.md"
         f"{N_KILLS} processes",
         f"{N_WRITERS} processes",
         f"{N_CRAFTED} crafted",
+        f"{STRESS_OPERATIONS} operations of 8 processes",
         f"{MACHINE_RUNS} sequences of up to {MACHINE_STEPS} operations",
     ],
 )
-def test_the_page_counts_right(claim):
+def test_page_states_the_right_counts(claim):
     text = " ".join(PAGE.read_text(encoding="utf-8").split())
     assert claim in text
 
 
-def test_the_tests_that_the_page_names_are_there():
+def test_page_names_existing_tests():
     named = re.findall(r"`(test_\w+\.py)`", PAGE.read_text(encoding="utf-8"))
     here = {path.name for path in Path(__file__).parents[1].rglob("test_*")}
     assert named

@@ -36,7 +36,7 @@ def section(store):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_any_subset_order_and_repetition_is_read_back(store, dtype):
+def test_rows_are_read_in_any_subset_order_and_repetition(store, dtype):
     section = store.section(FINGERPRINT, WIDTH, dtype)
     keys, rows = make_rows(50)
     for part in (slice(0, 20), slice(20, 21), slice(21, 50)):
@@ -51,7 +51,7 @@ def test_any_subset_order_and_repetition_is_read_back(store, dtype):
     assert section.n_rows == 50
 
 
-def test_missing_rows_are_told_and_left_alone(section):
+def test_missing_rows_are_reported_and_left_alone(section):
     keys, rows = make_rows(10)
     section.write(keys[::2], rows[::2])
     found, out = read(section, keys)
@@ -61,7 +61,7 @@ def test_missing_rows_are_told_and_left_alone(section):
     assert (out[~found] == -7).all()
 
 
-def test_rows_of_many_blocks_with_gaps(store):
+def test_rows_of_many_blocks_with_gaps_are_read(store):
     width = 300_000  # 1.2 MB a row: a block holds three
     section = store.section(FINGERPRINT, width, "float32")
     keys, _ = make_rows(12)
@@ -169,7 +169,7 @@ def test_shards_are_plain_safetensors(store, section):
 # Gathering
 
 
-def test_gather_to_a_map_that_goes_with_its_array(store, section):
+def test_gathered_map_is_removed_with_its_array(store, section):
     keys, rows = make_rows(100)
     section.write(keys, rows)
     which = np.random.default_rng(0).permutation(100)
@@ -264,7 +264,7 @@ def test_stores_and_sections_are_pickled_as_settings(store, section, monkeypatch
     assert FINGERPRINT in repr(section)
 
 
-def test_stores_are_equal_if_their_settings_are(tmp_path):
+def test_stores_with_equal_settings_are_equal(tmp_path):
     settings = [{}, {"verify": "always"}, {"max_bytes": 10**9}]
     stores = [FeatureStore(tmp_path / "a", **each) for each in settings]
     stores.append(FeatureStore(tmp_path / "b"))
@@ -286,13 +286,13 @@ class Holder(BaseEstimator):
         self.store = store
 
 
-def test_an_estimator_that_holds_a_store_is_cloned(store):
+def test_estimator_that_holds_a_store_is_cloned(store):
     copied = clone(Holder(store))
     assert copied.store == store
     assert copied.get_params() == {"store": store}
 
 
-def test_the_folder_is_made_late_and_absolute(tmp_path, monkeypatch):
+def test_folder_is_absolute_and_made_by_the_first_write(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert FeatureStore("~/a/b").folder == tmp_path / "a" / "b"
@@ -304,7 +304,7 @@ def test_the_folder_is_made_late_and_absolute(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_section_is_opened_once_while_it_is_held(store):
+def test_section_is_opened_once_while_it_is_held(store):
     first = store.section(FINGERPRINT, WIDTH, "float32")
     assert store.section(FINGERPRINT, WIDTH, "float32") is first
     held = weakref.ref(first)
@@ -325,7 +325,7 @@ def test_fingerprint_must_be_hexadecimal(store, fingerprint):
 
 
 @pytest.mark.parametrize("width", [0, -1, 2**40, 3.0, True, "3"])
-def test_width_must_be_a_sensible_int(store, width):
+def test_width_must_be_a_positive_int(store, width):
     with pytest.raises(ValueError, match="width must be an int"):
         store.section(FINGERPRINT, width, "float32")
 
@@ -337,7 +337,7 @@ def test_dtype_must_be_known(store, dtype):
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(WIDTH + 1, "float32"), (6, "float16")])
-def test_a_section_has_one_width_and_dtype(store, section, width, dtype):
+def test_section_has_one_width_and_dtype(store, section, width, dtype):
     section.write(*make_rows(1))
     for opener in (store, FeatureStore(store.folder)):
         with pytest.raises(ValueError, match=r"holds rows of width 6 .* asked for"):
@@ -391,7 +391,7 @@ def test_rows_are_checked_before_anything_is_written(store, section, rows, match
     assert not store.folder.exists()
 
 
-def test_rows_that_float16_cannot_hold(store):
+def test_rows_too_large_for_float16_raise(store):
     keys, rows = make_rows(3)
     rows[1, 2] = 70_000
     half = store.section("aaaaaaaa", WIDTH, "float16")
@@ -405,7 +405,7 @@ def test_rows_that_float16_cannot_hold(store):
         single.read(keys, np.zeros((3, WIDTH), np.float16))
 
 
-def test_a_shard_has_a_size(store, monkeypatch):
+def test_write_of_too_many_rows_raises(store, monkeypatch):
     monkeypatch.setattr("sk_calex.store._section.MAX_SHARD_ROWS", 2)
     section = store.section(FINGERPRINT, WIDTH, "float32")
     with pytest.raises(ValueError, match="at most 2 in one call, got 3"):
@@ -425,5 +425,5 @@ def test_out_is_checked(section, out):
         section.read(make_rows(3)[0], frozen)
 
 
-def test_the_warning_can_be_told_apart():
+def test_warning_has_a_class_of_its_own():
     assert issubclass(StoreWarning, UserWarning)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import time
+import zlib
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from sk_calex.store import FeatureStore, StoreReport, StoreWarning
-from sk_calex.store import _repair as _check
+from sk_calex.store import FeatureStore, StoreReport, StoreWarning, _repair, row_keys
 from sk_calex.store import _shard_file as _shard
 
 from ._helpers import (
@@ -53,7 +54,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("n_jobs", [None, 2])
-def test_verify_says_what_is_right_and_what_is_not(folder, n_jobs):
+def test_verify_lists_sound_and_damaged_files(folder, n_jobs):
     section = open_section(folder)
     for part in np.array_split(np.arange(40), 8):
         section.write(KEYS[part], ROWS[part])
@@ -102,14 +103,14 @@ def test_after_repair_rows_are_computed_without_a_warning(folder, shard):
     assert assert_right(open_section(folder), KEYS, ROWS).all()
 
 
-def test_a_store_that_is_not_there_is_all_right(folder):
+def test_missing_store_is_sound(folder):
     store = FeatureStore(folder)
     assert store.verify() == StoreReport(0, 0, 0, 0, {}, [])
     assert store.repair() == {}
     assert not folder.exists()
 
 
-def test_damaged_metadata_takes_no_rows_with_it(folder, shard):
+def test_damaged_metadata_loses_no_rows(folder, shard):
     path = shard.with_name("section.json")
     path.write_bytes(b"{}")
     report = FeatureStore(folder).verify()
@@ -124,9 +125,7 @@ def test_damaged_metadata_takes_no_rows_with_it(folder, shard):
     assert path.exists()
 
 
-def test_metadata_that_repair_takes_from_an_open_section_is_written_again(
-    folder, shard
-):
+def test_metadata_removed_by_repair_is_written_again(folder, shard):
     section = open_section(folder)
     path = shard.with_name("section.json")
     path.write_bytes(b"{}")
@@ -137,17 +136,17 @@ def test_metadata_that_repair_takes_from_an_open_section_is_written_again(
 
 def at_the_last_moment(monkeypatch, happen):
     """Let something happen between repair's look at the files and its removals."""
-    verify = _check.verify
+    verify = _repair.verify
 
     def verify_then(*args):
         report = verify(*args)
         happen()
         return report
 
-    monkeypatch.setattr(_check, "verify", verify_then)
+    monkeypatch.setattr(_repair, "verify", verify_then)
 
 
-def test_repair_spares_what_a_writer_has_just_put_in_place(folder, shard, monkeypatch):
+def test_repair_keeps_a_sound_shard_written_meanwhile(folder, shard, monkeypatch):
     content = shard.read_bytes()
     flip(shard, 1500)
     at_the_last_moment(monkeypatch, lambda: shard.write_bytes(content))
@@ -157,7 +156,9 @@ def test_repair_spares_what_a_writer_has_just_put_in_place(folder, shard, monkey
 
 
 @pytest.mark.parametrize("name", ["section.json", "ffffffff"])
-def test_repair_spares_metadata_and_folders_too(folder, shard, monkeypatch, name):
+def test_repair_keeps_metadata_and_folders_made_meanwhile(
+    folder, shard, monkeypatch, name
+):
     path = folder / name if name == "ffffffff" else shard.with_name(name)
     right = b"" if name == "ffffffff" else path.read_bytes()
     path.write_bytes(b"")
@@ -174,26 +175,26 @@ def test_repair_spares_metadata_and_folders_too(folder, shard, monkeypatch, name
     assert path.is_dir() if name == "ffffffff" else path.read_bytes() == right
 
 
-def test_repair_leaves_alone_what_somebody_else_has_removed(folder, shard, monkeypatch):
+def test_repair_ignores_files_removed_meanwhile(folder, shard, monkeypatch):
     flip(shard, 1500)
     at_the_last_moment(monkeypatch, shard.unlink)
     assert FeatureStore(folder).repair() == {}
 
 
-def test_what_goes_while_it_is_verified_is_not_damaged(folder, shard, monkeypatch):
-    check = _check._check
+def test_files_removed_during_verify_are_not_damaged(folder, shard, monkeypatch):
+    check = _repair._check
 
     def evicted(path, place):
         if place.is_file():
             place.unlink()
         return check(path, place)
 
-    monkeypatch.setattr(_check, "_check", evicted)
+    monkeypatch.setattr(_repair, "_check", evicted)
     report = FeatureStore(folder).verify()
     assert report == StoreReport(1, 0, 0, 0, {}, [])
 
 
-def test_a_bad_disk_is_damage(folder, shard, monkeypatch):
+def test_read_error_of_a_disk_is_damage(folder, shard, monkeypatch):
     def fail(*args):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -203,7 +204,7 @@ def test_a_bad_disk_is_damage(folder, shard, monkeypatch):
     assert list(FeatureStore(folder).repair()) == [shard]
 
 
-def test_what_may_not_be_read_is_not_removed(folder, shard, monkeypatch):
+def test_repair_keeps_files_without_permission_to_read(folder, shard, monkeypatch):
     def fail(*args):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -231,7 +232,7 @@ def earlier(folder, shard, monkeypatch):
     return shards(folder)
 
 
-def test_an_earlier_version_is_ignored_with_one_message(folder, earlier):
+def test_earlier_version_is_ignored_with_one_warning(folder, earlier):
     match = "2 shards of .* earlier version .* ignored: .*repair removes them"
     with pytest.warns(StoreWarning, match=match) as record:
         section = open_section(folder)
@@ -246,7 +247,7 @@ def test_an_earlier_version_is_ignored_with_one_message(folder, earlier):
 
 
 @pytest.mark.parametrize("has_metadata", [True, False])
-def test_an_earlier_version_is_cleared_by_repair(folder, earlier, has_metadata):
+def test_earlier_version_is_cleared_by_repair(folder, earlier, has_metadata):
     metadata = folder / FINGERPRINT / "section.json"
     expected = dict.fromkeys(earlier, "is of version 1 of the format, not 2")
     if has_metadata:
@@ -256,6 +257,41 @@ def test_an_earlier_version_is_cleared_by_repair(folder, earlier, has_metadata):
     assert FeatureStore(folder).verify().damaged == expected
     assert FeatureStore(folder).repair() == expected
     assert open_section(folder).write(KEYS, ROWS) == 40
+
+
+# A section with three rows of two values, as the version before locks had files wrote
+# it: compressed, in base 85.
+WRITTEN_BEFORE = {
+    "section.json": (
+        "c-l3KTMmLS6b1iT1?jgjw3lA2n=$1+gor>&<0Hns3nYG?Gc%u}G&-"
+        "ew%;sF0<#wSs$m_V|DTz6(@F8jGr*Wljo7#_8NptGQJ*cdM+GBGHu_YGWlV{Jl`v;ugvuvskQ_SF"
+        "YW9g#vxV_eE0P8`yCa&~^0f9iJwN<Dk5PEj%SrEzAfJ_alrv}6_`wGYu-ye+#HlP"
+    ),
+    "987fe68c5034bbf65c39fd3aae78e29597171155127551e0b84ab5e06673e205.safetensors": (
+        "c-s5H%m4<}O7ZczsU?Xii6x2g@k&+-)k<mkMY)M3K&Dc0c6@STPHKf-aY=qrs*;X^Qdw$Iab|uVN"
+        "YV(zPs_|pPc14a%FF|6FfcSSHZe6bx3El1N=`{lQ>q23$xf{-"
+        "1{<7GQdy7+QWk0f(p#L72<Ao`>nIqS#R5gZj>u0-D^4u|>4-"
+        "MaQ82NH1({KlUyf#mo3RnPAx7BDFtN~4FgJ>=tyLHWqhJ(3f$rPe@AZ?rZU1_k@F$!!QYyW$`{AQ"
+        "?PMsm1J!=-&Jmc{AXSm+OZ{Drg7q3sv+w^BLq_k+T2NDiI1jG$Myubkf+~CE<"
+    ),
+}
+
+
+def test_store_written_before_is_read_and_written_alike(folder):
+    keys, rows = row_keys(np.arange(3)), np.arange(6, dtype=np.float32).reshape(3, 2)
+    place = folder / FINGERPRINT
+    place.mkdir(parents=True)
+    for name, content in WRITTEN_BEFORE.items():
+        (place / name).write_bytes(zlib.decompress(base64.b85decode(content)))
+    section = FeatureStore(folder).section(FINGERPRINT, 2, "float32")
+    np.testing.assert_array_equal(section.gather(keys), rows)
+    assert section.write(keys, rows) == 0
+    assert FeatureStore(folder).verify().rows == 3
+    # The same rows give the same files today.
+    again = folder.with_name("again")
+    FeatureStore(again).section(FINGERPRINT, 2, "float32").write(keys, rows)
+    for name in WRITTEN_BEFORE:
+        assert (again / FINGERPRINT / name).read_bytes() == (place / name).read_bytes()
 
 
 # Info
@@ -304,7 +340,7 @@ def test_info_counts_rows_and_what_was_read(folder):
         assert timedelta(0) <= datetime.now(UTC) - when < timedelta(minutes=10)
 
 
-def test_info_says_when_a_section_was_used(folder, shard):
+def test_info_has_the_time_of_last_use(folder, shard):
     when = time.time() - 1000
     os.utime(shard.with_name("section.json"), (when, when))
     info = FeatureStore(folder).info()["by_section"][FINGERPRINT]
