@@ -29,7 +29,12 @@ from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import macs_of, probabilities_of
 from sk_calex.calibration._answers import StageTable
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy, first_exits
+from sk_calex.calibration._exit_rule import (
+    CalibrationSet,
+    ExitPolicy,
+    Policy,
+    first_exits,
+)
 from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep, recall_table
 from sk_calex.cascade._inputs import (
     feature_batches,
@@ -52,6 +57,7 @@ from sk_calex.cascade._runtime import (
     run_cascade,
     tabulate,
 )
+from sk_calex.cascade._seen_rows import digest_rows
 from sk_calex.cascade._summary import cascade_summary
 from sk_calex.cascade._training_data import TrainingData, make_folds
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
@@ -93,6 +99,7 @@ class BaseCascade(
     classes_: NDArray[Any]
     final_estimator_: Any
     layout_: TapLayout
+    row_digests_: NDArray[np.uint64] | None
     _last_stage_: LastStage
 
     # -- what a subclass gives ---------------------------------------------------
@@ -190,6 +197,7 @@ class BaseCascade(
             ):
                 self.calibrator_ = self._fit_rule(self._exit_rule())
                 shown.update()
+            self.row_digests_ = digest_rows(X)
         return self
 
     def _read_training_data(
@@ -400,11 +408,14 @@ class BaseCascade(
     def _last_answer(self) -> Answer:
         return independent(self._last_stage_.probabilities())
 
-    def _run(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Probabilities of the stage that answers, and its depth."""
+    def _run(
+        self, X: Any, rule: Policy | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """Probabilities of the stage that answers, and its depth, under a rule."""
         sources, n = input_batches(self, X)
         # The rule is read once: another thread may move the cascade meanwhile.
-        answers, rule, backbone = self._answers(), self.calibrator_, self.backbone_
+        rule = self.calibrator_ if rule is None else rule
+        answers, backbone = self._answers(), self.backbone_
         with nullcontext() if backbone is None else backbone.runner().inference_mode():
             return run_cascade(sources, answers, rule, n, len(self.classes_))
 

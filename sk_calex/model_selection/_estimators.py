@@ -17,6 +17,7 @@ from sk_calex.backbone._layout import FeatureArray, TapLayout
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._inputs import fit_backbone, reads_samples, unwrap_backbone
+from sk_calex.cascade._seen_rows import digest_rows
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
@@ -72,7 +73,7 @@ def input_of(estimator: Any, X: Any) -> Any:
             X = estimator[:-1].transform(X)
         return input_of(estimator.steps[-1][1], X)
     if hasattr(estimator, "best_estimator_"):
-        if hasattr(estimator, "_input_of_best"):
+        if getattr(estimator, "_cuts_input", False):
             X = estimator._input_of_best(X)
         return input_of(estimator.best_estimator_, X)
     return X
@@ -120,13 +121,14 @@ class Prepared:
     estimator: Any
     X: Any
     backbone: FrozenBackbone | None
+    samples: Any = None
 
     @classmethod
     def of(cls, estimator: Any, X: Any) -> Prepared:
         """Make the features where X holds samples for a backbone."""
         if isinstance(estimator, BaseCascade) and reads_samples(estimator):
             backbone = fit_backbone(estimator, X)
-            return cls(estimator, backbone.transform(X), backbone)
+            return cls(estimator, backbone.transform(X), backbone, X)
         return cls(estimator, X, None)
 
     def at(self, value: Any = None) -> Any:
@@ -148,6 +150,7 @@ class Prepared:
         if self.backbone is not None:
             fitted.set_params(input="samples", backbone=clone(self.estimator.backbone))
             fitted.backbone_ = self.backbone
+            fitted.row_digests_ = digest_rows(self.samples)  # not of features
             note_features(fitted, self.backbone)
         return fitted
 
@@ -173,7 +176,8 @@ class Prepared:
         new.set_params(backbone=clone(whole).set_params(taps=chosen, pool=pool))
         backbone = clone(new.backbone).fit(X)
         features = taps_of(self.X, layout, names)
-        return Prepared(new, FeatureArray.wrap(features, backbone.layout_), backbone)
+        features = FeatureArray.wrap(features, backbone.layout_)
+        return Prepared(new, features, backbone, X)
 
 
 def taps_of(X: Any, layout: TapLayout, names: Sequence[str]) -> Any:
@@ -186,18 +190,25 @@ def taps_of(X: Any, layout: TapLayout, names: Sequence[str]) -> Any:
 
 def moved(estimator: Any, value: Any) -> Any:
     """Copy a fitted estimator to another value of the knob."""
+    cascade = copy.copy(cascade_in(estimator)).set_operating_point(value)
+    return with_cascade(estimator, cascade)
+
+
+def with_cascade(estimator: Any, cascade: BaseCascade) -> Any:
+    """Copy a fitted estimator with another cascade in the place of its own."""
     if isinstance(estimator, Pipeline):
         steps = list(estimator.steps)
-        steps[-1] = (steps[-1][0], moved(steps[-1][1], value))
+        steps[-1] = (steps[-1][0], with_cascade(steps[-1][1], cascade))
         pipeline = copy.copy(estimator)
         pipeline.steps = steps
         return pipeline
     if isinstance(estimator, FrozenEstimator):
-        return moved(estimator.estimator, value)
+        return with_cascade(estimator.estimator, cascade)
     if hasattr(estimator, "best_estimator_"):
-        if not hasattr(estimator, "_input_of_best"):
-            return moved(estimator.best_estimator_, value)
+        best = with_cascade(estimator.best_estimator_, cascade)
+        if not getattr(estimator, "_cuts_input", False):
+            return best
         search = copy.copy(estimator)  # it may cut columns before it asks its best one
-        search.best_estimator_ = moved(estimator.best_estimator_, value)
+        search.best_estimator_ = best
         return search
-    return copy.copy(estimator).set_operating_point(value)
+    return cascade

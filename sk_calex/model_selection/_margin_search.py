@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn import get_config
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import check_cv
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Bunch, _safe_indexing, get_tags, indexable
+from sklearn.utils import Bunch, _safe_indexing, indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
     MethodMapping,
     process_routing,
 )
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_method_params, check_is_fitted
 
 from sk_calex.cascade._base import BaseCascade
@@ -36,29 +33,14 @@ from sk_calex.utils._validation import (
 
 from ._curves import Outcomes
 from ._estimators import Prepared, cascade_in, input_of, knob_of, moved, taps_of
+from ._found import FoundCascade
 from ._operating_points import Constraint, Landscape, best_joint, best_shared
 from ._taps import best_taps, check_values
 
 __all__ = ["MarginSearchCV"]
 
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _if_found(method: Method) -> Method:
-    return cast(Method, available_if(_has_best)(method))
-
-
-def _has_best(search: MarginSearchCV) -> bool:
-    if isinstance(search.estimator, FrozenEstimator) or search.refit:
-        return True
-    raise AttributeError(
-        "this search was made with refit=False, so it has no cascade to answer with. "
-        "Set refit=True, or fit one with margin=best_margin_."
-    )
-
-
-class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class MarginSearchCV(FoundCascade):
     """Search for the operating point that satisfies a constraint, by cross-validation.
 
     A constraint goes in, a calibrated cascade comes out: the cheapest one that loses at
@@ -66,6 +48,9 @@ class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     The cascade is trained once a fold; all operating points are then measured on what
     its stages say of the samples held out, each sample once. In the spirit of
     scikit-learn's `TunedThresholdClassifierCV`.
+
+    What is found is an estimate. ``ExitRiskController(search).fit(X_new, y_new)``
+    certifies a fitted search on new rows.
 
     Parameters
     ----------
@@ -134,6 +119,7 @@ class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     See Also
     --------
+    ExitRiskController : Certify what was found, on rows that are new to it.
     margin_curve : Accuracy and cost over margins.
     cheapest_within : The same constraints for a grid search.
 
@@ -162,6 +148,8 @@ class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     True
     >>> labels, depth = search.predict(X, return_depth=True)
     """
+
+    _cuts_input = True
 
     _parameter_constraints: dict[str, list[Any]] = {
         "estimator": [HasMethods(["fit", "predict"])],
@@ -302,6 +290,15 @@ class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             source = self.best_estimator_ if source is None else source
         note_features(self, source)
 
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        text = super().__repr__(N_CHAR_MAX)
+        if not hasattr(self, "best_margin_"):
+            return text
+        return (
+            f"{text}\n# found {self.best_margin_!r}: an estimate, not a guarantee; see "
+            "ExitRiskController"
+        )
+
     def _check_estimator(self) -> None:
         cascade = cascade_in(self.estimator)
         if isinstance(self.estimator, Pipeline) and _ends_frozen(self.estimator):
@@ -424,124 +421,6 @@ class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             )
         return taps_of(X, self._layout_, self.taps_)
 
-    def _call_best(self, method: str, X: Any, **options: Any) -> Any:
-        check_is_fitted(self)
-        best, X = self.best_estimator_, self._input_of_best(X)
-        # Not by the pipeline: it passes options on only where routing lets it.
-        return getattr(cascade_in(best), method)(input_of(best, X), **options)
-
-    @_if_found
-    def predict(
-        self, X: Any, return_depth: bool = False
-    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.intp]]:
-        """Answer every sample with the cascade found.
-
-        Parameters
-        ----------
-        X : array, tensor or Dataset of shape (n_samples, ...)
-            Samples, as in fit.
-        return_depth : bool, default=False
-            Also return where each sample was answered.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-            Labels as in `classes_`.
-        depth : ndarray of int, shape (n_samples,)
-            Index of the branch that answered, the number of branches for the backbone;
-            only with `return_depth`.
-
-        Raises
-        ------
-        ValueError
-            If `X` does not have the shape seen in fit, or is not finite.
-        """
-        return self._call_best("predict", X, return_depth=return_depth)
-
-    @_if_found
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Compute probabilities by the branch that answers each sample.
-
-        Parameters
-        ----------
-        X : array, tensor or Dataset of shape (n_samples, ...)
-            Samples, as in fit.
-
-        Returns
-        -------
-        proba : ndarray of float64, shape (n_samples, n_classes)
-            Columns as in `classes_`.
-
-        Raises
-        ------
-        ValueError
-            If `X` does not have the shape seen in fit, or is not finite.
-        """
-        return self._call_best("predict_proba", X)
-
-    @_if_found
-    def exit_depth(self, X: Any) -> NDArray[np.intp]:
-        """Compute where each sample is answered.
-
-        Parameters
-        ----------
-        X : array, tensor or Dataset of shape (n_samples, ...)
-            Samples, as in fit.
-
-        Returns
-        -------
-        depth : ndarray of int, shape (n_samples,)
-            Index of the branch, the number of branches for the backbone.
-
-        Raises
-        ------
-        ValueError
-            If `X` does not have the shape seen in fit, or is not finite.
-        """
-        return self._call_best("exit_depth", X)
-
-    @_if_found
-    def cost(self, X: Any) -> NDArray[np.float64]:
-        """Compute the multiply-accumulates spent on each sample.
-
-        Parameters
-        ----------
-        X : array, tensor or Dataset of shape (n_samples, ...)
-            Samples, as in fit.
-
-        Returns
-        -------
-        cost : ndarray of float64, shape (n_samples,)
-            MACs (1 MAC = 2 FLOPs), heads included.
-
-        Raises
-        ------
-        ValueError
-            If the MACs of a stage or head are unknown.
-        """
-        return self._call_best("cost", X)
-
-    @_if_found
-    def flops_reduction(self, X: Any) -> float:
-        """Compute the share of the plain backbone's FLOPs that is saved on `X`.
-
-        Parameters
-        ----------
-        X : array, tensor or Dataset of shape (n_samples, ...)
-            Samples, as in fit.
-
-        Returns
-        -------
-        reduction : float
-            ``1 - mean cost / cost of the plain backbone``, which has no heads.
-
-        Raises
-        ------
-        ValueError
-            If the MACs of a stage or head are unknown.
-        """
-        return float(self._call_best("flops_reduction", X))
-
     def get_metadata_routing(self) -> MetadataRouter:
         """Return the metadata routing: itself, the estimator's fit, the split of `cv`.
 
@@ -562,11 +441,6 @@ class MarginSearchCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 method_mapping=MethodMapping().add(caller="fit", callee="split"),
             )
         )
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags = copy.copy(get_tags(self.estimator).input_tags)
-        return tags
 
 
 def _ends_frozen(estimator: Any) -> bool:
