@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
 
-__all__ = ["clopper_pearson", "upper_limit"]
+__all__ = ["clopper_pearson", "share_limits", "upper_limit"]
 
 
 def clopper_pearson(
@@ -37,3 +37,25 @@ def upper_limit(successes: int, trials: int, error: float) -> float:
 
 def _as_float(values: Any) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
+
+
+def share_limits(
+    sums: NDArray[np.float64], confidence_level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of weighted samples, of shape (...), and their limits, of (2, ...).
+
+    Parameters
+    ----------
+    sums : ndarray of float64, shape (3, ...)
+        Weight of the samples that count, of all, and the sum of the squared weights of
+        all, from which the effective sample size follows.
+    confidence_level : float
+        Of each interval.
+    """
+    part, whole, squares = sums
+    some = whole > 0
+    share, size = np.full(whole.shape, np.nan), np.zeros(whole.shape)
+    np.divide(part, whole, out=share, where=some)
+    np.divide(whole**2, squares, out=size, where=some)
+    hits = np.where(some, share * size, 0)
+    return share, clopper_pearson(hits, size, confidence_level)

@@ -59,6 +59,12 @@ def check_finite(values: NDArray[Any] | torch.Tensor, what: str, advice: str) ->
         raise ValueError(f"{what} contains NaN or infinity. {advice}")
 
 
+def check_open_interval(value: float, low: float, high: float, name: str) -> None:
+    """Refuse what does not lie strictly between two numbers."""
+    if not low < value < high:  # nor NaN
+        raise ValueError(f"{name}={value!r} must lie between {low} and {high}.")
+
+
 def check_margin(margin: float, name: str = "margin") -> float:
     """Margins are finite and below 1; negative ones ask for more than the backbone."""
     value = float(margin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._controller import ExitRiskController
 from ._paired_test import accuracy_drop_bound, paired_drop_p_value
 
-__all__ = ["accuracy_drop_bound", "paired_drop_p_value"]
+__all__ = ["ExitRiskController", "accuracy_drop_bound", "paired_drop_p_value"]

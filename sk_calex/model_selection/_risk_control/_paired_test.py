@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
+from scipy.special import bdtr, betainc
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sk_calex.utils._intervals import upper_limit
+from sk_calex.utils._validation import check_open_interval
 
 __all__ = [
     "accuracy_drop_bound",
-    "check_open_interval",
     "disagreement_p_value",
     "drop_bound",
     "drop_p_value",
@@ -165,12 +165,6 @@ def paired_drop_p_value(
     return drop_p_value(lost, gained, n, max_drop, nuisance_error)
 
 
-def check_open_interval(value: float, low: float, high: float, name: str) -> None:
-    """Refuse what does not lie strictly between two numbers."""
-    if not low < value < high:  # nor NaN
-        raise ValueError(f"{name}={value!r} must lie between {low} and {high}.")
-
-
 def _count(
     y_true: ArrayLike, y_reference: ArrayLike, y_pred: ArrayLike
 ) -> tuple[int, int, int]:
@@ -214,7 +208,7 @@ def drop_p_value(
     if upper < max_drop:  # a drop that large needs more differing rows than there are
         return nuisance_error
     if upper <= 0.5:
-        tail = _net_loss_cdf(net, n, max(upper, -max_drop), max_drop)
+        tail = _net_loss_cdf(net, n, upper, max_drop)
     else:
         tail = _chernoff(net, n, max_drop)
     return min(1.0, nuisance_error + tail)
@@ -222,14 +216,21 @@ def drop_p_value(
 
 def _net_loss_cdf(net: int, n: int, share: float, drop: float) -> float:
     """P(losses - gains <= net), where a share of rows differs and a drop is lost."""
-    # The number of differing rows is binomial; what lies further than nine standard
-    # deviations from its mean counts as if it were favourable.
+    # The number of differing rows is binomial; further than nine standard deviations
+    # from its mean it has no mass that a float could tell.
     centre, reach = n * share, 9 * np.sqrt(n * share * (1 - share)) + 20
     low, high = max(0, int(centre - reach)), min(n, int(centre + reach) + 1)
     m = np.arange(low, high + 1)
-    given = binom.cdf(np.floor((m + net) / 2), m, (1 + drop / share) / 2)
-    outside = binom.cdf(low - 1, n, share) + binom.sf(high, n, share)
-    return float(binom.pmf(m, n, share) @ given + outside)
+    rise = np.log((n - m[:-1]) / m[1:]) + np.log(share / (1 - share))
+    logs = np.append(0.0, np.cumsum(rise))
+    mass = np.exp(logs - logs.max())
+    # Of m such rows at most `most` may be lost.
+    most = np.floor((m + net) / 2)
+    given = (most >= m).astype(np.float64)
+    some = (most >= 0) & (most < m)
+    left, lost = (m - most)[some], most[some] + 1
+    given[some] = betainc(left, lost, (1 - drop / share) / 2)
+    return float(mass @ given / mass.sum())
 
 
 def _chernoff(net: int, n: int, drop: float) -> float:
@@ -258,7 +259,7 @@ def drop_bound(n_lost: int, n_gained: int, n: int, error: float) -> float:
 
 def disagreement_p_value(n_disagree: int, n: int, max_risk: float) -> float:
     """P(at most so many differing answers), if they differed as often as allowed."""
-    return float(binom.cdf(n_disagree, n, max_risk))
+    return float(bdtr(n_disagree, n, max_risk))
 
 
 def fewest_rows(risk: str, max_risk: float, error: float) -> int:
