@@ -13,14 +13,18 @@ from sk_calex.cascade._alignment import (
     survivor_weights,
 )
 from sk_calex.cascade._cascade import CascadeClassifier
+from sk_calex.inspection._drift import drift_report
+from sk_calex.inspection._monitor import ExitMonitor
 from sk_calex.inspection._plot import (
     AlignmentDisplay,
     CascadeDisplay,
     ExitDepthDisplay,
+    MonitorDisplay,
     ThresholdDisplay,
 )
 from sk_calex.inspection._reports import alignment_report, exit_report
 from sk_calex.model_selection import (
+    ExitRiskController,
     MarginSearchCV,
     accuracy_at_flops_scorer,
     accuracy_drop_bound,
@@ -43,10 +47,13 @@ __all__ = [
     "CascadeClassifier",
     "CascadeDisplay",
     "ExitDepthDisplay",
+    "ExitMonitor",
+    "ExitRiskController",
     "FeatureArray",
     "FeatureStore",
     "FrozenBackbone",
     "MarginSearchCV",
+    "MonitorDisplay",
     "PrototypePoolingClassifier",
     "SurvivorAlignment",
     "SurvivorThresholdCalibrator",
@@ -58,6 +65,7 @@ __all__ = [
     "best_within",
     "cheapest_within",
     "class_precision",
+    "drift_report",
     "effective_sample_size",
     "exit_probability",
     "exit_report",

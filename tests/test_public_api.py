@@ -52,6 +52,7 @@ NO_FORMULA = {
     "sk_calex.ExitDepthDisplay",
     "sk_calex.FeatureArray",
     "sk_calex.FrozenBackbone",
+    "sk_calex.MonitorDisplay",
     "sk_calex.TapLayout",
     "sk_calex.ThresholdDisplay",
     "sk_calex.class_precision",

@@ -24,7 +24,8 @@ from sk_calex.cascade._alignment import (
 from sk_calex.cascade._cascade import CascadeClassifier
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.policies import ClassThresholds
-from sk_calex.utils._validation import check_sample_weight
+from sk_calex.utils._intervals import share_limits
+from sk_calex.utils._validation import check_open_interval, check_sample_weight
 
 __all__ = ["alignment_report", "exit_report"]
 
@@ -35,6 +36,7 @@ def exit_report(
     y: ArrayLike,
     *,
     sample_weight: ArrayLike | None = None,
+    confidence_level: float = 0.95,
 ) -> Bunch:
     """Precision of the exits, by depth and predicted class, against its bar.
 
@@ -49,6 +51,8 @@ def exit_report(
         True labels.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples in all figures.
+    confidence_level : float, default=0.95
+        Of each interval, taken by itself.
 
     Returns
     -------
@@ -59,6 +63,10 @@ def exit_report(
             Number of these samples, or their weight.
         precision : ndarray of float64, shape (n_branches + 1, n_classes)
             Share of right answers among them; NaN where there are none.
+        precision_limits : ndarray of float64, shape (2, n_branches + 1, n_classes)
+            Lower and upper confidence limits of `precision` (Clopper & Pearson 1934),
+            so that ten samples do not look like a fact; 0 and 1 where there are none.
+            Unequal weights count as their effective sample size.
         bar : ndarray of float64, shape (n_branches + 1, n_classes)
             Precision that the thresholds were asked for. With local margins it is
             that of the last stage on the calibration samples that exit, less the
@@ -68,6 +76,8 @@ def exit_report(
             they chose the thresholds.
         depth_share, depth_precision : ndarray of float64, shape (n_branches + 1,)
             Share and accuracy of what each depth answers.
+        depth_share_limits, depth_precision_limits : ndarray of float64
+            Their confidence limits, of shape (2, n_branches + 1).
         classes : ndarray of shape (n_classes,)
             Labels of the columns.
         depth_names : list of str
@@ -76,7 +86,8 @@ def exit_report(
     Raises
     ------
     ValueError
-        If `X` does not have the shape seen in fit, or `y` holds an unknown label.
+        If `X` does not have the shape seen in fit, `y` holds an unknown label, or the
+        confidence level does not lie between 0 and 1.
     TypeError
         If there is no cascade in `estimator`.
 
@@ -88,7 +99,7 @@ def exit_report(
     Notes
     -----
     Thresholds are empirical: on new data the precision of a class can fall below its
-    bar. Of few samples it falls there by chance: read `support` too. Our definition.
+    bar. Of few samples it falls there by chance: read the limits too. Our definition.
 
     Examples
     --------
@@ -104,25 +115,36 @@ def exit_report(
     """
     cascade = cascade_in(estimator)
     check_is_fitted(cascade)
+    check_open_interval(confidence_level, 0, 1, "confidence_level")
     codes = label_codes(cascade, y)
     weight = check_sample_weight(sample_weight, codes)
     table = cascade._tabulate(input_of(estimator, X))
     check_consistent_length(codes, table.predicted[0])
-    support, right = _exits(cascade, table, codes, weight)
+    exits = _exits(cascade, table, codes, weight)
     held = _exits(
         cascade,
         cascade.calibration_.answers,
         cascade.calibration_.labels,
         cascade.calibration_.weight,
     )
+    support = exits[1]
+    precision, precision_limits = share_limits(exits, confidence_level)
+    by_depth = exits.sum(axis=2)
+    depth_precision, depth_limits = share_limits(by_depth, confidence_level)
+    of_all = np.repeat(by_depth.sum(axis=1)[:, None], len(support), axis=1)
+    of_all[0] = by_depth[1]
+    depth_share, depth_share_limits = share_limits(of_all, confidence_level)
     return Bunch(
         share=support / support.sum(),
         support=support,
-        precision=_ratio(right, support),
+        precision=precision,
+        precision_limits=precision_limits,
         bar=precision_bars_of(cascade),
-        calibration_precision=_ratio(held[1], held[0]),
-        depth_share=support.sum(axis=1) / support.sum(),
-        depth_precision=_ratio(right.sum(axis=1), support.sum(axis=1)),
+        calibration_precision=_ratio(held[0], held[1]),
+        depth_share=depth_share,
+        depth_share_limits=depth_share_limits,
+        depth_precision=depth_precision,
+        depth_precision_limits=depth_limits,
         classes=cascade.classes_,
         depth_names=depth_names(cascade),
     )
@@ -321,7 +343,7 @@ def _distances(
         found |= {
             f"tv_{what}": np.abs(p - q).sum(axis=1) / 2,
             f"tv_{what}_unweighted": np.abs(u - q).sum(axis=1) / 2,
-            f"tv_{what}_noise": _noise(p, q, sizes, counts),
+            f"tv_{what}_noise": distance_noise(p, q, sizes, counts),
             f"{what}_share": Bunch(training=p, unweighted=u, survivors=q),
         }
     return found
@@ -361,15 +383,15 @@ def _exits(
     table: StageTable,
     codes: NDArray[np.intp],
     weight: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight of all answers and of the right ones, by depth and predicted class."""
+) -> NDArray[np.float64]:
+    """Weight of the right answers and of all, and squares, by depth and class."""
     depth = first_exits(cascade.calibrator_, table)
     answer = table.predicted[depth, np.arange(len(depth))]
     shape = (table.n_stages, table.n_classes)
-    support, right = np.zeros(shape), np.zeros(shape)
-    np.add.at(support, (depth, answer), weight)
-    np.add.at(right, (depth, answer), weight * (answer == codes))
-    return support, right
+    sums, right = np.zeros((3, *shape)), weight * (answer == codes)
+    for total, w in zip(sums, (right, weight, weight**2), strict=True):
+        np.add.at(total, (depth, answer), w)
+    return sums
 
 
 def _survivor_policy(cascade: Any, at: str) -> Policy:
@@ -435,7 +457,7 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> Any:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
-def _noise(
+def distance_noise(
     p: NDArray[np.float64],
     q: NDArray[np.float64],
     n_p: NDArray[np.float64],

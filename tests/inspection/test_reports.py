@@ -12,6 +12,7 @@ from sk_calex import alignment_report, class_precision, exit_report, precision_b
 from sk_calex.calibration import SurvivorThresholdCalibrator
 from sk_calex.inspection._reports import distribution_report, precision_bars_of
 from sk_calex.policies import SharedThreshold, first_exits
+from sk_calex.utils._intervals import clopper_pearson
 from tests.inspection._inspected import (
     NAMES,
     TRAIN,
@@ -356,3 +357,33 @@ def test_distances_are_shares_and_rows_have_no_order(rows, random):
         assert again[what][0] == pytest.approx(report[what][0])
     same = distribution_report(there, np.ones(len(there)), there, score, score, 10)
     assert same.tv_class[0] == same.tv_confidence[0] == 0
+
+
+def test_limits_of_the_exits_are_those_of_their_counts():
+    given = data()
+    report = exit_report(calexnet(), given.test, given.test_y, confidence_level=0.8)
+    labels, depth = calexnet().predict(given.test, return_depth=True)
+    right = labels == given.test_y
+    for k in range(3):
+        here = depth == k
+        expected = clopper_pearson(here.sum(), 240, 0.8)
+        np.testing.assert_allclose(report.depth_share_limits[:, k], expected)
+        expected = clopper_pearson(right[here].sum(), here.sum(), 0.8)
+        np.testing.assert_allclose(report.depth_precision_limits[:, k], expected)
+        for c, name in enumerate(NAMES):
+            cell = here & (labels == name)
+            expected = clopper_pearson(right[cell].sum(), cell.sum(), 0.8)
+            np.testing.assert_allclose(report.precision_limits[:, k, c], expected)
+
+
+def test_unequal_weights_make_the_limits_wider():
+    given = data()
+    alike = exit_report(calexnet(), given.test, given.test_y)
+    weight = np.random.default_rng(0).exponential(size=240)
+    unequal = exit_report(calexnet(), given.test, given.test_y, sample_weight=weight)
+    scaled = exit_report(
+        calexnet(), given.test, given.test_y, sample_weight=np.full(240, 0.5)
+    )
+    width = [np.diff(r.depth_share_limits, axis=0).sum() for r in (alike, unequal)]
+    assert width[1] > width[0]
+    np.testing.assert_allclose(scaled.precision_limits, alike.precision_limits)

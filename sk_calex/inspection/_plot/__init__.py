@@ -8,11 +8,13 @@ from __future__ import annotations
 from ._alignment import AlignmentDisplay
 from ._cascade import CascadeDisplay
 from ._depth import ExitDepthDisplay
+from ._monitor import MonitorDisplay
 from ._thresholds import ThresholdDisplay
 
 __all__ = [
     "AlignmentDisplay",
     "CascadeDisplay",
     "ExitDepthDisplay",
+    "MonitorDisplay",
     "ThresholdDisplay",
 ]
