@@ -9,8 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from markdown.extensions.toc import slugify
 from PIL import Image
+
+slugify = pytest.importorskip(
+    "markdown.extensions.toc",
+    reason="the tools of the documentation are not installed: see the extra 'docs'",
+).slugify
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
