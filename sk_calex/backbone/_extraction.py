@@ -28,6 +28,7 @@ from sk_calex.backbone._image_files import EncodedImages
 from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._shipment import Shipment, fits_into
 from sk_calex.store import Section, row_keys
+from sk_calex.utils._parallel import for_workers, received
 
 __all__ = ["Featurizer", "extract", "extract_cached", "rows_in_piece"]
 
@@ -266,13 +267,14 @@ def _run(
         return
     sent = _readers_are_workers(samples, n_workers)
     shipment = Shipment((job, featurizer, samples if sent else None))
+    call = for_workers(_in_worker)
     every = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_in_worker)(shipment, rows, None if sent else _sendable(samples, rows))
+        delayed(call)(shipment, rows, None if sent else _sendable(samples, rows))
         for rows in queue
     )
     try:
         for results in every:
-            yield from results
+            yield from received(results)
     finally:
         with warnings.catch_warnings():
             # Where one piece fails the others are no more wanted.

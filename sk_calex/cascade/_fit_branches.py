@@ -29,6 +29,7 @@ from sk_calex.cascade._alignment import (
 from sk_calex.cascade._fit_key import digest_for
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import NO_TASK, Task, handed, handing
+from sk_calex.utils._parallel import for_workers, received
 from sk_calex.utils._progress import bar, showing
 from sk_calex.utils._validation import as_tensor
 
@@ -278,13 +279,14 @@ class _BranchFitter:
         kept: _CalibrationProbabilities | None = None,
     ) -> None:
         """Enter the answers of branches that were trained without the rows."""
-        every = (delayed(self.fit_on)(rows) for rows, _ in pairs)
+        call = for_workers(self.fit_on)
+        every = (delayed(call)(rows) for rows, _ in pairs)
         shown = bar(unit="fold", total=len(pairs))
         # Not every backend of joblib gives results one by one.
         kind = "list" if shown.disable else "generator"
         # One bar over the folds: theirs would run over each other.
         with shown, showing(0, ""), handing(NO_TASK):
-            fitted = Parallel(n_jobs, return_as=kind)(every)
+            fitted = map(received, Parallel(n_jobs, return_as=kind)(every))
             for branch, (_, held) in zip(fitted, pairs, strict=True):
                 self.score(branch, held, answers, kept)
                 shown.update()

@@ -25,6 +25,7 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._cascade import CascadeClassifier
 from sk_calex.utils._fitted_state import all_or_nothing
+from sk_calex.utils._parallel import for_workers, received
 from sk_calex.utils._validation import (
     check_labels,
     check_sample_weight,
@@ -361,8 +362,9 @@ class MarginSearchCV(FoundCascade):
             args = _check_method_params(y, args, indices=rows)
         cv = check_cv(self.cv, y[rows], classifier=True)
         splits = cv.split(np.zeros((len(rows), 1)), y[rows], **args)
-        folds: list[Outcomes] = Parallel(n_jobs=self.n_jobs)(
-            delayed(_fold)(
+        call = for_workers(_fold)
+        folds = Parallel(n_jobs=self.n_jobs)(
+            delayed(call)(
                 prepared.at(),
                 prepared.X,
                 y,
@@ -374,7 +376,7 @@ class MarginSearchCV(FoundCascade):
             for train, held in splits
             if weight[rows[held]].any()
         )
-        return folds
+        return [received(fold) for fold in folds]
 
     def _choose(self, landscape: Landscape, values: list[Any], knob: str) -> None:
         search = best_joint if self.per_branch else best_shared
