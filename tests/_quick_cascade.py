@@ -1,11 +1,16 @@
 """The cascade of the tests: quick to fit, with exits at every depth."""
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit
 
 from sk_calex import CascadeClassifier
-from tests._cascade_models import composed, images, small_branch, tiny_backbone
+from tests._cascade_models import (
+    composed,
+    converged_regression,
+    images,
+    small_branch,
+    tiny_backbone,
+)
 
 X, Y = images(180)
 TEST, TEST_Y = images(90, seed=1)
@@ -17,7 +22,7 @@ def cascade(**params):
     """On features, with branches that are fitted at once and exits at every depth."""
     params = {
         "input": "features",
-        "branch": LogisticRegression(max_iter=300),
+        "branch": converged_regression(),
         "margin": 0.05,
         "alignment_margin": 0.05,
         "alignment_mixture": 1.0,
