@@ -103,6 +103,7 @@ def extract_cached(
         If rows that were stored just now cannot be read back.
     """
     n = len(samples)
+    section.check_space(n, memory_limit=PIECE_BYTES)
     keys = np.empty((n, 16), dtype=np.uint8)
     stored = np.zeros(n, dtype=bool)
     job = partial(_store, featurizer, section, piece)

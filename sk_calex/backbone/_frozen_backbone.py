@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, cast
@@ -28,6 +29,7 @@ from sk_calex.store import FeatureStore
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._html import SummaryMixin, named
 from sk_calex.utils._progress import bar
+from sk_calex.utils._space import free_memory
 from sk_calex.utils._validation import softmax64
 
 __all__ = ["FrozenBackbone"]
@@ -342,6 +344,12 @@ class FrozenBackbone(
         OSError
             If a file cannot be read, or rows that were stored cannot be read back, as
             where workers on other machines do not share the store's folder.
+
+        Warns
+        -----
+        UserWarning
+            If the features will not fit into the free memory or, with `cache`, on the
+            disk; with the number of bytes.
         """
         check_is_fitted(self)
         samples = self._check_samples(X)
@@ -356,6 +364,7 @@ class FrozenBackbone(
         runner = self.runner()
         with rows, runner.inference_mode(), torch.inference_mode(False):
             if self.cache is None:
+                _warn_without_memory(len(samples) * width * itemsize)
                 out = np.empty((len(samples), width), dtype=self.dtype)
                 extract(
                     runner,
@@ -487,3 +496,14 @@ class FrozenBackbone(
         tags.input_tags.three_d_array = True
         tags.requires_fit = True
         return tags
+
+
+def _warn_without_memory(n_bytes: int) -> None:
+    free = free_memory()
+    if free is not None and n_bytes > free:
+        warnings.warn(
+            f"The features take {n_bytes:,} bytes, but only {free:,} bytes of memory "
+            f"are free. Set cache= to a folder to get a memory map, a smaller pool=, "
+            f"fewer taps, or dtype='float16' for half of it.",
+            stacklevel=4,  # scikit-learn wraps transform
+        )

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sk_calex.utils._fork import fork_safe_lock
+from sk_calex.utils._space import free_disk_space
 
 from ._files import Lock, new_temporary
 from ._folder import ATTEMPTS, SectionFolder
 from ._gather import copy_rows
-from ._keys import as_strings, check_keys
+from ._keys import KEY_BYTES, as_strings, check_keys
 from ._shard_file import MAX_SHARD_ROWS, Layout
 from ._shards import MAX_ATTEMPTS, Verify
-from ._warnings import Signature
+from ._warnings import Signature, warn
 
 _ROW_OVERHEAD = 64  # bytes of memory per row read, in addition to the row
 
@@ -193,6 +194,41 @@ class Section:
         out = np.empty((len(keys), self._layout.width), dtype=self._layout.dtype)
         self._require_all(self.read(keys, out))
         return out
+
+    def check_space(self, n_rows: int, *, memory_limit: int = 64 * 2**20) -> int:
+        """Warn if rows will not fit on the disk when they are stored and gathered.
+
+        Parameters
+        ----------
+        n_rows : int
+            Number of rows to be stored, if they are not, and then gathered at once.
+        memory_limit : int, default=67108864
+            Largest size of a matrix that is gathered in memory, as in :meth:`gather`.
+
+        Returns
+        -------
+        n_bytes : int
+            Bytes that are needed, on the assumption that all stored rows are wanted.
+
+        Warns
+        -----
+        StoreWarning
+            If the disk has less free space than that.
+        """
+        layout, path = self._layout, self._folder.path
+        to_store = max(0, n_rows - self.n_rows) * (layout.row_bytes + KEY_BYTES)
+        matrix = n_rows * layout.row_bytes
+        to_gather = matrix if matrix > memory_limit else 0
+        needed, free = to_store + to_gather, free_disk_space(path)
+        if needed > free:
+            warn(
+                f"{n_rows} rows of {layout.width} values take {needed:,} bytes on the "
+                f"disk of {path.parent}: {to_store:,} to store them and {to_gather:,} "
+                f"for the matrix that is read back. Only {free:,} bytes are free. Tap "
+                f"fewer layers, set a smaller pool, or set dtype='float16' for half of "
+                f"it; or put the store on a larger disk."
+            )
+        return needed
 
     def _gather_to_disk(self, keys: NDArray[np.uint8], limit: int) -> NDArray[Any]:
         self._require_all(self._find(keys))

@@ -69,7 +69,29 @@ def test_a_piece_is_whole_batches_within_its_bounds(batch, row):
         assert rows * row <= _extraction.PIECE_BYTES
 
 
+def test_features_that_will_not_fit_into_memory_warn(monkeypatch):
+    backbone = make().fit(X)
+    n_bytes = len(X) * backbone.layout_.width * 4
+    free_memory = "sk_calex.backbone._frozen_backbone.free_memory"
+    for free in (n_bytes, None):
+        monkeypatch.setattr(free_memory, lambda free=free: free)
+        backbone.transform(X)
+    monkeypatch.setattr(free_memory, lambda: n_bytes - 1)
+    with pytest.warns(UserWarning, match=f"take {n_bytes:,} bytes, .* Set cache=") as w:
+        backbone.transform(X)
+    assert w[0].filename == __file__
+
+
 # The cache
+
+
+def test_cached_features_that_will_not_fit_on_the_disk_warn(cache, monkeypatch):
+    backbone = make(cache).fit(X)
+    row_bytes = backbone.layout_.width * 4
+    monkeypatch.setattr("sk_calex.store._section.free_disk_space", lambda folder: 0)
+    match = f"take {len(X) * (row_bytes + 16):,} bytes .* set a smaller pool"
+    with pytest.warns(StoreWarning, match=match):
+        backbone.transform(X)
 
 
 def test_cached_features_are_the_computed_ones_to_the_last_bit(cache, expected):

@@ -427,3 +427,17 @@ def test_out_is_checked(section, out):
 
 def test_warning_has_a_class_of_its_own():
     assert issubclass(StoreWarning, UserWarning)
+
+
+@pytest.mark.parametrize(("limit", "to_gather"), [(10**6, 0), (0, 24)])
+def test_rows_that_will_not_fit_on_the_disk_warn(store, monkeypatch, limit, to_gather):
+    section = store.section(FINGERPRINT, WIDTH, "float32")
+    section.write(*make_rows(10))
+    needed = 90 * (16 + 24) + 100 * to_gather
+    space = "sk_calex.store._section.free_disk_space"
+    monkeypatch.setattr(space, lambda folder: needed)
+    assert section.check_space(100, memory_limit=limit) == needed
+    monkeypatch.setattr(space, lambda folder: needed - 1)
+    match = f"take {needed:,} bytes .* Only {needed - 1:,} bytes are free. Tap fewer"
+    with pytest.warns(StoreWarning, match=match):
+        section.check_space(100, memory_limit=limit)
