@@ -356,9 +356,11 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         reference: NDArray[np.float64],
         margin: float,
     ) -> BranchThresholds:
-        rows = weight > 0
+        rows: Any = weight > 0
         if self.calibrate_on == "survivors":
             rows = rows & survivors
+        if rows.all():
+            rows = slice(None)  # no copies
         if self.margin_mode == "local":
             return find_local_thresholds(
                 scores[rows],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.isotonic import IsotonicRegression
+from sklearn.isotonic import isotonic_regression
 from sklearn.utils.validation import check_consistent_length
 
 from sk_calex.utils._validation import check_margin, check_sample_weight
@@ -159,7 +159,8 @@ class _Prefixes:
     """Samples sorted by class and falling score, with sums over each class so far.
 
     A prefix is the samples of a class at or above a score. It ends only between
-    distinct scores: ties stay together. No loop over samples or classes.
+    distinct scores: ties stay together. No loop over samples or classes. `by_score`
+    sorts the scores from high to low.
     """
 
     def __init__(
@@ -168,20 +169,28 @@ class _Prefixes:
         predicted: NDArray[np.intp],
         weight: NDArray[np.float64],
         n_classes: int,
+        by_score: NDArray[np.intp],
     ) -> None:
-        self.order = np.lexsort((-scores, predicted))
-        self.scores, self.classes = scores[self.order], predicted[self.order]
+        # In the fewest bits: integers of up to 16 are sorted in linear time.
+        classes = predicted.astype(np.min_scalar_type(n_classes))
+        self.order = by_score[np.argsort(classes[by_score], kind="stable")]
+        self.scores, self.classes = scores[self.order], classes[self.order]
         self.weight, self.n_classes = weight[self.order], n_classes
-        first = np.searchsorted(self.classes, np.arange(n_classes))
-        self.first = first[self.classes]  # of the same class, for each row
+        self.sizes = np.bincount(predicted, minlength=n_classes)
+        self.starts = np.cumsum(self.sizes) - self.sizes
         self.last = np.append(self.classes[1:] != self.classes[:-1], True)
         self.ends = self.last | np.append(self.scores[1:] != self.scores[:-1], True)
 
     def weight_of(self, which: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Weight of some samples in the prefix that ends at each row."""
-        sums = np.concatenate([[0.0], np.cumsum(self.weight * which[self.order])])
-        of_class: NDArray[np.float64] = sums[1:] - sums[self.first]
-        return of_class
+        return self.sum_in_class(self.weight * which[self.order])
+
+    def sum_in_class(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Sum of sorted values over each class so far."""
+        sums = np.cumsum(values)
+        before = np.append(sums, 0)[self.starts - 1]  # 0 before the first class
+        sums -= np.repeat(before, self.sizes)
+        return sums
 
     def total(self, correct: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Weight of each prefix."""
@@ -238,14 +247,14 @@ def find_thresholds(
     rule: str,
 ) -> BranchThresholds:
     """Lowest threshold of each predicted class whose prefix meets the class's bar."""
-    prefixes = _Prefixes(scores, predicted, weight, len(bars))
+    by_score = np.argsort(-scores, kind="stable")
+    prefixes = _Prefixes(scores, predicted, weight, len(bars), by_score)
     total = prefixes.total(correct)
     precision = _share(prefixes.weight_of(correct), total)
     judged = prefixes.ends & (total >= max(min_support, np.finfo(float).tiny))
     meets = judged & (precision >= bars[prefixes.classes])
     if rule == "first_violation":
-        broken = np.concatenate([[0], np.cumsum(judged & ~meets)])
-        meets &= broken[1:] == broken[prefixes.first]
+        meets &= prefixes.sum_in_class(judged & ~meets) == 0
     return _outcome(prefixes, prefixes.longest(meets), correct, bars)
 
 
@@ -268,19 +277,19 @@ def find_local_thresholds(
     without any stood beside its own.
     """
     none = np.full(n_classes, np.nan)
-    prefixes = _Prefixes(scores, predicted, weight, n_classes)
     if len(scores) == 0:
-        return _outcome(prefixes, np.full(n_classes, -1), correct, none)
-    cost = reference_correct.astype(np.float64) - correct
-    # Clipped: scores that are all but equal become one, a hair within the others.
-    trend = IsotonicRegression(increasing=False, out_of_bounds="clip")
-    trend.fit(scores, cost, weight)
-    expected = trend.predict(scores)
+        never = np.full(n_classes, np.inf)
+        nothing = np.zeros(n_classes)
+        return BranchThresholds(never, nothing > 0, none, nothing, none)
+    by_score = np.argsort(-scores, kind="stable")
+    cost = reference_correct.astype(np.int8) - correct.astype(np.int8)
+    expected = _falling_trend(by_score, scores, cost, weight)
     own = np.bincount(predicted, weight, n_classes) + shrinkage
     deviation = np.bincount(predicted, weight * (cost - expected), n_classes)
     expected += np.divide(deviation, own, out=np.zeros(n_classes), where=own > 0)[
         predicted
     ]
+    prefixes = _Prefixes(scores, predicted, weight, n_classes, by_score)
     total = prefixes.total(correct)
     meets = prefixes.ends & (total >= max(min_support, np.finfo(float).tiny))
     meets &= expected[prefixes.order] <= margin + _ROUNDING
@@ -290,6 +299,29 @@ def find_local_thresholds(
         of_reference = _share(prefixes.weight_of(reference_correct), total)
         bars = np.where(rows >= 0, of_reference[rows] - margin, np.nan).clip(0, 1)
     return _outcome(prefixes, rows, correct, bars)
+
+
+def _falling_trend(
+    by_score: NDArray[np.intp],
+    scores: NDArray[np.float64],
+    cost: NDArray[np.int8],
+    weight: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Isotonic regression of the cost, falling with the score, at each score.
+
+    `by_score` sorts the scores from high to low: the sort is the dear part.
+    """
+    falling, weights = scores[by_score], weight[by_score]
+    starts = np.append(0, np.flatnonzero(falling[1:] != falling[:-1]) + 1)
+    del falling
+    total = np.add.reduceat(weights, starts)
+    mean = _share(np.add.reduceat(cost[by_score] * weights, starts), total)
+    there = total > 0  # others have the trend of the next higher score
+    trend = isotonic_regression(mean[there], sample_weight=total[there])
+    group = np.maximum(np.cumsum(there) - 1, 0)
+    expected = np.empty(len(scores))
+    expected[by_score] = np.repeat(trend[group], np.diff(starts, append=len(scores)))
+    return expected
 
 
 def exits_at(
