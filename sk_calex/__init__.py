@@ -38,6 +38,7 @@ from sk_calex.model_selection import (
     select_taps,
 )
 from sk_calex.store import FeatureStore
+from sk_calex.utils._versions import show_versions
 
 __version__ = "0.1.0"
 
@@ -76,6 +77,7 @@ __all__ = [
     "pareto_front",
     "precision_bars",
     "select_taps",
+    "show_versions",
     "suggest_taps",
     "survivor_weights",
 ]
