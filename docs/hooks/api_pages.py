@@ -24,6 +24,17 @@ PACKAGES = (
     "sk_calex.policies",
 )
 INDEX = "api/index.md"
+# In the order in which a user meets them; others follow by name.
+ORDER = (
+    *("backbone", "cascade", "model_selection", "inspection", "branches"),
+    *("calibration", "policies", "baselines", "store", "datasets", "utils"),
+)
+
+
+def rank(page: str) -> tuple[int, str]:
+    """Give the place of a page among the others."""
+    title = page.removeprefix("sk_calex.")
+    return (ORDER.index(title) if title in ORDER else len(ORDER), title)
 
 
 def public_names(package: str) -> dict[str, list[str]]:
@@ -63,18 +74,19 @@ def places() -> dict[str, dict[str, str]]:
                 if name not in seen:
                     seen.add(name)
                     pages.setdefault(page, {})[name] = package
-    return dict(sorted(pages.items()))
+    return {page: pages[page] for page in sorted(pages, key=rank)}
 
 
 def build_pages() -> dict[str, str]:
     """Give the text of every API page by its path below the docs folder."""
-    index = ["# API reference", ""]
+    index = ["# API reference", "", "In the order in which you meet the parts.", ""]
     pages: dict[str, str] = {}
     for page, names in places().items():
         title = page.removeprefix("sk_calex.")
         path = f"{title}.md"
-        text = [f"# {title}", ""]
-        index += [f"## [{title}]({path})", ""]
+        about = (inspect.getdoc(importlib.import_module(page)) or "").partition("\n")[0]
+        text = [f"# {title}", "", about, ""]
+        index += [f"## [{title}]({path})", "", about, ""]
         for name, package in names.items():
             # Named where it is defined: re-exports are aliases to the renderer.
             defined = getattr(importlib.import_module(package), name).__module__

@@ -33,6 +33,7 @@ AFTER_QUICKSTART = {
     "docs/guide/backbones.md",
     "docs/guide/branches.md",
     "docs/guide/calibration.md",
+    "docs/guide/choose_settings.md",
     "docs/guide/feature_store.md",
     "docs/howto/compute_features_once.md",
     "docs/howto/use_your_own_model.md",
@@ -87,7 +88,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_quickstart(quickstart: dict[str, Any]) -> None:
-    assert (quickstart["folder"] / "curve.png").stat().st_size > 0
+    assert (quickstart["folder"] / "curve.svg").stat().st_size > 0
     # What the page claims to show: a backbone that works and a curve that is not flat.
     assert quickstart["cascade"].score(quickstart["X_test"], quickstart["y_test"]) > 0.5
     assert len(set(quickstart["curve"].flops_reduction)) > 1
@@ -211,6 +212,30 @@ def test_every_public_name_has_one_place_in_the_api_pages() -> None:
     assert sorted(shown) == sorted(set(expected))
     public = set(getattr(sk_calex, "__all__", ())) - {"__version__"}
     assert public <= set(shown)
+
+
+def test_api_pages_come_in_an_order_of_use() -> None:
+    pages = [page for page in load("api_pages").build_pages() if "index" not in page]
+    assert pages[:3] == ["api/backbone.md", "api/cascade.md", "api/model_selection.md"]
+    assert set(load("api_pages").ORDER) >= {Path(page).stem for page in pages}
+
+
+def test_names_in_docstrings_are_linked() -> None:
+    hook = load("link_names")
+    text = (
+        "Draw. See `exit_report`, `nothing_public` and ``CascadeClassifier``.\n\n"
+        "See Also\n--------\nmargin_curve, sklearn.base.clone : Costs, in one\n"
+        "    sweep of `CascadeDisplay`.\npareto_front\n\nExamples\n--------\n"
+        ">>> `exit_report`\n"
+    )
+    home = "sk_calex.model_selection._curves"
+    found = hook.linked(text, "CascadeDisplay")
+    assert "See [`exit_report`][sk_calex.inspection._reports.exit_report]," in found
+    assert "`nothing_public` and ``CascadeClassifier``." in found
+    assert f"- [`margin_curve`][{home}.margin_curve], `sklearn.base.clone`" in found
+    assert "  sweep of `CascadeDisplay`." in found
+    assert "\n- [`pareto_front`][" in found
+    assert found.endswith(">>> `exit_report`\n")
 
 
 def test_imports_point_one_way() -> None:
