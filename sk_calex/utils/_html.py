@@ -31,6 +31,9 @@ _STYLE = (
     "background:none;border-bottom:1px solid rgba(128,128,128,.4);white-space:nowrap;"
     "font-variant-numeric:tabular-nums}"
     ".sk-calex .l{text-align:left}"
+    ".sk-calex .b{display:inline-block;width:4em;height:.7em;margin-right:.6em;"
+    "background:rgba(128,128,128,.25)}"
+    ".sk-calex .b i{display:block;height:100%;background:#4285f4}"
     ".sk-calex p{margin:.3em 0;opacity:.75;font-size:.85em}</style>"
 )
 
@@ -94,7 +97,7 @@ def named(params: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, what the pointer shows over it, how far it is filled (0-1)."""
+    """A cell: its text, what the pointer shows, and the bar beside the text (0-1)."""
 
     text: str
     title: str = ""
@@ -103,14 +106,12 @@ class Cell:
     def html(self, tag: str) -> str:
         """The element; all text is escaped."""
         title = f' title="{_escaped(self.title, _MAX_TITLE)}"' if self.title else ""
-        style = ""
+        bar = ""
         if self.share is not None:
-            at = f"{100 * self.share:.0f}%"
-            style = (
-                ' style="background:linear-gradient(90deg,'
-                f'rgba(66,133,244,.35) {at},transparent {at})"'
+            bar = (
+                f'<span class="b"><i style="width:{100 * self.share:.0f}%"></i></span>'
             )
-        return f"<{tag}{title}{style}>{_escaped(self.text)}</{tag.split()[0]}>"
+        return f"<{tag}{title}>{bar}{_escaped(self.text)}</{tag.split()[0]}>"
 
 
 def table(

@@ -47,6 +47,9 @@ __all__ = ["CascadeDisplay"]
 _CURVE, _TAIL, _BEATEN = (f"sk_calex.{what}" for what in ("curve", "tail", "beaten"))
 
 
+_NUMBERS = "numbers: "
+
+
 class CascadeDisplay:
     """Accuracy of a cascade against the FLOPs that it saves.
 
@@ -469,6 +472,8 @@ class CascadeDisplay:
             axes.grid(visible=True, alpha=0.3)
             if not axes.get_title():
                 axes.set_title(self._title(spread), fontsize="medium")
+        else:
+            self._share_title(axes)
         name = self.name if name is None else name
         label = None if name is None else legend_label(name)
         style = line_style(drawn) | {"label": label, "gid": _CURVE, "markersize": 5}
@@ -515,11 +520,21 @@ class CascadeDisplay:
         self.ax_, self.figure_ = axes, axes.figure
         return self
 
+    def _share_title(self, axes: Any) -> None:
+        """Say in the title that the numbers of two curves are not the same thing."""
+        title, written = axes.get_title(), f"numbers: {self.value_name}"
+        if _NUMBERS in title and written not in title and self.values is not None:
+            before, _, rest = title.partition(_NUMBERS)
+            _, comma, after = rest.partition(",")
+            axes.set_title(
+                f"{before}{_NUMBERS}the knob of each{comma}{after}", fontsize="medium"
+            )
+
     def _title(self, spread: str) -> str:
         """Say what is drawn, what the numbers are, and what the band is."""
         title, notes = "Accuracy against FLOPs saved", []
         if self.value_name is not None and _numbers(self.values) is not None:
-            notes.append(f"numbers: {self.value_name}")
+            notes.append(f"{_NUMBERS}{self.value_name}")
         if self.accuracy_std is not None:
             notes.append(f"{spread}: one standard deviation")
         elif self.n_samples is not None:

@@ -141,8 +141,11 @@ def place_values(ax: Any) -> None:
         for offset in ((5, 5), (5, -5 - high), (-5 - wide, -5 - high), (-5 - wide, 5)):
             left, low = x + scale * offset[0], y + scale * offset[1]
             box = Bbox.from_bounds(left, low, scale * wide, scale * high)
-            if not any(box.overlaps(other) for other in taken) and not any(
-                path.intersects_bbox(box, filled=False) for path in paths
+            inside = ax.bbox.containsx(box.x1) and ax.bbox.containsy(box.y1)
+            if (
+                inside
+                and not any(box.overlaps(other) for other in taken)
+                and not any(path.intersects_bbox(box, filled=False) for path in paths)
             ):
                 text.set_visible(True)
                 text.set_position(offset)

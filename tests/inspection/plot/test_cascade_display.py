@@ -435,3 +435,15 @@ def test_a_figure_or_a_part_of_one_is_drawn_on() -> None:
     assert display_of().plot(Figure()).ax_.get_title()
     with pytest.raises(ValueError, match="ax holds 2 axes but one is drawn on"):
         display_of().plot(Figure().subplots(2))
+
+
+def test_the_title_tells_curves_over_different_knobs() -> None:
+    values = {"values": [0.0, 0.1, 0.2], "value_name": "margin", "n_samples": 50}
+    display = display_of(**values).plot()
+    display_of(**values).plot(display.ax_)
+    assert "numbers: margin, band" in display.ax_.get_title()
+    display_of(**values | {"value_name": "threshold"}).plot(display.ax_)
+    assert "numbers: the knob of each, band" in display.ax_.get_title()
+    alone = display_of(values=[0.0, 0.1, 0.2], value_name="margin").plot()
+    display_of(values=[0.0, 0.1, 0.2], value_name="quota").plot(alone.ax_)
+    assert alone.ax_.get_title().endswith("numbers: the knob of each")
