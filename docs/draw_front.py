@@ -1,10 +1,11 @@
-"""Draw the picture of the landing page from the benchmark's record.
+"""Draw the pictures of the landing page from the benchmark's record.
 
     python docs/draw_front.py
 
-Writes ``docs/images/front-light.svg`` and ``front-dark.svg``, of a few kilobytes each:
-text stays text, and the page's colours shine through. Nothing is measured here. A
-digest of the numbers stands in the files: the tests compare it with the record.
+Writes ``front-light.svg`` (the curve) and ``exits-light.svg`` (where samples leave) to
+``docs/images``, and the same for dark pages, of a few kilobytes each: text stays text,
+and the page's colours shine through. Nothing is measured here. A digest of the numbers
+stands in the files: the tests compare it with the record.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ CURVES = {
     "calexnet": ("CalexNet", "o", "-"),
     "reference": ("no alignment, no soft targets", "s", "--"),
 }
+MARGIN = 0.05  # the default, at which the exits are drawn
 DROP = 1.0  # points of accuracy; the cheapest margin within them is marked
 
 
 def digest(record: dict[str, Any]) -> str:
     """Give a digest of the numbers that are drawn."""
     drawn = [record["margins"], *(record["summary"][name] for name in CURVES)]
+    drawn += [part.tolist() for part in exits(record)]
     return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16]
 
 
@@ -87,8 +90,61 @@ def draw(record: dict[str, Any], colors: dict[str, str]) -> Figure:
     return ax.figure
 
 
+def exits(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Give the share of samples that each depth answers, and its cost in MMACs."""
+    i = record["margins"]["calexnet"].index(MARGIN)
+    runs = [run for run in record["runs"] if run["method"] == "calexnet"]
+    share = np.mean([run["depth_share"][i] for run in runs], axis=0)
+    return share.round(4), np.array(runs[0]["depth_mmacs"]).round(2)
+
+
+def draw_exits(record: dict[str, Any], colors: dict[str, str]) -> str:
+    """Draw how samples go through the network, in a stream as wide as they are many."""
+    share, cost = exits(record)
+    ink, fill = colors["ink"], colors["calexnet"]
+    left, step, top, full = 96, 150, 58, 92  # pixels; a full stream is 92 high
+    parts, reaching = [], 1.0
+    for k, part in enumerate(share):
+        x, high, last = left + step * k, full * reaching, k == len(share) - 1
+        wide, bottom = full * part, top + high
+        # The stream turns down right behind the stage; what stays goes on above.
+        turn = x + 110 if not last else x + step
+        name = "last stage" if last else f"stage {k + 1}"
+        parts += [
+            f'<path d="M{x} {top}H{x + step}v{high if last else high - wide:.1f}'
+            f'H{turn}V{bottom:.1f}H{x}z" fill="{fill}" opacity=".35"/>',
+            f'<rect x="{x + 18}" y="{top - 18}" width="84" height="{full + 36}" rx="6" '
+            f'fill="none" stroke="{ink}" stroke-width="1.5"/>',
+            f'<text x="{x + 60}" y="{top - 26}" text-anchor="middle">{name}</text>',
+        ]
+        at, y, who = turn + 58, top + high / 2 - 4, "the end"
+        if not last:
+            down = 212
+            parts.append(
+                f'<path d="M{turn} {bottom - wide:.1f}a{wide:.1f} {wide:.1f} 0 0 1 '
+                f'{wide:.1f} {wide:.1f}V{down}H{turn}z" fill="{fill}" opacity=".8"/>'
+            )
+            at, y, who = turn + wide / 2, down + 18, f"branch {k + 1}"
+        parts += [
+            f'<text x="{at:.0f}" y="{y:.0f}" text-anchor="middle">'
+            f'{who}: <tspan font-weight="bold">{part:.0%}</tspan></text>',
+            f'<text x="{at:.0f}" y="{y + 16:.0f}" text-anchor="middle">'
+            f"{cost[k]:.0f} MMACs each</text>",
+        ]
+        reaching -= part
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + 4 * step + 128} '
+        f'250" font-family="DejaVu Sans, sans-serif" font-size="13" fill="{ink}" '
+        'role="img" aria-label="Samples pass the stages; most leave at a branch">'
+        f"<desc>{RECORD.name}, numbers {digest(record)}</desc>"
+        f'<text x="{left - 12}" y="{top + 42}" text-anchor="end">10,000</text>'
+        f'<text x="{left - 12}" y="{top + 58}" text-anchor="end">test images</text>'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
 def main(folder: Path = FOLDER) -> None:
-    """Write both pictures."""
+    """Write the pictures."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     folder.mkdir(exist_ok=True)
     # The same bytes on every run; text as text, in whatever sans-serif there is.
@@ -99,6 +155,8 @@ def main(folder: Path = FOLDER) -> None:
         "font.sans-serif": ["DejaVu Sans", "sans-serif"],
     }
     for ground, colors in GROUNDS.items():
+        text = draw_exits(record, colors)
+        (folder / f"exits-{ground}.svg").write_text(text, encoding="utf-8")
         with mpl.rc_context(style):
             draw(record, colors).savefig(
                 folder / f"front-{ground}.svg",
