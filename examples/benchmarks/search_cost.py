@@ -15,10 +15,11 @@ What a margin more does cost is a digest of the data: it counts where training i
 from __future__ import annotations
 
 import argparse
-import sys
+import itertools
+import math
 import tempfile
 import time
-from pathlib import Path
+from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from _common import (
 )
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
+from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from sk_calex import (
     CascadeClassifier,
@@ -43,9 +46,6 @@ from sk_calex import (
 )
 from sk_calex.branches._training import Batch
 from sk_calex.datasets import load_digits_images
-
-sys.path.append(str(Path(__file__).parents[1]))
-from quickstart import small_resnet, train
 
 MARGINS = np.linspace(-0.45, 0.5, 20).round(2).tolist()
 SCORING = {"accuracy": "accuracy", "flops": flops_reduction_scorer}
@@ -72,6 +72,41 @@ def cifar100(args):
     rows = data.val[: args.rows]
     branch = PrototypePoolingClassifier(max_iter=args.branch_epochs)
     return data.data[rows], data.target[rows], cifar_backbone(args.cache), branch
+
+
+def small_resnet(widths, n_classes):
+    """Return one residual block a width, named as in torchvision's ResNet."""
+    first = widths[0]
+    parts = OrderedDict(
+        conv1=nn.Conv2d(3, first, 3, padding=1, bias=False),
+        bn1=nn.BatchNorm2d(first),
+        relu=nn.ReLU(),
+        layer1=BasicBlock(first, first),
+    )
+    for i, (before, after) in enumerate(itertools.pairwise(widths), start=2):
+        shortcut = nn.Sequential(
+            nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after)
+        )
+        parts[f"layer{i}"] = BasicBlock(before, after, stride=2, downsample=shortcut)
+    parts["avgpool"] = nn.AdaptiveAvgPool2d(1)
+    parts["flatten"] = nn.Flatten()
+    parts["fc"] = nn.Linear(widths[-1], n_classes)
+    return nn.Sequential(parts)
+
+
+def train(module, X, y, epochs, batch_size=64):
+    """Train with AdamW under a one-cycle schedule."""
+    steps = epochs * math.ceil(len(X) / batch_size)
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    module.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(X)).split(batch_size):
+            loss = nn.functional.cross_entropy(module(X[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
 
 
 class Trainings:

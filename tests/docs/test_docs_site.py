@@ -111,7 +111,7 @@ def test_output_of_an_example_comes_from_its_script(name: str) -> None:
     assert text == builder.page(name, printed[1], pictures)
     for picture in pictures:
         path = DOCS / "examples" / f"{picture}.png"
-        assert path.stat().st_size < 60_000
+        assert path.stat().st_size < 100_000
         with Image.open(path) as image:
             assert len(image.convert("L").getcolors()) > 2
 
@@ -151,8 +151,78 @@ def test_landing_picture_shows_the_record(tmp_path: Path) -> None:
     record = json.loads(front.RECORD.read_text(encoding="utf-8"))
     front.main(tmp_path)
     for ground in front.GROUNDS:
-        kept = (DOCS / "images" / f"front-{ground}.svg").read_text(encoding="utf-8")
-        drawn = (tmp_path / f"front-{ground}.svg").read_text(encoding="utf-8")
-        for picture in (kept, drawn):
-            assert f"numbers {front.digest(record)}" in picture
-            assert "FLOPs saved" in picture
+        for name, words in (("front", "FLOPs saved"), ("exits", "MMACs each")):
+            kept = (DOCS / "images" / f"{name}-{ground}.svg").read_text("utf-8")
+            drawn = (tmp_path / f"{name}-{ground}.svg").read_text("utf-8")
+            for picture in (kept, drawn):
+                assert f"numbers {front.digest(record)}" in picture
+                assert words in picture
+
+
+def test_drawn_exits_add_up_to_the_saving_of_the_record() -> None:
+    front = load("draw_front")
+    record = json.loads(front.RECORD.read_text(encoding="utf-8"))
+    share, cost = front.exits(record)
+    assert share.sum() == pytest.approx(1, abs=1e-3)
+    i = record["margins"]["calexnet"].index(front.MARGIN)
+    saved = record["summary"]["calexnet"]["flops_reduction"]["mean"][i]
+    assert 1 - share @ cost / 140.2 == pytest.approx(saved, abs=0.01)
+
+
+pages = load("build_pages")
+
+
+@pytest.mark.parametrize("name", [pages.FIRST, *pages.PAGES])
+def test_outputs_on_a_page_come_from_its_code(name: str) -> None:
+    """If this fails: python docs/build_pages.py PAGE, and look at what has changed."""
+    path = DOCS / pages.PAGES.get(name, f"{pages.FIRST}.md")
+    text = path.read_text(encoding="utf-8")
+    mark = pages.DIGEST.search(text)
+    outputs = [found["output"] for found in pages.BLOCK.finditer(text)]
+    if mark is None:
+        assert not any(outputs), "outputs that nothing made"
+        pytest.skip("a page without outputs")
+    assert mark[1] == pages.digest(text)
+    shown = re.findall(r"pictures/([\w.-]+\.svg)\)", text)
+    assert {path.name for path in pages.PICTURES.glob(f"{name}-*")} == set(shown)
+
+
+def test_code_on_a_page_is_run_and_its_output_written_below() -> None:
+    text = (
+        "# A page\n\n```python\na = 2\n```\n\n```python\nprint(a + b)\n```\n\n"
+        "```text\nold\n```\n\nEnd.\n"
+    )
+    names = {"b": 3}
+    made = pages.run(text, "page.md", names)
+    assert names["a"] == 2
+    mark = f"<!-- Outputs by docs/build_pages.py of code {pages.digest(text)}. -->\n"
+    assert made == mark + text.replace("old", "5")
+    # Once more it is the same, and prose does not count as code.
+    assert pages.run(made, "page.md", {"b": 3}) == made
+    assert pages.digest(text.replace("End", "Fin")) == pages.digest(text)
+    assert pages.digest(text.replace("a = 2", "a = 3")) != pages.digest(text)
+
+
+def test_an_output_that_is_no_longer_printed_is_refused() -> None:
+    text = "```python\na = 2\n```\n\n```text\n2\n```\n"
+    with pytest.raises(ValueError, match="shows an output and prints none"):
+        pages.run(text, "page.md", {})
+
+
+def test_pictures_on_a_page_are_those_that_its_code_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PICTURES", tmp_path / "pictures")
+    path = tmp_path / "dots.md"
+    code = (
+        "```python\nimport matplotlib.pyplot as plt\n\nfigure, ax = plt.subplots()\n"
+        'ax.plot([1], [1.23456789], "o")\nfigure.savefig("one.svg")\n```\n'
+    )
+    path.write_text(code, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"shows set\(\) and draws \{'one.svg'\}"):
+        pages.build("dots", path, {})
+    path.write_text(code + "\n![a dot](../pictures/dots-one.svg)\n", encoding="utf-8")
+    pages.build("dots", path, {})
+    svg = (tmp_path / "pictures" / "dots-one.svg").read_text(encoding="utf-8")
+    assert "<metadata>" not in svg
+    assert not re.search(r"\d\.\d{3}", svg.partition("<defs>")[2])
