@@ -38,6 +38,7 @@ PAGES = {
     "calibration": "guide/calibration.md",
     "operating_point": "guide/operating_point.md",
     "inspection": "guide/inspection.md",
+    "choose_settings": "guide/choose_settings.md",
     "exit_rules": "guide/exit_rules.md",
     "baselines": "guide/baselines.md",
     "feature_store": "guide/feature_store.md",

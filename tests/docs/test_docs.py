@@ -33,6 +33,7 @@ AFTER_QUICKSTART = {
     "docs/guide/backbones.md",
     "docs/guide/branches.md",
     "docs/guide/calibration.md",
+    "docs/guide/choose_settings.md",
     "docs/guide/feature_store.md",
     "docs/howto/compute_features_once.md",
     "docs/howto/use_your_own_model.md",
