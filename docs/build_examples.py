@@ -73,7 +73,8 @@ def defaults() -> str:
         f"{part.__name__}.{name}={parameter.default!r}"
         for part in parts
         for name, parameter in sorted(inspect.signature(part).parameters.items())
-        if parameter.default is not inspect.Parameter.empty
+        # A parameter that is new and off changes no output: its page stays as it is.
+        if parameter.default is not inspect.Parameter.empty and parameter.default
     )
 
 
