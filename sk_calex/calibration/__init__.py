@@ -5,8 +5,10 @@ from __future__ import annotations
 from ._answers import StageAnswer, StageTable
 from ._calibrator import SurvivorThresholdCalibrator
 from ._thresholds import class_precision, precision_bars
+from ._warnings import CalibrationWarning
 
 __all__ = [
+    "CalibrationWarning",
     "StageAnswer",
     "StageTable",
     "SurvivorThresholdCalibrator",

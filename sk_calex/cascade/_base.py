@@ -35,6 +35,7 @@ from sk_calex.calibration._exit_rule import (
     Policy,
     first_exits,
 )
+from sk_calex.calibration._warnings import warn_of_few_rows
 from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep, recall_table
 from sk_calex.cascade._inputs import (
     feature_batches,
@@ -198,6 +199,7 @@ class BaseCascade(
                 self.calibrator_ = self._fit_rule(self._exit_rule())
                 shown.update()
             self.row_digests_ = digest_rows(X)
+            warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
         return self
 
     def _read_training_data(

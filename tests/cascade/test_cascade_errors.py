@@ -1,14 +1,19 @@
 """Bad input: each kind gets an error that names the parameter and the way out."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import PredefinedSplit, ShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
+from torch.utils.data import Dataset
 
-from sk_calex import CascadeClassifier, FrozenBackbone
+from sk_calex import CascadeClassifier, FrozenBackbone, SurvivorAlignment
+from sk_calex.baselines import SDNClassifier
 from tests._cascade_models import (
     composed,
     flat_cascade,
@@ -272,3 +277,72 @@ def test_final_estimator_must_classify():
 
     with pytest.raises(TypeError, match="final_estimator must be a classifier"):
         cascade(final_estimator=Almost()).fit(X, Y)
+
+
+# -- before the work -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "params", "message"),
+    [
+        ([0] * 29 + [1], {}, r"cv=0.2 holds out .* class 1 has 1 sample .* at least 2"),
+        ([0, 1, 2] * 2, {}, r"cv=0.2 of 6 samples leaves 2 that are held out, fewer"),
+        ([0, 1, 2] * 2, {"cv": 0.8}, r"cv=0.8 of 6 samples leaves 1 that are trained"),
+        ([0, 1, 2] * 4, {"cv": 5}, r"cv=5 asks for more folds .* frequent, 0, has 4"),
+        ([0, 1] * 10 + [2], {"cv": 3}, r"training part of cv=3 holds no .* class 2"),
+        (np.array([1, "a"] * 15, object), {}, "y mixes labels of the types int, str"),
+        ([2**70, 1] * 15, {}, rf"y holds the integer {2**70}, which .* 64 bits"),
+        ([2.0**60, 1] * 15, {}, r"numbers beyond 2\*\*53 are not told apart"),
+        ([0] * 30, {}, "needs at least 2 classes, y holds one class: 0"),
+    ],
+)
+def test_what_needs_only_the_labels_is_checked_before_a_sample_is_read(
+    labels, params, message
+):
+    class Counted(Dataset):
+        reads = 0
+
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, i):
+            Counted.reads += 1
+            return images(1)[0][0]
+
+    for method in (CascadeClassifier, SDNClassifier):
+        with pytest.raises(ValueError, match=message):
+            method(tiny_backbone(), **params).fit(Counted(), labels)
+    assert Counted.reads == 0
+
+
+def test_outputs_are_compared_with_the_classes_before_all_samples_run(monkeypatch):
+    monkeypatch.setattr(FrozenBackbone, "transform", pytest.fail)
+    given, y = images(60)
+    with pytest.raises(ValueError, match=r"3 outputs but y has 2 .*classes=\[...\]"):
+        CascadeClassifier(tiny_backbone()).fit(given, y % 2)
+    with pytest.raises(ValueError, match=r"not among the 3 of .*classes=...\).*'d'"):
+        CascadeClassifier(tiny_backbone(classes=["a", "b", "c"])).fit(
+            given, np.array(["a", "b", "d"])[y]
+        )
+
+
+def test_folds_of_the_alignment():
+    cross = SurvivorAlignment(cross_fit=30)
+    given, y = images(60)
+    with pytest.raises(ValueError, match="alignment__cross_fit=30 asks for more folds"):
+        CascadeClassifier(tiny_backbone(), alignment=cross).fit(given, y)
+
+
+def test_answers_of_a_last_stage_that_are_all_one_class():
+    given, y = images(60)
+    backbone = tiny_backbone()
+    outputs = backbone.module.head[2]
+    biased = copy.deepcopy(backbone.module)
+    with torch.no_grad():
+        biased.head[2].bias.copy_(outputs.bias + torch.tensor([0.0, 1e4, 0.0]))
+    cascade = CascadeClassifier(
+        FrozenBackbone(biased, ["stem"], classes=[0, 1, 2]), targets="argmax"
+    )
+    with pytest.raises(ValueError, match=r"targets='argmax'.*class number 1 to all 48"):
+        cascade.fit(given, y)
+    assert not hasattr(cascade, "classes_")

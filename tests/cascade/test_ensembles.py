@@ -164,3 +164,21 @@ def test_weights_are_fitted_whatever_mode_the_caller_is_in(mode):
     with mode():
         inside = Ensembles.fit(proba, y, weight)
     np.testing.assert_array_equal(inside.combine(proba), expected.combine(proba))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-310, 5e-324])
+def test_weights_next_to_nothing_leave_probabilities(scale):
+    proba, y, _ = draw()
+    weight = np.full(len(y), scale)
+    found = Ensembles.fit(proba, y, weight)
+    together = found.combine(proba)
+    np.testing.assert_allclose(together.sum(axis=2), 1)
+    # So little weight says nothing against the prior: the plain geometric mean.
+    np.testing.assert_allclose(found.exponents, 0, atol=1e-4)
+
+
+def test_the_scale_of_large_weights_matters_to_the_prior_alone():
+    proba, y, _ = draw()
+    once = Ensembles.fit(proba, y, np.full(len(y), 1e6))
+    again = Ensembles.fit(proba, y, np.full(len(y), 1e9))
+    np.testing.assert_allclose(once.exponents, again.exponents, atol=1e-3)

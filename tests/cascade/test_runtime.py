@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from sk_calex import FrozenBackbone
 from sk_calex.branches._as_branch import probabilities_of
 from sk_calex.cascade._runtime import cached_sources, run_cascade, tabulate
-from sk_calex.policies import ClassThresholds
+from sk_calex.policies import ClassThresholds, SharedThreshold
 from tests._cascade_models import (
     STAGE_MACS,
     TAPS,
@@ -293,3 +293,25 @@ def test_datasets_are_read_outside_of_inference_mode(staged):
         staged.predict(watched, return_depth=True),
         staged.predict(TEST, return_depth=True),
     )
+
+
+def test_the_rule_is_read_once(staged):
+    """A rule that is exchanged during a run decides only the next one."""
+    never = SharedThreshold(np.inf).fit(*_two_stages(3))
+    first = staged.calibrator_
+
+    class Exchanges:
+        def exits(self, branch, said):
+            staged.calibrator_ = never
+            return np.full(len(said.predicted), branch == 1)
+
+    staged.calibrator_ = Exchanges()
+    depth = staged.exit_depth(TEST)
+    assert (depth == 1).all()
+    assert (staged.exit_depth(TEST) == 2).all()
+    staged.calibrator_ = first
+
+
+def _two_stages(n_classes):
+    proba = np.full((3, 2, n_classes), 1 / n_classes)
+    return proba, np.zeros(2, dtype=int)

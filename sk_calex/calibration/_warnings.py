@@ -1,0 +1,84 @@
+"""A warning where the calibration rows are too few for what is asked of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+
+__all__ = ["CalibrationWarning", "warn_of_few_rows"]
+
+# With fewer rows than this many times `min_support`, one class in two hardly finds a
+# threshold: not all its rows are confident.
+_ENOUGH = 3
+_SHOWN = 5
+
+
+class CalibrationWarning(UserWarning):
+    """Warn that calibration rows are few, or that no class can exit early.
+
+    Notes
+    -----
+    The limit of three times `min_support` rows for each class is our definition.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from sk_calex.calibration import CalibrationWarning
+    >>> warnings.simplefilter("ignore", CalibrationWarning)
+    """
+
+
+def warn_of_few_rows(
+    rule: ExitPolicy, given: CalibrationSet, classes: NDArray[Any]
+) -> None:
+    """Warn, with the numbers, where a fitted rule had too few rows to be fitted on.
+
+    Parameters
+    ----------
+    rule : ExitPolicy
+        The fitted rule.
+    given : CalibrationSet
+        What it was fitted on.
+    classes : ndarray of shape (n_classes,)
+        Labels of the classes.
+    """
+    least = float(getattr(rule, "min_support", 0))
+    total = float(given.weight.sum())
+    remedy = "Hold out more rows (cv), give more data, or lower min_support."
+    if total < least:
+        _warn(
+            f"the calibration rows have a total weight of {total:g}, less than "
+            f"min_support={least:g}, so that no class can exit at any branch. {remedy}"
+        )
+        return
+    weight = np.bincount(given.labels, given.weight, len(classes))
+    thin = np.flatnonzero((weight > 0) & (weight < _ENOUGH * least))
+    few = ""
+    if len(thin):
+        thin = thin[np.argsort(weight[thin], kind="stable")]
+        shown = ", ".join(
+            f"{classes.tolist()[c]!r}: {weight[c]:g}" for c in thin[:_SHOWN]
+        )
+        few = (
+            f"{len(thin)} of {len(classes)} classes have fewer calibration rows than "
+            f"{_ENOUGH} times min_support={least:g} ({shown}"
+            f"{', ...' if len(thin) > _SHOWN else ''})"
+        )
+    if np.all(rule.thresholds_ == np.inf):
+        _warn(
+            f"no class can exit at any branch: no threshold satisfies {rule!r} on "
+            f"{np.count_nonzero(given.weight)} calibration rows"
+            f"{'; ' + few if few else ''}. Allow more (a larger margin, a lower "
+            "threshold), train better branches, or calibrate on more rows."
+        )
+    elif few:
+        _warn(f"{few}: their thresholds are rough, or they never exit. {remedy}")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CalibrationWarning, stacklevel=3)
