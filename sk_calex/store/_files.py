@@ -339,7 +339,7 @@ def lock_folder(
     BlockingIOError
         If other processes hold the lock for longer than `patience` seconds.
     """
-    if fcntl is None:  # pragma: no cover
+    if fcntl is None:
         return None
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     try:

@@ -329,6 +329,19 @@ def test_folder_made_anew_is_locked_again(folder):
     assert section._folder.pin.is_on(folder / A)
 
 
+def test_sections_on_windows_are_in_use_for_an_hour(folder, monkeypatch):
+    """Files can be locked there, folders cannot."""
+    monkeypatch.setattr(_files, "fcntl", None)
+    fill(folder, A)
+    used(folder, A, time.time() - 3500)
+    assert _eviction.evict(folder / A) == 0
+    used(folder, A, time.time() - 3700)
+    held = _files.lock(_files.lock_file(folder / A))
+    assert _eviction.evict(folder / A) == 0
+    held.release()
+    assert _eviction.evict(folder / A) == SIZE
+
+
 def test_lock_in_a_missing_store_raises(folder):
     errors = []
     with pytest.raises(FileNotFoundError):

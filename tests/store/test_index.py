@@ -240,6 +240,18 @@ def test_pieces_hold_the_wanted_rows(wanted, row_bytes, gap, sparse, block):
     assert end == len(wanted)
 
 
+@given(
+    st.sets(st.integers(0, 10**5), min_size=1, max_size=200).map(sorted),
+    st.integers(1, 10**5),
+)
+def test_random_rows_read_at_most_eight_kibibytes_each_beside_themselves(
+    wanted, row_bytes
+):
+    wanted = np.array(wanted, dtype=np.int32)
+    n_read = sum(part.length.sum() for part in _shard.blocks(wanted, row_bytes))
+    assert n_read * row_bytes <= len(wanted) * (row_bytes + 8 * 2**10)
+
+
 @pytest.mark.parametrize(
     ("step", "n_pieces", "n_read"),
     [(1, 1, 100), (5, 1, 496), (50, 100, 100)],
