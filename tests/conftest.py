@@ -29,7 +29,7 @@ def threads_start_untraced() -> None:
     """Leave the threads that a test starts out of the coverage.
 
     Python refuses a tracer to a thread that starts while another one gets its own. The
-    thread then ends at birth, and whoever waits for it waits for ever.
+    thread then ends at once, and what waits for it never returns.
     """
     threading.settrace(None)  # type: ignore[arg-type]
 

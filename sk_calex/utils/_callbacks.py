@@ -1,4 +1,4 @@
-"""Steps of a fit that scikit-learn's callbacks hear of, from its version 1.9 on."""
+"""Report the steps of a fit to scikit-learn's callbacks (scikit-learn 1.9 or later)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Self, TypeVar
 try:
     from sklearn.callback import CallbackSupportMixin
     from sklearn.callback import with_callbacks as _with_callbacks
-except ImportError:  # before scikit-learn 1.9: nobody listens
+except ImportError:  # scikit-learn before 1.9 has no callbacks
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Adds nothing."""
+        """Stand in for scikit-learn's class, without methods."""
 
     def _with_callbacks(method: Any) -> Any:
         return method
@@ -33,29 +33,30 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def with_callbacks(method: Method) -> Method:
-    """Decorate a `fit`: its callbacks are torn down however it ends."""
+    """Decorate a `fit` so that its callbacks are torn down when it returns or fails."""
     decorated: Method = _with_callbacks(method)
     return decorated
 
 
 class Task:
-    """A step of a fit; ``with`` tells the callbacks when it begins and ends.
+    """A step of a fit, reported to the callbacks at both ends of a ``with`` block.
 
     Parameters
     ----------
     owner : estimator
-        Who is fitted.
+        The estimator that is fitted.
     context : sklearn.callback.CallbackContext or None
-        The step in scikit-learn's tree; None where nobody can listen.
+        The step in scikit-learn's tree of tasks; None without callbacks.
     given : dict
         `X`, `y` and `metadata` of the fit.
     fitted : callable or None
-        Gives the attributes that make a copy of the owner one that was fitted so far.
+        Returns the attributes with which a copy of the owner is fitted up to this
+        step.
 
     Attributes
     ----------
     stop : bool
-        Whether a callback asked, at the end, for no more steps of this kind.
+        Whether a callback requested, at the end, to skip further steps of this kind.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Task:
     def root(
         cls, owner: Any, n_parts: int, X: Any, y: Any, sample_weight: Any = None
     ) -> Task:
-        """The fit of an estimator; its parts come one after the other."""
+        """Start the fit of an estimator, whose parts run one after the other."""
         start = getattr(owner, "_init_callback_context", None)
         if start is None:
             return cls()
@@ -87,14 +88,14 @@ class Task:
         n_parts: int = 0,
         fitted: Callable[[], dict[str, Any]] | None = None,
     ) -> Task:
-        """A step of this step, which may have `n_parts` of its own."""
+        """Return a step of this step, which may have `n_parts` of its own."""
         if self._context is None:
             return self
         context = self._context.subcontext(task_name=name, max_subtasks=n_parts)
         return Task(self._owner, context, self._given, fitted)
 
     def handed_to(self, estimator: Any) -> AbstractContextManager[Any]:
-        """Context in which this step is the fit of another estimator."""
+        """Return a context in which this step is the fit of another estimator."""
         if self._context is None:
             return nullcontext()
         within: AbstractContextManager[Any] = self._context.propagate_callback_context(
@@ -121,17 +122,17 @@ class Task:
             )
 
 
-#: A step that nobody hears of.
+#: A step that is reported to no callback.
 NO_TASK = Task()
 
-# A context variable, so that no cache of fitted parts depends on who listens. Worker
-# threads and processes do not see it: there nobody is told.
+# A context variable, so that no cache of fitted parts depends on the callbacks. Worker
+# threads and processes do not see it: steps in there are not reported.
 _HANDED: ContextVar[Task] = ContextVar("handed", default=NO_TASK)
 
 
 @contextmanager
 def handing(task: Task) -> Iterator[None]:
-    """Let what is called inside take over a step, by `handed`."""
+    """Let functions called inside the block take over a step with `handed`."""
     token = _HANDED.set(task)
     try:
         yield
@@ -140,5 +141,5 @@ def handing(task: Task) -> Iterator[None]:
 
 
 def handed() -> Task:
-    """The step to take over."""
+    """Return the step to take over: the one that `handing` set, or `NO_TASK`."""
     return _HANDED.get()

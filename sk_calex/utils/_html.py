@@ -63,8 +63,8 @@ class SummaryMixin:
 
     def _get_fitted_attr_html(self, doc_link: str = "") -> Sequence[Any]:
         # scikit-learn 1.9 reads every attribute here: it would hash the weights for
-        # `fingerprint_`, and fail where costs are unknown. Ours takes its place. Parts
-        # of a fitted estimator are asked, too, though they may not be fitted.
+        # `fingerprint_`, and fail where costs are unknown. Ours takes its place. It is
+        # also called for parts of a fitted estimator, which may not be fitted.
         if _AT_TOP.get() is self or not hasattr(self, "layout_"):
             return ()
         return _Inner((self._summary(),))

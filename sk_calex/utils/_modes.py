@@ -1,4 +1,4 @@
-"""Run a module as it is: eval mode, no gradients, nothing left changed."""
+"""Run a module in eval mode without gradients, and restore its flags afterwards."""
 
 from __future__ import annotations
 

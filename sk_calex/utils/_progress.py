@@ -1,7 +1,7 @@
-"""Bars of what is under way: on stderr, silent unless asked for.
+"""Show progress bars on stderr; silent unless `verbose` is set.
 
-Plain text bars, which terminals, logs and notebooks show alike. Those of ``tqdm.auto``
-warn in a notebook that has no ipywidgets, and leave nothing in one that is exported.
+Bars are plain text, which terminals, logs and notebooks show alike. Those of
+``tqdm.auto`` warn in a notebook without ipywidgets, and vanish when it is exported.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 __all__ = ["bar", "labelled", "showing"]
 
-# What an estimator says of the parts that it fits: their label, and whether they are
-# shown even where they are silent themselves. A context variable, so that no parameter
+# Set by an estimator for the parts that it fits: their label, and whether bars are
+# shown even if a part's own `verbose` is 0. A context variable, so that no parameter
 # and no cache of fitted parts depends on it. Worker threads and processes do not see
 # it: their bars would run over each other.
 _SHOWN: ContextVar[tuple[str, bool]] = ContextVar("shown", default=("", False))
@@ -24,7 +24,7 @@ _SHOWN: ContextVar[tuple[str, bool]] = ContextVar("shown", default=("", False))
 
 @contextmanager
 def showing(verbose: Any, label: str) -> Iterator[None]:
-    """Label the bars inside, and show them where `verbose` is not 0."""
+    """Label the bars inside the block, and show them if `verbose` is not 0."""
     token = _SHOWN.set((label, bool(verbose)))
     try:
         yield
@@ -33,26 +33,26 @@ def showing(verbose: Any, label: str) -> Iterator[None]:
 
 
 def labelled(label: str) -> AbstractContextManager[None]:
-    """Another label for the bars inside; shown or not as those outside."""
+    """Change the label of the bars inside the block, and nothing else."""
     return showing(_SHOWN.get()[1], label)
 
 
 def bar(*, unit: str, total: int | None, verbose: Any = 0) -> tqdm[Any]:
-    """A bar, for ``with``; shown if `verbose` says so, or who is around it.
+    """Make a progress bar, for a ``with`` block.
 
     Parameters
     ----------
     unit : str
-        What is counted.
+        Name of one of the things counted, in the singular.
     total : int or None
-        How many there will be; None where that is not known.
+        How many there will be; None if unknown.
     verbose : int or bool, default=0
-        Of who counts.
+        Show the bar if not 0. A surrounding `showing` block shows it, too.
 
     Returns
     -------
     bar : tqdm
-        Does nothing where it is not shown.
+        The bar; updating one that is not shown does nothing.
     """
     label, shown = _SHOWN.get()
     return tqdm(

@@ -105,7 +105,7 @@ def test_labels_of_any_kind(fitted):
     assert curve.backbone_accuracy > 0.5
 
 
-def test_costs_may_be_told(fitted):
+def test_costs_can_be_passed_in(fitted):
     _, X, y = fitted
     cascade = flat_cascade(
         branch=Priced(), final_estimator=Priced(), min_support=3, random_state=0

@@ -24,7 +24,7 @@ few = st.integers(-2, 3).map(float)  # so that there are ties
 
 
 @given(st.lists(st.tuples(few, few), min_size=1, max_size=12))
-def test_front_is_what_nobody_beats(points):
+def test_front_holds_the_points_that_no_other_dominates(points):
     reduction, accuracy = map(list, zip(*points, strict=True))
     front = pareto_front(reduction, accuracy)
     assert front.dtype == bool

@@ -109,7 +109,7 @@ def test_most_accurate_within_a_budget(features, slow, share):
     np.testing.assert_array_equal(found.cv_results_["feasible"], good)
 
 
-def test_the_nearest_is_named_where_nothing_will_do(features, slow):
+def test_search_without_a_feasible_margin_names_the_nearest(features, slow):
     accuracy, saved, *_ = slow
     best = saved.argmax()
     message = (
@@ -120,7 +120,7 @@ def test_the_nearest_is_named_where_nothing_will_do(features, slow):
         search(flops_budget=1.0).fit(features, Y)
 
 
-def test_the_cascade_is_trained_on_everything_there(features, capsys):
+def test_found_cascade_is_trained_on_all_rows(features, capsys):
     found = search(verbose=1).fit(features, Y)
     assert f"margin={found.best_margin_}: accuracy" in capsys.readouterr().out
     by_hand = cascade(margin=found.best_margin_).fit(features, Y)
@@ -392,7 +392,7 @@ def test_labels_of_any_kind(features):
         ({"flops_budget": 0.1, "taps": ["stem"]}, "'taps' parameter"),
     ],
 )
-def test_bad_parameters(features, given, message):
+def test_search_refuses_bad_parameters(features, given, message):
     with pytest.raises(ValueError, match=message):
         MarginSearchCV(cascade(), cv=FOLDS, **given).fit(features, Y)
 

@@ -71,7 +71,7 @@ def test_branches_of_the_taps_that_stay(features):
     assert [branch.max_iter for branch in best.branch] == [k + 3 for k in kept]
 
 
-def test_the_cascade_that_is_kept_knows_samples_and_not_features():
+def test_kept_cascade_takes_samples_and_not_features():
     with sklearn.config_context(transform_output="pandas"):
         found = search(cascade(backbone=tiny_backbone(), input="samples")).fit(X, Y)
     assert not hasattr(found.best_estimator_, "feature_names_in_")
@@ -79,7 +79,7 @@ def test_the_cascade_that_is_kept_knows_samples_and_not_features():
     assert found.predict(X[:4]).shape == (4,)
 
 
-def test_splits_that_are_given_speak_of_all_rows(features):
+def test_splits_passed_in_index_all_rows(features):
     weight = np.where(np.arange(len(Y)) < 20, 0.0, 1.0)
     halves = [(np.arange(20, 90), np.arange(90, 160)), (np.arange(90), np.arange(20))]
     found = search(cv=halves).fit(features, Y, sample_weight=weight)

@@ -160,7 +160,7 @@ class Own(ExitPolicy):
         self._set_all(given, self.level)
 
 
-def test_a_knob_that_nobody_knows(fitted):
+def test_an_unknown_knob_is_refused(fitted):
     moved = clone(fitted).fit(X, Y).set_calibrator(Own())
     scorer = accuracy_at_flops_scorer(flops_budget=0.1)
     with pytest.raises(

@@ -290,7 +290,7 @@ def test_data_frames_and_a_margin_for_each(features):
     assert len(found.feature_names_in_) == data.shape[1]
 
 
-def test_nothing_is_lost_where_all_taps_pay(features, monkeypatch):
+def test_all_taps_are_kept_where_each_pays(features, monkeypatch):
     data, _ = features
     found = search(cascade(), refit=False).fit(data, Y)
     assert not hasattr(found, "best_estimator_")

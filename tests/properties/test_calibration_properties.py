@@ -110,9 +110,7 @@ def test_thresholds_are_those_of_the_definition(problem, margin, settings):
 
 
 @given(problems(), margins, settings)
-def test_exiting_calibration_survivors_are_as_precise_as_asked(
-    problem, margin, settings
-):
+def test_exiting_calibration_survivors_reach_the_bar(problem, margin, settings):
     found = fitted(
         problem, margin, settings, survivors=problem.survivors, weight=problem.weight
     )

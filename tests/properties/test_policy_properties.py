@@ -105,7 +105,7 @@ def test_samples_in_another_order_exit_where_they_did(data, rule, seed):
 
 @settings(max_examples=60)
 @given(data=answers(), rule=simple, more=st.floats(0, 1) | st.just(np.inf))
-def test_a_stricter_number_lets_nobody_out_earlier(data, rule, more):
+def test_a_stricter_number_never_moves_an_exit_earlier(data, rule, more):
     proba, gates, y = data
     table = tabled(proba, gates)
     before = fitted(rule, table, y).depth(table)
@@ -140,7 +140,7 @@ def test_a_laxer_number_lets_more_out_of_the_first_branch(data, least):
 
 @settings(max_examples=40)
 @given(data=answers(), rule=rules)
-def test_nobody_beats_the_oracle(data, rule):
+def test_no_rule_beats_the_oracle(data, rule):
     proba, gates, y = data
     table = tabled(proba, gates)
     right, every = table.predicted == y, np.arange(len(y))

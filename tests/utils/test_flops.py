@@ -281,7 +281,7 @@ def test_stages_without_a_formula_are_named_and_all_of_them_refused():
         Stages.split(module, ["tap"], torch.rand(2, 3))
 
 
-def test_packed_weights_without_a_formula_are_said(monkeypatch):
+def test_packed_weights_without_a_formula_give_a_warning(monkeypatch):
     formulas = all_formulas()
     del formulas[torch.ops.quantized.linear_dynamic]
     monkeypatch.setattr(_flops, "all_formulas", lambda: formulas)

@@ -152,7 +152,7 @@ def test_what_users_name_is_escaped(cascade):
     assert 'dog & "bird"' in titles
 
 
-def test_nothing_runs_and_nothing_is_fetched(cascade):
+def test_html_has_no_scripts_and_no_external_links(cascade):
     for estimator in (cascade, cascade.backbone_):
         text = own(estimator)
         read = Cells(text)
@@ -380,7 +380,7 @@ def test_repr_of_a_backbone_is_short_and_of_its_holders_bounded():
         assert len("".join(repr(holder).split())) < 1000
 
 
-def test_printing_takes_nothing_from_the_parameters():
+def test_printing_leaves_the_parameters_unchanged():
     backbone = tiny_backbone()
     repr(backbone)
     assert backbone.get_params()["module"] is backbone.module

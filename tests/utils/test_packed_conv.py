@@ -117,7 +117,7 @@ def test_other_layers_stay_as_they_are(layer):
 
 
 @needs_packing
-def test_nothing_is_packed_where_the_user_switched_the_kernels_off(monkeypatch):
+def test_no_layer_is_packed_if_onednn_is_switched_off(monkeypatch):
     layer = convolution(3, 4, 3)
     assert can_pack(layer)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)

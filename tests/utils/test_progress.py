@@ -103,7 +103,7 @@ def test_parts_show_theirs_alone(capsys):
 
 
 @pytest.mark.parametrize("backend", [None, "threading"])
-def test_folds_have_one_bar_whoever_trains_them(backend, capsys):
+def test_folds_have_one_bar_in_each_backend(backend, capsys):
     from joblib import parallel_config
 
     n_jobs = None if backend is None else 2
@@ -276,7 +276,7 @@ def test_a_callback_ends_training_early(recorder):
     assert len(model.branches_) == 2
 
 
-def test_branches_hear_nothing_beyond_the_depth(recorder):
+def test_branches_report_no_step_beyond_the_depth(recorder):
     recorder.max_propagation_depth = 0
     cascade(with_epochs()).set_callbacks(recorder).fit(X, Y)
     assert "fit/branches/branch stem" in recorder.ended()
@@ -356,7 +356,7 @@ def test_a_fit_that_fails_is_torn_down(recorder):
 
 
 @pytest.mark.parametrize(("cv", "n_nets"), [(0.2, 1), (2, 3)])
-def test_baselines_tell_their_epochs(recorder, cv, n_nets):
+def test_baselines_report_their_epochs(recorder, cv, n_nets):
     model = SDNClassifier(
         tiny_backbone(), solver="adam", max_iter=2, cv=cv, device="cpu"
     )
@@ -388,7 +388,7 @@ def test_a_fitted_cascade_with_callbacks_can_be_pickled(recorder):
     np.testing.assert_array_equal(again.predict(X), model.predict(X))
 
 
-def test_without_callbacks_in_scikit_learn_nothing_is_missing(monkeypatch):
+def test_fit_works_without_callbacks_in_scikit_learn(monkeypatch):
     """The module as it is imported beside scikit-learn 1.7 and 1.8."""
     monkeypatch.setitem(sys.modules, "sklearn.callback", None)
     spec = importlib.util.spec_from_file_location("old", _callbacks.__file__)

@@ -19,17 +19,17 @@ from sk_calex.utils._validation import (
 
 
 @pytest.mark.parametrize(("cuda", "expected"), [(False, "cpu"), (True, "cuda")])
-def test_auto_is_cuda_where_there_is_one(monkeypatch, cuda, expected):
+def test_auto_device_is_cuda_if_present(monkeypatch, cuda, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert resolve_device("auto") == torch.device(expected)
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
-def test_a_device_may_be_given(device):
+def test_a_named_device_is_used(device):
     assert resolve_device(device) == torch.device("cpu")
 
 
-def test_cuda_is_refused_where_there_is_none(monkeypatch):
+def test_cuda_without_a_cuda_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"device='cuda:0'.*no CUDA device.*'cpu'"):
         resolve_device("cuda:0")
@@ -159,7 +159,7 @@ def test_sample_weights_come_back_as_float64():
 @pytest.mark.parametrize(
     "weight", [[0, 0], [1, -1], [1, np.nan], [1, np.inf], [1], [[1, 1]]]
 )
-def test_weights_that_weigh_nothing_are_refused(weight):
+def test_bad_sample_weights_are_refused(weight):
     with pytest.raises(ValueError, match=r"(?i)sample.weight"):
         check_sample_weight(weight, np.zeros((2, 2)))
 

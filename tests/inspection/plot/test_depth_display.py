@@ -73,7 +73,7 @@ def test_depths_differ_without_colour():
     assert len({p.get_hatch() for p in patches}) == 4
 
 
-def test_depths_that_nobody_exits_at_are_there_and_small_shares_unwritten():
+def test_empty_depths_are_drawn_and_small_shares_have_no_text():
     labels = ["a"] * 20
     display = ExitDepthDisplay.from_predictions([0] * 19 + [1], labels, n_depths=3)
     np.testing.assert_allclose(widths(display), [[95, 5, 0]] * 2)

@@ -102,7 +102,7 @@ def test_an_absent_metric_is_named_with_those_there_are():
         CascadeDisplay.from_cv_results(results(), flops="saved")
 
 
-def test_nothing_was_scored():
+def test_points_without_scores_are_refused():
     nothing = results(mean_test_accuracy=np.full(3, np.nan))
     with pytest.raises(ValueError, match="no candidate that was scored"):
         CascadeDisplay.from_cv_results(nothing)

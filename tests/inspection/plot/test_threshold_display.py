@@ -155,7 +155,7 @@ def test_few_samples_are_dotted_without_a_gap():
     assert few.get_linestyle() == ":"
 
 
-def test_infinite_thresholds_are_said():
+def test_titles_name_classes_with_infinite_thresholds():
     display = ThresholdDisplay.from_predictions(
         [0.9, 0.8],
         ["a", "b"],
@@ -170,7 +170,7 @@ def test_infinite_thresholds_are_said():
     assert [len(of_kind(panel, "bar")) for panel in display.axes_] == [1, 0]
 
 
-def test_thresholds_that_nobody_reaches_have_no_point():
+def test_thresholds_above_all_scores_have_no_point():
     display = ThresholdDisplay.from_predictions([0.5], [0], [0], thresholds=[0.9])
     assert not of_kind(display.axes_[0], "chosen")
 
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused(params, message):
         ThresholdDisplay.from_predictions(**given)
 
 
-def test_the_fit_of_other_samples_is_not_asked_for():
+def test_display_draws_the_calibration_samples():
     """Only what calibrated the cascade is drawn: no data is given."""
     display = ThresholdDisplay.from_estimator(calexnet(), 0)
     right = sum(c.precision[0] * c.support[0] for c in display.curves)
