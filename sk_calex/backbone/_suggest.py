@@ -86,7 +86,7 @@ class SuggestedTaps:
         frame : pandas.DataFrame
             One row per candidate, columns as in `TapCandidate`.
         """
-        import pandas as pd  # type: ignore[import-untyped] # optional
+        import pandas as pd  # optional
 
         return pd.DataFrame([asdict(candidate) for candidate in self.candidates])
 
