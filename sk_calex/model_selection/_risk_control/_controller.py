@@ -307,9 +307,7 @@ class ExitRiskController(FoundCascade):
         chosen = self._at(cascade, path, best)
         self.classes_, self.n_samples_ = cascade.classes_, table.n_samples
         self.certified_ = results.margin[results.certified]
-        self.best_margin_ = results.margin[best]
-        if not isinstance(self.best_margin_, tuple):
-            self.best_margin_ = float(self.best_margin_)
+        self.best_margin_ = path.values[best - 1] if best else np.nan
         self.best_flops_reduction_ = float(results.flops_reduction[best])
         self.best_index_, self.is_fallback_ = best, best == 0
         note_features(self, self.estimator)
