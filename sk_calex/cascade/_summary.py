@@ -20,8 +20,9 @@ _MAX_LABELS = 3
 _MAX_LABEL = 15
 
 _HEADER = (
-    *("stage", "features", "MACs", "head", "head MACs", "answer costs"),
-    *("classes", "thresholds", "exits", "precision"),
+    *("stage", "feature shape", "stage, MACs", "branch", "branch, MACs"),
+    *("answer here costs", "classes that may exit", "threshold"),
+    *("answered here", "of them right"),
 )
 
 

@@ -84,29 +84,29 @@ def test_the_table_of_a_cascade_says_what_its_attributes_say(cascade):
     assert len(rows) == 3
     said = [dict(zip(header, row, strict=True)) for row in rows]
     assert [row["stage"] for row in said] == ["stem", "block1", "last stage"]
-    assert [row["features"] for row in said] == [by(4, 4, 4), by(8, 4, 4), "3"]
-    assert [row["MACs"] for row in said] == [si(macs) for macs in STAGE_MACS]
+    assert [row["feature shape"] for row in said] == [by(4, 4, 4), by(8, 4, 4), "3"]
+    assert [row["stage, MACs"] for row in said] == [si(macs) for macs in STAGE_MACS]
     macs = [branch.macs_ for branch in cascade.branches_]
-    assert [row["head MACs"] for row in said] == [si(macs[0]), si(macs[1]), ""]
-    assert [row["head"] for row in said] == ["ConvHead"] * 2 + ["the backbone's"]
+    assert [row["branch, MACs"] for row in said] == [si(macs[0]), si(macs[1]), ""]
+    assert [row["branch"] for row in said] == ["ConvHead"] * 2 + ["the backbone's"]
     for k, cost in enumerate(cascade.depth_costs_):
         share = 100 * cost / sum(STAGE_MACS)
-        assert said[k]["answer costs"] == f"{si(cost)} ({share:.0f} %)"
+        assert said[k]["answer here costs"] == f"{si(cost)} ({share:.0f} %)"
     assert cascade.enabled_.any()
     held = len(cascade.calibration_.labels)
     for k, on in enumerate(cascade.enabled_):
-        assert said[k]["classes"] == f"{on.sum()} of 3"
+        assert said[k]["classes that may exit"] == f"{on.sum()} of 3"
         if not on.any():
             assert [said[k][name] for name in header[7:]] == ["", "0 %", ""]
             continue
         low, high = cascade.thresholds_[k][on].min(), cascade.thresholds_[k][on].max()
         both = f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}"
-        assert said[k]["thresholds"] == both
+        assert said[k]["threshold"] == both
         # With survivor calibration those who exit are those that the thresholds met.
         support = cascade.support_[k][on].sum()
         right = (cascade.precision_[k] * cascade.support_[k])[on].sum() / support
-        assert said[k]["exits"] == f"{100 * support / held:.0f} %"
-        assert said[k]["precision"] == f"{100 * right:.1f} % of {support:.0f}"
+        assert said[k]["answered here"] == f"{100 * support / held:.0f} %"
+        assert said[k]["of them right"] == f"{100 * right:.1f} % of {support:.0f}"
 
 
 def test_the_note_gives_accuracy_and_saving_on_the_calibration_samples():
@@ -165,7 +165,7 @@ def test_html_has_no_scripts_and_no_external_links(cascade):
         assert set(re.findall(r"color:(\w+)", text)) == {"inherit"}
         assert set(re.findall(r"rgba?\([^)]*\)", text)) <= {
             "rgba(128,128,128,.4)",
-            "rgba(66,133,244,.35)",
+            "rgba(128,128,128,.25)",
         }
 
 
@@ -248,7 +248,10 @@ def test_unknown_costs_are_question_marks():
     with pytest.raises(ValueError, match="unknown"):
         _ = cascade.depth_costs_
     header, *rows = Cells(own(cascade)).rows
-    where = [header.index(name) for name in ("MACs", "head MACs", "answer costs")]
+    where = [
+        header.index(name)
+        for name in ("stage, MACs", "branch, MACs", "answer here costs")
+    ]
     assert all(row[i] == "?" for row in rows for i in where)
     assert "MACs than" not in own(cascade)
 

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from ._style import BAR, COLORS, new_axes, place_legend
+from ._style import BAR, COLORS, axes_on, place_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
     from sk_calex.inspection._monitor import ExitMonitor
 
@@ -75,7 +76,7 @@ class MonitorDisplay:
 
     @classmethod
     def from_monitor(
-        cls, monitor: ExitMonitor, *, ax: Axes | None = None, **kwargs: Any
+        cls, monitor: ExitMonitor, *, ax: Axes | FigureBase | None = None, **kwargs: Any
     ) -> MonitorDisplay:
         """Draw what a fitted monitor has seen so far.
 
@@ -83,8 +84,8 @@ class MonitorDisplay:
         ----------
         monitor : ExitMonitor
             A fitted monitor.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot`.
 
@@ -109,13 +110,15 @@ class MonitorDisplay:
         )
         return display.plot(ax=ax, **kwargs)
 
-    def plot(self, *, ax: Axes | None = None, **kwargs: Any) -> MonitorDisplay:
+    def plot(
+        self, *, ax: Axes | FigureBase | None = None, **kwargs: Any
+    ) -> MonitorDisplay:
         """Draw the course on a logarithmic axis.
 
         Parameters
         ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on. None: those of a new figure.
+        ax : matplotlib Axes, Figure or SubFigure, default=None
+            What to draw on. None: a new figure.
         **kwargs : dict
             Passed to :meth:`matplotlib.axes.Axes.plot`.
 
@@ -129,7 +132,7 @@ class MonitorDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        axes: Any = new_axes(self)[0, 0] if ax is None else ax
+        axes: Any = axes_on(self, ax)
         style = {"color": COLORS[0], "linewidth": 1.2, "label": "statistic"} | kwargs
         rows, statistic = np.asarray(self.rows), np.asarray(self.statistic)
         (self.line_,) = axes.plot(rows, statistic, **style)
@@ -143,6 +146,10 @@ class MonitorDisplay:
                 label=f"alarm at row {self.alarm_row:,}",
             )
         axes.set(xlabel="Rows seen", ylabel="Statistic", yscale="log")
+        if not axes.get_title():
+            axes.set_title(
+                "Is this still the data of the reference?", fontsize="medium"
+            )
         # Above the level there is nothing to tell apart.
         axes.set_ylim(top=30 * self.level)
         place_legend(axes)
