@@ -57,7 +57,10 @@ def test_a_script_may_be_a_stage():
     net = TinyNet().eval()
     stages = as_stages(net)
     stages.block1 = torch.jit.script(net.block1)
-    got = FrozenBackbone(stages, TAPS).fit(X).transform(X)
+    # What is inside of a script does not tell channels from pixels.
+    with pytest.warns(UserWarning, match=r"tap 'block1'.*\(8, 8, 8\).*layout='NCHW'"):
+        FrozenBackbone(stages, TAPS).fit(X)
+    got = FrozenBackbone(stages, TAPS, layout="NCHW").fit(X).transform(X)
     expected = FrozenBackbone(as_stages(net), TAPS).fit(X).transform(X)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
