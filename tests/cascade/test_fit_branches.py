@@ -18,7 +18,7 @@ from sk_calex.calibration._exit_rule import CalibrationSet
 from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._fit_branches import _BranchFitter, fit_branches
 from sk_calex.cascade._training_data import Folds, TrainingData, make_folds
-from tests._cascade_models import small_branch
+from tests._cascade_models import converged_regression, small_branch
 from tests._reference.calibration import slow_class_precision
 from tests._reference.cascade import slow_cascade
 
@@ -94,7 +94,7 @@ def fitted(given, where, alignment, template=None, *, min_support=3, n_jobs=None
     rule = SurvivorThresholdCalibrator(min_support=min_support)
     return fit_branches(
         replace(given.data, folds=where),
-        [LogisticRegression() if template is None else template] * n_branches,
+        [converged_regression() if template is None else template] * n_branches,
         given.kind,
         alignment,
         np.full(n_branches, alignment.margin),
