@@ -40,6 +40,7 @@ AFTER_QUICKSTART = {
     "docs/howto/set_thresholds.md",
     "docs/howto/train_with_weights.md",
     "docs/howto/see_what_ran.md",
+    "docs/guide/guarantees.md",
     "docs/guide/inspection.md",
     "docs/guide/operating_point.md",
 }
