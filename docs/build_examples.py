@@ -140,6 +140,7 @@ def build(name: str) -> None:
         # Where a reader finds the picture, and not how busy this machine was.
         printed = printed.replace(folder, "examples/output")
         printed = re.sub(r"^\(\d+ s\)\n", "", printed, flags=re.MULTILINE)
+        printed = re.sub(r"[\d.]+ times as fast", "x times as fast", printed)
         pictures = []
         for picture in ALTERNATIVES.get(name, {}):
             with Image.open(Path(folder) / f"{picture}.png") as image:

@@ -61,6 +61,19 @@ def test_quickstart_ends_with_a_sentence_of_what_it_measured(printed) -> None:
     assert float(lost) == pytest.approx(abs(change), abs=0.11)
 
 
+def test_quickstart_certifies_on_images_that_are_not_measured(printed) -> None:
+    text, _ = printed
+    found = re.search(
+        r"Certified on (\d+) images of digits that it has never seen: with 90% "
+        r"confidence\nat most 50 points are lost at a margin of (\S+), which saves "
+        r"about (-?\d+)%\.",
+        text,
+    )
+    assert found is not None
+    assert int(found[1]) == 450
+    assert int(found[3]) < 100
+
+
 def test_quickstart_prints_a_row_for_each_margin(printed, quickstart) -> None:
     text, _ = printed
     rows = re.findall(r"^(0[\d.]*) +([\d.]+)% +(-?\d+)%((?: +\d+%)+)$", text, re.M)
