@@ -38,6 +38,7 @@ from sk_calex.model_selection import (
     select_taps,
 )
 from sk_calex.store import FeatureStore
+from sk_calex.utils._saving import load
 from sk_calex.utils._versions import show_versions
 
 __version__ = "0.1.0"
@@ -71,6 +72,7 @@ __all__ = [
     "exit_probability",
     "exit_report",
     "flops_reduction_scorer",
+    "load",
     "margin_curve",
     "operating_curve",
     "paired_drop_p_value",

@@ -59,6 +59,7 @@ NO_FORMULA = {
     "sk_calex.flops_reduction_scorer",
     "sk_calex.margin_curve",
     "sk_calex.operating_curve",
+    "sk_calex.load",
     "sk_calex.show_versions",
     "sk_calex.datasets.get_data_home",
     "sk_calex.datasets.load_cinic10",

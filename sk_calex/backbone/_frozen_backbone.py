@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, check_is_fitted
 from torch import nn
@@ -27,8 +28,10 @@ from sk_calex.backbone._summary import backbone_summary
 from sk_calex.backbone._whole import check_module
 from sk_calex.store import FeatureStore
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
+from sk_calex.utils._codec import savable
 from sk_calex.utils._html import SummaryMixin, named
 from sk_calex.utils._progress import bar
+from sk_calex.utils._saving import LoadError, SavableMixin
 from sk_calex.utils._space import free_memory
 from sk_calex.utils._validation import softmax64
 
@@ -42,11 +45,19 @@ _FITTED = frozenset(
     }
 )
 
+# What is made anew where the backbone is loaded.
+_LIVE = frozenset({"_runner"})
+
 _FILES = " (None stands for image files of any size)"
 
 
+@savable
 class FrozenBackbone(
-    SummaryMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
+    SummaryMixin,
+    CallbackSupportMixin,
+    SavableMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """A frozen torch classifier as a transformer: samples in, tap features out.
 
@@ -486,6 +497,53 @@ class FrozenBackbone(
         shown = copy.copy(self)
         shown.__dict__.update(named({"module": self.module}))
         return BaseEstimator.__repr__(shown, N_CHAR_MAX)
+
+    # -- saving ------------------------------------------------------------------
+
+    def _archive_state(self) -> dict[str, Any]:
+        """Return all but the network, its preprocessing and the store."""
+        check_is_fitted(self)
+        params = self.get_params(deep=False)
+        shared = ("module", "preprocess", "cache")
+        running = self.runner().__getstate__()
+        del running["settings"]  # the parameters
+        return {
+            "params": {k: v for k, v in params.items() if k not in shared},
+            "module": type(self.module).__name__,
+            "fingerprint": self.fingerprint_,
+            "fitted": {k: v for k, v in vars(self).items() if k in _FITTED - _LIVE},
+            "runner": running,
+        }
+
+    def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
+        name = state["module"]
+        if isinstance(backbone, FrozenEstimator):
+            backbone = backbone.estimator
+        if isinstance(backbone, nn.Module):
+            backbone = FrozenBackbone(backbone, [])
+        if not isinstance(backbone, FrozenBackbone):
+            raise LoadError(
+                f"backbone={backbone!r}, but the estimator was fitted with a network, "
+                f"a {name}, which is not in the folder. Give the torch module, or a "
+                "FrozenBackbone with it and its `preprocess`."
+            )
+        shared = ("module", "preprocess", "cache")
+        given = {k: getattr(backbone, k) for k in shared}
+        self.__init__(**given, **state["params"])  # type: ignore[misc]
+        self.__dict__.update(state["fitted"])
+        runner = object.__new__(Runner)
+        vars(runner).update(state["runner"])
+        runner.settings = self._settings()
+        self._runner = runner
+        if self.fingerprint_ != state["fingerprint"]:
+            raise LoadError(
+                f"backbone is another network than the {name} that the estimator was "
+                "fitted with: weights, code or preprocessing differ (its fingerprint "
+                f"is {self.fingerprint_[:12]}..., not {state['fingerprint'][:12]}...). "
+                "Give the same network in eval form, with the same `preprocess` and "
+                "the versions of Python and of the packages that define it; for "
+                "another one, fit again."
+            )
 
     def _summary(self) -> str:
         return backbone_summary(self)

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_calex.utils._codec import savable
+
 __all__ = ["FeatureArray", "TapLayout"]
 
 
+@savable
 @dataclass(frozen=True)
 class TapLayout:
     """The columns of a feature matrix: one block a tap, then the backbone's outputs.

@@ -13,6 +13,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sk_calex.utils._codec import savable
+
 __all__ = ["DEFAULT_POOL", "LAYOUTS", "TapMap", "tap_maps"]
 
 DEFAULT_POOL = 8
@@ -30,6 +32,7 @@ _CHANNEL_NORMS = (
 )
 
 
+@savable
 @dataclass(frozen=True)
 class TapMap:
     """What is done with the output of one tap.

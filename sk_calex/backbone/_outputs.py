@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sk_calex.utils._codec import savable
+
 __all__ = ["OUTPUTS", "OutputForm", "SigmoidWatch", "find_form"]
 
 OUTPUTS = ("logits", "probabilities")
@@ -16,6 +18,7 @@ OUTPUTS = ("logits", "probabilities")
 _TOLERANCE = 1e-3
 
 
+@savable
 class OutputForm:
     """How outputs become logits, one column per class, in float32.
 

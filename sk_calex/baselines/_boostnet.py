@@ -13,6 +13,7 @@ from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, Quota
+from sk_calex.utils._codec import savable
 
 from ._joint import JointCascade
 
@@ -36,6 +37,7 @@ class BoostNet(LabelNet):
         return outputs, self.shrinkage * outputs.detach()
 
 
+@savable
 class BoostNetClassifier(JointCascade):
     """BoostNet: each branch adds to what the branches before it said.
 

@@ -14,12 +14,14 @@ from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import EntropyThreshold, ExitPolicy
+from sk_calex.utils._codec import savable
 
 from ._joint import JointCascade
 
 __all__ = ["BranchyNetClassifier"]
 
 
+@savable
 class BranchyNetClassifier(JointCascade):
     """BranchyNet: a small convolutional branch at each tap, exit at low entropy.
 

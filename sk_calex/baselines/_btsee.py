@@ -9,10 +9,12 @@ from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import ExitPolicy
 from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._cascade import CascadeClassifier
+from sk_calex.utils._codec import savable
 
 __all__ = ["BTSEEClassifier"]
 
 
+@savable
 class BTSEEClassifier(CascadeClassifier):
     """BTS-EE: branches trained on the survivors alone, on the backbone's answers.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import partial
 from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -250,6 +251,20 @@ class JointCascade(BaseCascade):
             if str(self.device) == "auto":
                 self.net_.to(resolve_device("auto"))
             self._fused_net_ = fuse_for_inference(self.net_)
+
+    def _archive_state(self) -> dict[str, Any]:
+        state = super()._archive_state()
+        net = state.pop("net_")
+        del state["branches_"], state["_head_macs_"]  # those of the net
+        return state | {"net_state": dict(net.state_dict())}
+
+    def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
+        weights = state.pop("net_state")
+        super()._restore_archive(state, backbone)
+        shapes = SimpleNamespace(layout=self.layout_, n_classes=len(self.classes_))
+        net = self._net(cast(TrainingData, shapes), torch.Generator())
+        net.load_state_dict(weights, assign=True)  # keeps their dtypes
+        self._set_net(net.to(resolve_device(self.device)).eval())
 
 
 def _train_anywhere(

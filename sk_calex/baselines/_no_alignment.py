@@ -11,10 +11,12 @@ from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import ExitPolicy
 from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._cascade import CascadeClassifier
+from sk_calex.utils._codec import savable
 
 __all__ = ["NoAlignmentClassifier"]
 
 
+@savable
 class NoAlignmentClassifier(CascadeClassifier):
     """The reference that has neither alignment nor soft targets.
 

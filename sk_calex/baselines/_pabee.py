@@ -11,12 +11,14 @@ from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, Patience
+from sk_calex.utils._codec import savable
 
 from ._joint import JointCascade
 
 __all__ = ["PABEEClassifier"]
 
 
+@savable
 class PABEEClassifier(JointCascade):
     """PABEE: a linear branch at each tap, exit where some in a row agree.
 

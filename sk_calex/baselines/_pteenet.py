@@ -17,6 +17,7 @@ from sk_calex.baselines._exit_net import ExitNet
 from sk_calex.branches._layers import BranchHead, integers, linear, trunk
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, OwnGate
+from sk_calex.utils._codec import savable
 from sk_calex.utils._flops import depth_costs
 from sk_calex.utils._validation import softmax64
 
@@ -100,6 +101,7 @@ class PTEENet(ExitNet):
         return softmax64(outputs[:, :-1]), confidence
 
 
+@savable
 class PTEENetClassifier(JointCascade):
     """PTEENet: each branch learns how far its answer is to be trusted.
 

@@ -12,12 +12,14 @@ from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, SharedThreshold
+from sk_calex.utils._codec import savable
 
 from ._joint import JointCascade
 
 __all__ = ["SDNClassifier"]
 
 
+@savable
 class SDNClassifier(JointCascade):
     """Shallow-Deep Networks: a light classifier at each tap, one shared threshold.
 

@@ -26,6 +26,7 @@ from sk_calex.branches._layers import (
 from sk_calex.cascade._ensembles import LogMean, fit_log_mean
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, SharedThreshold
+from sk_calex.utils._codec import savable
 from sk_calex.utils._packed_conv import pack
 from sk_calex.utils._progress import labelled
 from sk_calex.utils._validation import softmax64
@@ -192,6 +193,7 @@ class ZTW(ExitNet):
         return softmax64(mean + self.shifts[branch].cpu().double()), None
 
 
+@savable
 class ZTWClassifier(JointCascade):
     """Zero Time Waste: no branch forgets what the branches before it said.
 

@@ -27,6 +27,7 @@ from sk_calex.branches._training import Batch, History, soften, train_adam, trai
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._flops import count_macs
 from sk_calex.utils._modes import trainable
+from sk_calex.utils._saving import SavableMixin, plain_seed
 from sk_calex.utils._validation import (
     as_tensor,
     check_finite,
@@ -47,7 +48,7 @@ _PREDICT_ROWS = 1024
 _DTYPES = (np.float64, np.float32, np.float16)
 
 
-class BaseBranch(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstimator):
     """A classifier around a torch head; a subclass says which head."""
 
     feature_shape: tuple[int, ...] | None
@@ -412,6 +413,24 @@ class BaseBranch(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
             if str(self.device) == "auto":
                 self.head_.to(resolve_device("auto"))
             self._fused = fuse_for_inference(self.head_)
+
+    def _archive_state(self) -> dict[str, Any]:
+        state = self.__getstate__()
+        if "head_" in state:
+            state["head_state"] = dict(state.pop("head_").state_dict())
+        state["random_state"] = plain_seed(self.random_state)
+        return state
+
+    def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
+        weights = state.pop("head_state", None)
+        if weights is not None:
+            self.__dict__.update(state)
+            head = self._new_head(
+                self.feature_shape_, len(self.classes_), torch.Generator()
+            )
+            head.load_state_dict(weights, assign=True)  # keeps their dtypes
+            state["head_"] = head.eval()
+        self.__setstate__(state)
 
 
 def _so_far(head: BranchHead, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.branches._base import BaseBranch
 from sk_calex.branches._heads import HEADS, BranchHead, build_head
+from sk_calex.utils._codec import savable
 
 __all__ = ["BaseBranch", "BranchClassifier", "PrototypePoolingClassifier"]
 
 
+@savable
 class BranchClassifier(BaseBranch):
     """A branch with any of the torch heads.
 
@@ -157,6 +159,7 @@ class BranchClassifier(BaseBranch):
         return build_head(self.head, shape, n_classes, generator=generator, **params)
 
 
+@savable
 class PrototypePoolingClassifier(BaseBranch):
     """CalexNet's branch: a light trunk, then pooling by learned prototypes.
 

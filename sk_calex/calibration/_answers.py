@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from sk_calex.utils._codec import savable
 from sk_calex.utils._validation import check_probabilities
 
 __all__ = ["Signals", "StageAnswer", "StageTable"]
@@ -135,6 +136,7 @@ class StageAnswer:
         return kept
 
 
+@savable
 @dataclass(frozen=True)
 class StageTable:
     """Hold the answers of every stage to the same samples, without exits.

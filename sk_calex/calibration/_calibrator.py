@@ -20,6 +20,7 @@ from sk_calex.calibration._thresholds import (
     find_thresholds,
     precision_bars,
 )
+from sk_calex.utils._codec import savable
 from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._validation import (
     check_labels,
@@ -31,6 +32,7 @@ from sk_calex.utils._validation import (
 __all__ = ["SurvivorThresholdCalibrator"]
 
 
+@savable
 class SurvivorThresholdCalibrator(ExitPolicy):
     """Exit where the confidence reaches the threshold of the predicted class.
 

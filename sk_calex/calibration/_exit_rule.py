@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.calibration._answers import Signals, StageAnswer, StageTable
 from sk_calex.calibration._thresholds import class_precision
+from sk_calex.utils._codec import savable
 from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._validation import (
     check_finite,
@@ -40,6 +41,7 @@ class Policy(Protocol):
         ...
 
 
+@savable
 @dataclass(frozen=True)
 class CalibrationSet:
     """What an exit rule is fitted on: answers, true classes, weights and costs.

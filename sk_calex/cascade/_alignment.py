@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from sk_calex.utils._codec import savable
+
 __all__ = [
     "N_BINS",
     "SurvivorAlignment",
@@ -26,6 +28,7 @@ __all__ = [
 N_BINS = 20
 
 
+@savable
 class SurvivorAlignment(BaseEstimator):
     """Settings of the training weights of later branches.
 
@@ -331,6 +334,7 @@ def check_weights(
         )
 
 
+@savable
 @dataclass(frozen=True)
 class TrainingProfile:
     """Weight of the training rows by class and by confidence, for each branch.

@@ -17,6 +17,7 @@ from sklearn.base import (
     clone,
     is_classifier,
 )
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
@@ -66,6 +67,7 @@ from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._flops import depth_costs, flops_reduction
 from sk_calex.utils._html import SummaryMixin
 from sk_calex.utils._progress import bar, showing
+from sk_calex.utils._saving import SavableMixin, model_card, plain_seed
 from sk_calex.utils._validation import check_labels, check_sample_weight
 
 __all__ = ["BaseCascade"]
@@ -73,6 +75,7 @@ __all__ = ["BaseCascade"]
 
 class BaseCascade(
     CallbackSupportMixin,
+    SavableMixin,
     SummaryMixin,
     ClassifierMixin,
     MetaEstimatorMixin,
@@ -644,6 +647,64 @@ class BaseCascade(
         for name in ("_shared_fits", "_shared_fit"):
             state.pop(name, None)
         return state
+
+    # -- saving ------------------------------------------------------------------
+
+    def _archive_state(self) -> dict[str, Any]:
+        """Return the fitted state in plain parts.
+
+        What only another fit would need and has no plain form, a splitter or a folder
+        of fits, becomes the default of its parameter.
+        """
+        state = self.__getstate__()
+        state["random_state"] = plain_seed(self.random_state)
+        for name in ("cv", "memory"):
+            if name in state and not isinstance(state[name], int | float | None):
+                state[name] = _default(self, name)
+        del state["final_estimator_"]  # that of the last stage
+        backbone = state.pop("backbone")
+        if self.backbone_ is None:
+            if isinstance(backbone, FrozenEstimator):
+                backbone = backbone.estimator
+            state["backbone"] = backbone if hasattr(backbone, "layout_") else None
+        return state
+
+    def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
+        self.__setstate__(state)
+        self.final_estimator_ = self._last_stage_.estimator
+        if self.backbone_ is not None:
+            self.backbone = self.backbone_
+
+    def _model_card(self) -> str:
+        given = self.calibration_
+        weight = given.weight / given.weight.sum()
+        depth = first_exits(self.calibrator_, given.answers)
+        right = given.right
+        rows = np.arange(len(depth))
+        facts = {
+            "classes": f"{len(self.classes_)}",
+            "branches": f"{len(self.branches_)}",
+            "taps": ", ".join(self.layout_.names),
+            "exit rule": f"`{self._exit_rule()!r}`",
+            "calibration rows": f"{np.count_nonzero(given.weight)}",
+            "accuracy of the last stage": f"{weight @ right[-1]:.2%}",
+            "accuracy of the cascade": f"{weight @ right[depth, rows]:.2%}",
+        }
+        if self.backbone_ is None:
+            del facts["taps"]
+        if self.layout_.stage_macs is not None:
+            stages, heads = self._macs()
+            saved = 1 - weight @ depth_costs(stages, heads)[depth] / sum(stages)
+            facts["FLOPs saved, heads counted"] = f"{saved:.1%}"
+        text = (
+            f"A fitted `{type(self).__name__}` of sk_calex: a frozen classifier with "
+            "branches that answer easy samples early. Load it with "
+            "`sk_calex.load(folder"
+            f"{', backbone=module' if self.backbone_ is not None else ''})`.\n\n"
+            "Accuracies and savings below are those on the calibration rows, which "
+            "chose the thresholds: estimates, not promises."
+        )
+        return model_card(type(self).__name__, facts, text)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -24,11 +24,13 @@ from sk_calex.cascade._fit_branches import count_trainings, fit_branches
 from sk_calex.cascade._runtime import Answer
 from sk_calex.cascade._training_data import TrainingData, check_n_folds
 from sk_calex.utils._callbacks import Task
+from sk_calex.utils._codec import savable
 from sk_calex.utils._validation import check_margins
 
 __all__ = ["CascadeClassifier"]
 
 
+@savable
 class CascadeClassifier(BaseCascade):
     """A frozen classifier made cheaper by branches that answer the easy samples early.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sk_calex.branches._solvers import lbfgs_loop
 from sk_calex.calibration._answers import StageAnswer
 from sk_calex.cascade._runtime import Answer
+from sk_calex.utils._codec import savable
 from sk_calex.utils._modes import trainable
 from sk_calex.utils._validation import softmax64
 
@@ -65,6 +66,7 @@ def fit_log_mean(
     lbfgs_loop(mean, loss, max_iter=_ITERATIONS, weight_decay=weight_decay)
 
 
+@savable
 @dataclass(frozen=True)
 class Ensembles:
     """For every stage the weights of its own answer and of those before it.

@@ -19,6 +19,7 @@ from sk_calex.branches._as_branch import (
     probabilities_of,
 )
 from sk_calex.cascade._training_data import Folds
+from sk_calex.utils._codec import savable
 from sk_calex.utils._progress import bar, showing
 from sk_calex.utils._validation import as_tensor, check_finite, softmax64
 
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+@savable
 @dataclass(frozen=True)
 class LastStage:
     """What answers the samples that no branch answers.

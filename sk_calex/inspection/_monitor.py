@@ -18,6 +18,8 @@ from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.policies import Policy
+from sk_calex.utils._codec import savable
+from sk_calex.utils._saving import SavableMixin, plain_seed
 
 from ._change_detection import (
     BETS,
@@ -48,7 +50,8 @@ _STATE = (
 )
 
 
-class ExitMonitor(BaseEstimator):
+@savable
+class ExitMonitor(SavableMixin, BaseEstimator):
     """Notice, without labels, that samples no longer look like the reference rows.
 
     The monitor watches what the first branch says of every sample: its confidence and
@@ -345,6 +348,19 @@ class ExitMonitor(BaseEstimator):
         self.alarm_row_ = alarm_row if self.alarm_ else None
         self._curve_ = Curve(arrays["statistic"], step, self.n_seen_)
         return self
+
+    def _archive_state(self) -> dict[str, Any]:
+        return {
+            "estimator": self.estimator,
+            "mean_time_between_false_alarms": self.mean_time_between_false_alarms,
+            "random_state": plain_seed(self.random_state),
+            "state": self.state_dict(),
+        }
+
+    def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
+        seen = state.pop("state")
+        self.__dict__.update(state)
+        self.load_state_dict(seen)
 
     def _ask_first_branch(self, X: Any) -> _Listener:
         """What the first branch says of rows; no later stage runs."""

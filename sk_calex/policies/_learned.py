@@ -15,10 +15,12 @@ from sklearn.utils._param_validation import Interval
 from sk_calex.calibration._answers import Signals
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.calibration._thresholds import just_below, prefix_ends
+from sk_calex.utils._codec import savable
 
 __all__ = ["LearnedGate", "RegretPriced"]
 
 
+@savable
 class LearnedGate(ExitPolicy):
     """Exit where a learned gate expects that going on would not help.
 
@@ -99,6 +101,7 @@ class LearnedGate(ExitPolicy):
         return proba
 
 
+@savable
 class RegretPriced(ExitPolicy):
     """Exit as many as pay: cost saved, at a price, against answers lost.
 

@@ -10,10 +10,12 @@ from sklearn.utils._param_validation import Interval
 
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.calibration._thresholds import just_below, prefix_ends
+from sk_calex.utils._codec import savable
 
 __all__ = ["Quota"]
 
 
+@savable
 class Quota(ExitPolicy):
     """Exit a set share of the samples at each branch, the most confident first.
 

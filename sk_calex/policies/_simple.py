@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.calibration._answers import Signals
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.utils._codec import savable
 
 __all__ = [
     "ClassThresholds",
@@ -25,6 +26,7 @@ __all__ = [
 ANY_NUMBER = Interval(Real, None, None, closed="both")
 
 
+@savable
 @dataclass(frozen=True)
 class ClassThresholds:
     """Exit where the confidence reaches the threshold of the predicted class.
@@ -72,6 +74,7 @@ class ClassThresholds:
         return mask
 
 
+@savable
 class SharedThreshold(ExitPolicy):
     """Exit where the confidence reaches one threshold, the same everywhere.
 
@@ -113,6 +116,7 @@ class SharedThreshold(ExitPolicy):
         return said.gap if self.score == "gap" else said.confidence
 
 
+@savable
 class EntropyThreshold(ExitPolicy):
     """Exit where the entropy of the probabilities is small.
 
@@ -147,6 +151,7 @@ class EntropyThreshold(ExitPolicy):
         return -said.entropy
 
 
+@savable
 class Patience(ExitPolicy):
     """Exit where the prediction has not changed for some branches in a row.
 
@@ -184,6 +189,7 @@ class Patience(ExitPolicy):
         return said.streak.astype(np.float64)
 
 
+@savable
 class OwnGate(ExitPolicy):
     """Exit where a confidence that the method itself computes is high.
 

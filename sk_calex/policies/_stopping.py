@@ -14,12 +14,14 @@ from sklearn.utils._param_validation import Interval
 
 from sk_calex.calibration._answers import Signals
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.utils._codec import savable
 
 from ._learned import signals_as_columns
 
 __all__ = ["OptimalStopping"]
 
 
+@savable
 class OptimalStopping(ExitPolicy):
     """Exit where an answer now is expected to be worth more than going on.
 

@@ -39,6 +39,7 @@ AFTER_QUICKSTART = {
     "docs/howto/use_your_own_model.md",
     "docs/howto/set_thresholds.md",
     "docs/howto/train_with_weights.md",
+    "docs/howto/save_and_load.md",
     "docs/howto/see_what_ran.md",
     "docs/guide/guarantees.md",
     "docs/guide/inspection.md",

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -24,7 +25,9 @@ from sk_calex.model_selection._estimators import (
     with_cascade,
 )
 from sk_calex.model_selection._found import FoundCascade
+from sk_calex.utils._codec import savable
 from sk_calex.utils._fitted_state import all_or_nothing
+from sk_calex.utils._saving import SavableMixin, model_card
 from sk_calex.utils._validation import check_labels, note_features
 
 from ._certify import PathAnswers, certify
@@ -46,7 +49,8 @@ _WHY_NEW = (
 )
 
 
-class ExitRiskController(FoundCascade):
+@savable
+class ExitRiskController(SavableMixin, FoundCascade):
     """Certify how much a fitted cascade loses on data that it has not seen.
 
     Fresh rows go in; the cheapest operating point comes out whose loss against the last
@@ -262,6 +266,24 @@ class ExitRiskController(FoundCascade):
         table = self._ask_stages(cascade, X)
         self._check_enough(table.n_samples)
         return PathAnswers.of(path.rules, table).to_label()
+
+    def _archive_state(self) -> dict[str, Any]:
+        """Return the certified cascade in place of the one that was given."""
+        state = dict(vars(self))
+        return {name: value for name, value in state.items() if name != "estimator"}
+
+    def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
+        self.__setstate__(state)
+        self.estimator = FrozenEstimator(self.best_estimator_)
+
+    def _model_card(self) -> str:
+        facts = {
+            "largest loss that is promised": f"{self.max_risk:.2%}",
+            "confidence": f"{self.confidence_level:.0%}",
+            "certifying rows": f"{self.n_samples_}",
+            "FLOPs saved (an estimate)": f"{self.best_flops_reduction_:.1%}",
+        }
+        return model_card(type(self).__name__, facts, self.report())
 
     def report(self) -> str:
         """Say in words what is promised, how it was found, and what it does not say.

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_calex.utils._codec import savable
+
 __all__ = ["PathResults"]
 
 
+@savable
 @dataclass(frozen=True, eq=False, repr=False)
 class PathResults:
     """Points of a path from strict to lax, the plain last stage first.
