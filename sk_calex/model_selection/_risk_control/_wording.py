@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ._controller import ExitRiskController
+from typing import Any
 
 __all__ = ["certificate_report"]
 
 
-def certificate_report(controller: ExitRiskController) -> str:
+def certificate_report(controller: Any) -> str:
     """Promise, confidence, how it was found, and what it does not say."""
     results, risk = controller.path_results_, controller.max_risk
     n, level = controller.n_samples_, controller.confidence_level
@@ -54,7 +51,7 @@ def certificate_report(controller: ExitRiskController) -> str:
     return "\n".join(lines)
 
 
-def _name(controller: ExitRiskController) -> str:
+def _name(controller: Any) -> str:
     if controller.is_fallback_:
         return "the last stage alone"
     what = "point" if not isinstance(controller.path, str) else "knob value"
