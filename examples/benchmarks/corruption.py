@@ -2,8 +2,8 @@
 
 Local margins and the paper's mean margins are calibrated on the clean validation rows
 of CIFAR-100 with 20 coarse classes, on the survivors of each branch or on all rows;
-then the test images are corrupted. What is lost against the last stage, and what is saved?
-From the probabilities that guarantees.py makes and keeps.
+then the test images are corrupted. What is lost against the last stage, and what is
+saved? From the probabilities that guarantees.py makes and keeps.
 
     python examples/benchmarks/corruption.py --cache ~/.cache/sk_calex/features
 """
