@@ -13,6 +13,7 @@ from sk_calex.cascade._alignment import (
     survivor_weights,
 )
 from sk_calex.cascade._cascade import CascadeClassifier
+from sk_calex.cascade._costs import measure_costs
 from sk_calex.inspection._drift import drift_report
 from sk_calex.inspection._monitor import ExitMonitor
 from sk_calex.inspection._plot import (
@@ -74,6 +75,7 @@ __all__ = [
     "flops_reduction_scorer",
     "load",
     "margin_curve",
+    "measure_costs",
     "operating_curve",
     "paired_drop_p_value",
     "pareto_front",

@@ -58,6 +58,9 @@ class BranchyNetClassifier(JointCascade):
         Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
     cv : float, int or splitter, default=0.2
         What is held out to fit the exit rule, as of `CascadeClassifier`.
+    costs : array-like of shape (n_branches + 1,) or dict, default=None
+        Cost of an answer at each depth in another unit than MACs, as of
+        `CascadeClassifier`.
     input : {"samples", "features"}, default="samples"
         What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
         that share it.
@@ -143,6 +146,7 @@ class BranchyNetClassifier(JointCascade):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         cv: Any = 0.2,
+        costs: Any = None,
         input: str = "samples",
         memory: Any = None,
         device: str = "auto",
@@ -162,6 +166,7 @@ class BranchyNetClassifier(JointCascade):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.cv = cv
+        self.costs = costs
         self.input = input
         self.memory = memory
         self.device = device

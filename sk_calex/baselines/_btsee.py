@@ -38,6 +38,9 @@ class BTSEEClassifier(CascadeClassifier):
         Exit rule in place of the method's own, as of `CascadeClassifier`.
     cv : float, int or splitter, default=0.2
         What calibrates, as of `CascadeClassifier`.
+    costs : array-like of shape (n_branches + 1,) or dict, default=None
+        Cost of an answer at each depth in another unit than MACs, as of
+        `CascadeClassifier`.
     input : {"samples", "features"}, default="samples"
         What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
         that share it.
@@ -127,6 +130,7 @@ class BTSEEClassifier(CascadeClassifier):
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
         cv: Any = 0.2,
+        costs: Any = None,
         input: str = "samples",
         memory: Any = None,
         n_jobs: int | None = None,
@@ -141,6 +145,7 @@ class BTSEEClassifier(CascadeClassifier):
         self.final_estimator = final_estimator
         self.calibrator = calibrator
         self.cv = cv
+        self.costs = costs
         self.input = input
         self.memory = memory
         self.n_jobs = n_jobs

@@ -105,6 +105,7 @@ class JointCascade(BaseCascade):
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     cv: Any = 0.2
+    costs: Any = None
     input: str = "samples"
     memory: Any = None
     device: str = "auto"
@@ -121,6 +122,7 @@ class JointCascade(BaseCascade):
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
+        "costs": ["array-like", dict, None],
         "input": [StrOptions({"samples", "features"})],
         "memory": [str, HasMethods(["cache"]), None],
         "device": [str, torch.device],

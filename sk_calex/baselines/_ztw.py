@@ -233,6 +233,9 @@ class ZTWClassifier(JointCascade):
     cv : float, int or splitter, default=0.2
         What is held out to fit the exit rule, as of `CascadeClassifier`; this method's
         own takes no statistics of it.
+    costs : array-like of shape (n_branches + 1,) or dict, default=None
+        Cost of an answer at each depth in another unit than MACs, as of
+        `CascadeClassifier`.
     input : {"samples", "features"}, default="samples"
         What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
         that share it.
@@ -335,6 +338,7 @@ class ZTWClassifier(JointCascade):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         cv: Any = 0.2,
+        costs: Any = None,
         input: str = "samples",
         memory: Any = None,
         device: str = "auto",
@@ -353,6 +357,7 @@ class ZTWClassifier(JointCascade):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.cv = cv
+        self.costs = costs
         self.input = input
         self.memory = memory
         self.device = device

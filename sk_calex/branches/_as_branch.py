@@ -136,6 +136,10 @@ def fit_as_branch(
     if isinstance(branch, BaseBranch):
         if branch.feature_shape is None:
             branch.set_params(feature_shape=shape)
+        classes = np.unique(y)
+        if soft_targets is not None and len(classes) < soft_targets.shape[1]:
+            # Its outputs are the classes of y, of which the last stage may know more.
+            soft_targets = soft_targets[:, classes]
         return branch.fit(X, y, sample_weight=sample_weight, soft_targets=soft_targets)
     rows = np.flatnonzero(sample_weight > 0)
     labels, weight = y[rows], sample_weight[rows]

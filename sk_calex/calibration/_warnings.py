@@ -81,4 +81,4 @@ def warn_of_few_rows(
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, CalibrationWarning, stacklevel=3)
+    warnings.warn(message, CalibrationWarning, stacklevel=4)  # who called fit

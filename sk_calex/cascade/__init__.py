@@ -9,11 +9,13 @@ from ._alignment import (
     survivor_weights,
 )
 from ._cascade import CascadeClassifier
+from ._costs import measure_costs
 
 __all__ = [
     "CascadeClassifier",
     "SurvivorAlignment",
     "effective_sample_size",
     "exit_probability",
+    "measure_costs",
     "survivor_weights",
 ]

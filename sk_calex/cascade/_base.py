@@ -37,6 +37,7 @@ from sk_calex.calibration._exit_rule import (
     first_exits,
 )
 from sk_calex.calibration._warnings import warn_of_few_rows
+from sk_calex.cascade._costs import read_costs
 from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep, recall_table
 from sk_calex.cascade._inputs import (
     feature_batches,
@@ -59,7 +60,7 @@ from sk_calex.cascade._runtime import (
     run_cascade,
     tabulate,
 )
-from sk_calex.cascade._seen_rows import digest_rows
+from sk_calex.cascade._seen_rows import digest_rows, join_digests
 from sk_calex.cascade._summary import cascade_summary
 from sk_calex.cascade._training_data import TrainingData, make_folds
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
@@ -91,6 +92,7 @@ class BaseCascade(
     backbone: Any
     final_estimator: Any
     calibrator: ExitPolicy | None
+    costs: Any = None
     cv: Any
     input: str
     random_state: Any
@@ -126,7 +128,8 @@ class BaseCascade(
             for name, value in vars(self).items()
             if not name.startswith("_") and not name.endswith("_")
         }
-        moved = {name: trained.pop(name) for name in (self.knob, "calibrator")}
+        moves = (self.knob, "calibrator", "costs")
+        moved = {name: trained.pop(name) for name in moves if name in trained}
         return trained, moved
 
     def _of_taps(self, taps: Sequence[int]) -> Self:
@@ -202,7 +205,8 @@ class BaseCascade(
                 self.calibrator_ = self._fit_rule(self._exit_rule())
                 shown.update()
             self.row_digests_ = digest_rows(X)
-            warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
+            if not known:  # a recalled fit has said so before
+                warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
         return self
 
     def _read_training_data(
@@ -247,6 +251,8 @@ class BaseCascade(
         def check_layout(layout: TapLayout) -> None:
             if final_estimator_for(self.final_estimator, layout.shared) is None:
                 output_order(classes, named, layout.n_outputs)
+            if self.costs is not None:
+                read_costs(self.costs, layout.n_taps)
 
         with showing(self.verbose, "features"):
             features, layout = training_features(self, X, check_layout)
@@ -334,7 +340,8 @@ class BaseCascade(
         calibrator : ExitPolicy or None
             A rule, which is cloned and fitted on the calibration samples; becomes the
             parameter `calibrator`. None: the method's own. A knob of the cascade that
-            the new rule does not use goes back to its default.
+            the new rule does not use goes back to its default. The branches keep the
+            training weights that they were fitted with.
 
         Returns
         -------
@@ -383,6 +390,56 @@ class BaseCascade(
         return self._calibrate_with(
             {"calibrator": calibrator.set_params(**{calibrator.knob: value})}
         )
+
+    def recalibrate(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Self:
+        """Let other samples choose the thresholds; nothing is trained.
+
+        For data that have changed since the fit, or where more labels have come in. The
+        new samples take the place of the calibration samples, also for later moves.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit, that trained neither backbone nor branches.
+        y : array-like of shape (n_samples,)
+            True labels, all of them in `classes_`. A class that they lack never exits.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights: an integer means repetition, zero means absence.
+
+        Returns
+        -------
+        self : object
+            The same cascade with other thresholds.
+
+        Raises
+        ------
+        ValueError
+            If a label is unknown, lengths differ, or the exit rule cannot be fitted.
+        """
+        check_is_fitted(self)
+        labels = check_labels(y)
+        unknown = np.setdiff1d(labels, self.classes_)
+        if len(unknown):
+            raise ValueError(
+                f"y holds labels that fit did not see: {unknown.tolist()[:5]}. Leave "
+                f"them out; the classes are {self.classes_.tolist()[:5]}..."
+            )
+        weight = check_sample_weight(sample_weight, labels)
+        answers = self._run_all_stages(X)
+        check_consistent_length(answers.predicted[0], labels)
+        before = self.calibration_, self.calibrator_, self.row_digests_
+        try:
+            codes = np.searchsorted(self.classes_, labels)
+            self.calibration_ = CalibrationSet(answers, codes, weight)
+            self.calibrator_ = self._fit_rule(self._exit_rule())
+            self.row_digests_ = join_digests(before[2], digest_rows(X))
+        except BaseException:  # an interruption, too
+            self.calibration_, self.calibrator_, self.row_digests_ = before
+            raise
+        warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
+        return self
 
     def _check_movable(self) -> None:
         """Refuse where another value of the knob would not be another fit."""
@@ -555,9 +612,19 @@ class BaseCascade(
 
     @property
     def depth_costs_(self) -> NDArray[np.float64]:
-        """MACs of an answer at each depth, shape (n_branches + 1,), heads included."""
+        """Cost of an answer at each depth, shape (n_branches + 1,), heads included.
+
+        MACs, or in the unit of `costs`.
+        """
         check_is_fitted(self)
-        return depth_costs(*self._macs())
+        return self._prices()[0]
+
+    def _prices(self) -> tuple[NDArray[np.float64], float]:
+        """Cost of an answer at each depth, and that of the plain last stage."""
+        if self.costs is not None:
+            return read_costs(self.costs, self.layout_.n_taps)
+        stages, heads = self._macs()
+        return depth_costs(stages, heads), float(sum(stages))
 
     def _macs(self) -> tuple[list[int], list[int]]:
         """MACs of the stages and of the heads."""
@@ -577,7 +644,7 @@ class BaseCascade(
         return [macs_of(branch, "branch") for branch in self.branches_]
 
     def cost(self, X: Any) -> NDArray[np.float64]:
-        """Compute the multiply-accumulates spent on each sample.
+        """Compute what is spent on each sample.
 
         Parameters
         ----------
@@ -587,8 +654,8 @@ class BaseCascade(
         Returns
         -------
         cost : ndarray of float64, shape (n_samples,)
-            MACs (1 MAC = 2 FLOPs) counted by torch: the stages run, and every head
-            evaluated on the way, the answering one included.
+            MACs (1 MAC = 2 FLOPs) counted by torch, or in the unit of `costs`: the
+            stages run, and every head evaluated on the way, the answering one included.
 
         Raises
         ------
@@ -617,6 +684,28 @@ class BaseCascade(
             If the MACs of a stage or head are unknown.
         """
         return flops_reduction(self.exit_depth(X), *self._macs())
+
+    def cost_reduction(self, X: Any) -> float:
+        """Compute the share of the plain last stage's cost that is saved on `X`.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        reduction : float
+            ``1 - mean cost / cost of the plain last stage``, in the unit of `costs`;
+            without `costs` the same as `flops_reduction`.
+
+        Raises
+        ------
+        ValueError
+            If `costs` is None and the MACs of a stage or head are unknown.
+        """
+        per_depth, plain = self._prices()
+        return float(1 - per_depth[self.exit_depth(X)].mean() / plain)
 
     # -- scikit-learn ------------------------------------------------------------
 

@@ -90,6 +90,10 @@ class CascadeClassifier(BaseCascade):
           other calibrates;
         - int, or a splitter that partitions the samples: out-of-fold answers calibrate,
           and the branches that are kept are trained on all samples. For small data.
+    costs : array-like of shape (n_branches + 1,) or dict, default=None
+        Cost of an answer at each depth, in a unit of your own (milliseconds, money), or
+        a dict with ``"stages"`` and ``"heads"`` as `measure_costs` returns it. Where it
+        is given, `cost`, searches and rules that weigh cost use it. None: MACs.
     input : {"samples", "features"}, default="samples"
         Whether `X` holds samples or the output of `FrozenBackbone.transform`.
     memory : str or joblib.Memory, default=None
@@ -184,6 +188,7 @@ class CascadeClassifier(BaseCascade):
         "targets": [StrOptions({"soft", "argmax", "labels"})],
         "ensemble": ["boolean"],
         "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
+        "costs": ["array-like", dict, None],
         "input": [StrOptions({"samples", "features"})],
         "memory": [str, HasMethods(["cache"]), None],
         "n_jobs": [Integral, None],
@@ -203,6 +208,7 @@ class CascadeClassifier(BaseCascade):
         targets: str = "soft",
         ensemble: bool = False,
         cv: Any = 0.2,
+        costs: Any = None,
         input: str = "samples",
         memory: Any = None,
         n_jobs: int | None = None,
@@ -218,6 +224,7 @@ class CascadeClassifier(BaseCascade):
         self.targets = targets
         self.ensemble = ensemble
         self.cv = cv
+        self.costs = costs
         self.input = input
         self.memory = memory
         self.n_jobs = n_jobs

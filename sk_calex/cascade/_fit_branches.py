@@ -125,7 +125,7 @@ def fit_branches(
     n, folds, n_branches = len(data.codes), data.folds, len(templates)
     train, calibration = folds.train, folds.calibration
     labels = data.final.argmax(axis=1) if targets == "argmax" else data.codes
-    soft = data.final if targets == "soft" else None
+    soft = _soft_targets(data.final, labels) if targets == "soft" else None
     survival = np.ones(n)
     reaching = np.ones(len(calibration), dtype=bool)
     answers = StageTable.empty(n_branches + 1, n, data.n_classes)
@@ -190,6 +190,22 @@ def fit_branches(
     return FittedBranches(
         branches, answers.take(calibration), proba, np.array(sizes), profile
     )
+
+
+def _soft_targets(
+    final: NDArray[np.float64], labels: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Probabilities to imitate: those of the last stage, over the classes of y alone.
+
+    A branch cannot learn a class that it is never shown, and never answers with it.
+    """
+    present = np.isin(np.arange(final.shape[1]), labels)
+    if present.all():
+        return final
+    soft = np.where(present, final, 0.0)
+    total = soft.sum(axis=1, keepdims=True)
+    certain = np.eye(final.shape[1])[labels]
+    return np.where(total > 0, soft / np.maximum(total, np.finfo(float).tiny), certain)
 
 
 class _CalibrationProbabilities:

@@ -14,7 +14,7 @@ from sk_calex.backbone._image_files import are_paths
 from sk_calex.backbone._samples import Samples
 from sk_calex.store import row_keys
 
-__all__ = ["check_rows_are_new", "digest_rows"]
+__all__ = ["check_rows_are_new", "digest_rows", "join_digests"]
 
 _FILES = 64  # image files read at once
 _SHOWN = 20  # rows that an error names
@@ -51,6 +51,13 @@ def digest_rows(X: Any) -> NDArray[np.uint64] | None:
 def _as_integers(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """First half of each key: of a million rows, none is taken for another."""
     return np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()
+
+
+def join_digests(
+    one: NDArray[np.uint64] | None, two: NDArray[np.uint64] | None
+) -> NDArray[np.uint64] | None:
+    """Digests of the rows of both; None where one of them is unknown."""
+    return None if one is None or two is None else np.concatenate([one, two])
 
 
 def check_rows_are_new(cascade: Any, X: Any, what: str, reason: str) -> None:

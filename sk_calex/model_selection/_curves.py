@@ -64,7 +64,7 @@ def margin_curve(
     curve : Bunch
         margins, accuracy, flops_reduction : ndarray of float64, shape (n_margins,)
             Accuracy in [0, 1]; share of the plain backbone's FLOPs saved, heads
-            included.
+            included; where the cascade has `costs`, of that cost.
         depth_share : ndarray of float64, shape (n_margins, n_branches + 1)
             Share of the samples answered at each depth.
         backbone_accuracy : float
@@ -143,7 +143,7 @@ def operating_curve(
             The values.
         accuracy, flops_reduction : ndarray of float64, shape (n_values,)
             Accuracy in [0, 1]; share of the plain backbone's FLOPs saved, heads
-            included.
+            included; where the cascade has `costs`, of that cost.
         depth_share : ndarray of float64, shape (n_values, n_branches + 1)
             Share of the samples answered at each depth.
         backbone_accuracy : float
@@ -182,7 +182,10 @@ def operating_curve(
 
 @dataclass(frozen=True)
 class Point:
-    """An operating point: accuracy, share of FLOPs saved, share of each depth."""
+    """An operating point: accuracy, share of the cost saved, share of each depth.
+
+    The cost is in FLOPs, or in the unit of the cascade's `costs`.
+    """
 
     accuracy: float
     flops_reduction: float
@@ -243,12 +246,12 @@ class Outcomes:
 
     def exiting(self, depth: NDArray[np.intp]) -> Point:
         """The operating point where every sample exits at a given depth."""
-        costs = self.cascade.depth_costs_
+        costs, plain = self.cascade._prices()
         right = self.right[depth, np.arange(len(depth))]
         share = np.bincount(depth, self.weight, minlength=len(costs)) / self.total
         return Point(
             float(np.average(right, weights=self.weight)),
-            float(1 - share @ costs / sum(self.cascade._macs()[0])),
+            float(1 - share @ costs / plain),
             share,
         )
 

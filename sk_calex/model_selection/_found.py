@@ -86,25 +86,32 @@ class FoundCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return self._call_best("predict", X, return_depth=return_depth)
 
     @_if_found
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_proba(
+        self, X: Any, return_depth: bool = False
+    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.intp]]:
         """Compute probabilities by the branch that answers each sample.
 
         Parameters
         ----------
         X : array, tensor or Dataset of shape (n_samples, ...)
             Samples, as in fit.
+        return_depth : bool, default=False
+            Also return where each sample was answered.
 
         Returns
         -------
         proba : ndarray of float64, shape (n_samples, n_classes)
             Columns as in `classes_`.
+        depth : ndarray of int, shape (n_samples,)
+            Index of the branch that answered, the number of branches for the backbone;
+            only with `return_depth`.
 
         Raises
         ------
         ValueError
             If `X` does not have the shape seen in fit, or is not finite.
         """
-        return self._call_best("predict_proba", X)
+        return self._call_best("predict_proba", X, return_depth=return_depth)
 
     @_if_found
     def exit_depth(self, X: Any) -> NDArray[np.intp]:

@@ -267,6 +267,8 @@ class MarginSearchCV(FoundCascade):
             folds = self._folds(prepared, labels, weight, routed)
             source = prepared.backbone
         cascade = folds[0].cascade
+        # The backbone may name classes that y lacks.
+        self.classes_ = np.union1d(self.classes_, cascade.classes_)
         if source is None and isinstance(self.estimator, BaseCascade):
             source = cascade
         landscape = Landscape(folds, constraint)

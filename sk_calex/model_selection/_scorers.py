@@ -75,7 +75,8 @@ class FlopsReductionScorer(_CascadeScorer):
     -------
     reduction : float
         ``1 - mean cost / cost of the plain backbone``, which has no heads; larger is
-        better, negative where the heads cost more than the exits save.
+        better, negative where the heads cost more than the exits save. Where the
+        cascade has `costs`, the share of that cost.
 
     Raises
     ------
@@ -108,11 +109,11 @@ class FlopsReductionScorer(_CascadeScorer):
         """Share of FLOPs saved; see the class."""
         cascade, given = cascade_in(estimator), input_of(estimator, X)
         if sample_weight is None:
-            return float(cascade.flops_reduction(given))
+            return float(cascade.cost_reduction(given))
         cost = cascade.cost(given)
         weight = check_sample_weight(sample_weight, cost)
         mean = np.average(cost, weights=weight)
-        return float(1 - mean / sum(cascade._macs()[0]))
+        return float(1 - mean / cascade._prices()[1])
 
 
 class AccuracyAtFlopsScorer(_CascadeScorer):

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.model_selection import PredefinedSplit
 from sklearn.naive_bayes import GaussianNB
 
@@ -89,5 +90,12 @@ def test_a_fit_warns_once_and_a_move_does_not():
     cascade = CascadeClassifier(branch=GaussianNB(), cv=cv)
     with pytest.warns(CalibrationWarning, match=r"3 of 3 .* \(0: 10, 1: 10, 2: 10\)"):
         cascade.fit(X, y)
+    # Nor do clones of a search, whose rows are the same.
+    siblings = [clone(cascade) for _ in range(2)]
+    with pytest.warns(CalibrationWarning):
+        siblings[0].fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        siblings[1].set_params(margin=0.2).fit(X, y)
     cascade.set_margin(0.3)
     cascade.set_calibrator(SharedThreshold(np.inf))

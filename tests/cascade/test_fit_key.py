@@ -79,12 +79,13 @@ CHANGED = {
     "cv": 0.3,
     "input": "features",
     "random_state": 1,
+    "costs": [1, 2],
     "n_jobs": 2,
     "verbose": 1,
     "memory": "folder",
     "backbone": tiny_backbone(),
 }
-ALWAYS = {"margin", "calibrator", "n_jobs", "verbose", "memory"}
+ALWAYS = {"margin", "calibrator", "costs", "n_jobs", "verbose", "memory"}
 SOFT = {"alignment__bandwidth", "alignment__mixture"}
 SETTINGS = {name for name in CHANGED if name.startswith("calibrator__")}
 #: What makes no difference to the training under each alignment.

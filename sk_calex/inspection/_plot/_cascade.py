@@ -86,6 +86,8 @@ class CascadeDisplay:
         What the values are, such as "margin", for the title.
     name : str, default=None
         Name in the legend. None: the curve has no entry.
+    cost_name : str, default="FLOPs"
+        What is saved, for the axis and the title; "cost" for a cascade with `costs`.
 
     Attributes
     ----------
@@ -130,6 +132,7 @@ class CascadeDisplay:
         n_samples: float | None = None,
         value_name: str | None = None,
         name: str | None = None,
+        cost_name: str = "FLOPs",
     ) -> None:
         self.flops_reduction = flops_reduction
         self.accuracy = accuracy
@@ -142,6 +145,7 @@ class CascadeDisplay:
         self.n_samples = n_samples
         self.value_name = value_name
         self.name = name
+        self.cost_name = cost_name
 
     @classmethod
     def from_estimator(
@@ -236,6 +240,7 @@ class CascadeDisplay:
             n_samples=outcomes.effective_size,
             value_name=knob_of(cascade).rpartition("__")[2],
             name=type(cascade).__name__ if name is None else name,
+            cost_name="FLOPs" if cascade.costs is None else "cost",
         )
         return display.plot(ax, pareto=pareto, **kwargs)
 
@@ -468,7 +473,10 @@ class CascadeDisplay:
 
         drawn = sum(line.get_gid() == _CURVE for line in axes.lines)
         if drawn == 0:
-            axes.set(xlabel="FLOPs saved (%)", ylabel="Accuracy (%)")
+            axes.set(
+                xlabel=f"{self._saving} (%)",
+                ylabel="Accuracy (%)",
+            )
             axes.grid(visible=True, alpha=0.3)
             if not axes.get_title():
                 axes.set_title(self._title(spread), fontsize="medium")
@@ -530,9 +538,13 @@ class CascadeDisplay:
                 f"{before}{_NUMBERS}the knob of each{comma}{after}", fontsize="medium"
             )
 
+    @property
+    def _saving(self) -> str:
+        return f"{self.cost_name} saved"
+
     def _title(self, spread: str) -> str:
         """Say what is drawn, what the numbers are, and what the band is."""
-        title, notes = "Accuracy against FLOPs saved", []
+        title, notes = f"Accuracy against {self._saving}", []
         if self.value_name is not None and _numbers(self.values) is not None:
             notes.append(f"{_NUMBERS}{self.value_name}")
         if self.accuracy_std is not None:

@@ -153,7 +153,8 @@ class ExitDepthDisplay:
         cascade = cascade_in(estimator)
         check_is_fitted(cascade)
         try:
-            costs = cascade.depth_costs_
+            # Shown as MACs, so not in the unit of `costs`.
+            costs = cascade.depth_costs_ if cascade.costs is None else None
         except ValueError:  # of a stage or a head they are not known
             costs = None
         names = names_of(cascade)

@@ -411,7 +411,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
 
 def _relative_costs(cascade: BaseCascade) -> NDArray[np.float64]:
     """Cost of an answer at each depth, as a share of the plain backbone's."""
-    costs: NDArray[np.float64] = cascade.depth_costs_ / sum(cascade._macs()[0])
+    costs: NDArray[np.float64] = np.divide(*cascade._prices())
     return costs
 
 

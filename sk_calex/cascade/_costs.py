@@ -1,0 +1,150 @@
+"""Costs of the stages and heads: as counted, given in another unit, or measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted
+
+from sk_calex.cascade._inputs import input_batches
+from sk_calex.utils._flops import depth_costs
+
+__all__ = ["measure_costs", "read_costs"]
+
+
+def read_costs(costs: Any, n_branches: int) -> tuple[NDArray[np.float64], float]:
+    """Return the cost of an answer at each depth, and that of the plain last stage.
+
+    Parameters
+    ----------
+    costs : mapping or array-like of shape (n_branches + 1,)
+        The parameter `costs` of a cascade.
+    n_branches : int
+        Number of branches.
+
+    Returns
+    -------
+    per_depth : ndarray of float64, shape (n_branches + 1,)
+        Cost of an answer at each depth.
+    plain : float
+        Cost of the last stage without branches.
+    """
+    if isinstance(costs, Mapping):
+        if not {"stages", "heads"} <= set(costs):
+            raise ValueError(
+                f"costs has the keys {sorted(costs)}; as a dict it needs 'stages' and "
+                "'heads', as measure_costs returns them."
+            )
+        stages = _check_costs(costs["stages"], n_branches + 1, "costs['stages']")
+        heads = _check_costs(costs["heads"], n_branches, "costs['heads']")
+        return depth_costs(stages, heads), float(stages.sum())
+    per_depth = _check_costs(costs, n_branches + 1, "costs")
+    return per_depth, float(per_depth[-1])
+
+
+def _check_costs(costs: Any, n: int, name: str) -> NDArray[np.float64]:
+    values = np.asarray(costs, dtype=np.float64)
+    usable = values.shape == (n,) and np.isfinite(values).all() and (values >= 0).all()
+    if not usable or (n > 1 and values[-1] == 0 and not values.any()):
+        raise ValueError(
+            f"{name}={costs!r} must be {n} finite numbers, none negative and not all "
+            "zero: one for each "
+            + ("branch." if "heads" in name else "branch and one for the last stage.")
+        )
+    return values
+
+
+def measure_costs(cascade: Any, X: Any, *, n_repeats: int = 3) -> Bunch:
+    """Measure the milliseconds of each stage and head on this machine.
+
+    Every stage and every head runs on all samples, without exits, in batches as at
+    prediction.
+
+    Parameters
+    ----------
+    cascade : cascade
+        A fitted cascade; not changed.
+    X : array, tensor or Dataset of shape (n_samples, ...)
+        Samples, as in its fit: as many as are usually predicted at once, since small
+        batches take more time per sample.
+    n_repeats : int, default=3
+        How often to run; the quickest run counts. One run more comes first, to warm up.
+
+    Returns
+    -------
+    costs : Bunch
+        stages : ndarray of float64, shape (n_branches + 1,)
+            Milliseconds per sample of each stage of the backbone, the last one with its
+            classifier or the final estimator. 0 where `X` holds features: these are
+            computed already.
+        heads : ndarray of float64, shape (n_branches,)
+            Milliseconds per sample of each branch.
+        unit : str
+            ``"ms"``.
+
+    Raises
+    ------
+    ValueError
+        If `n_repeats` is below 1, or `X` does not suit the cascade.
+
+    See Also
+    --------
+    CascadeClassifier : Takes the result as its parameter `costs`.
+
+    Notes
+    -----
+    Our definition. Elapsed time on the machine as it is: other programs, the batch size
+    and the number of threads change it. A staged run also gathers the survivors, which
+    is not counted.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_classification
+    >>> from sk_calex import CascadeClassifier, measure_costs
+    >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
+    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> costs = measure_costs(cascade, X)
+    >>> costs.stages.shape, costs.heads.shape, costs.unit
+    ((2,), (1,), 'ms')
+    >>> cascade.set_params(costs=costs).cost(X).shape
+    (500,)
+    """
+    check_is_fitted(cascade)
+    if n_repeats < 1:
+        raise ValueError(f"n_repeats={n_repeats!r} must be at least 1.")
+    runs = np.array([_time_stages(cascade, X) for _ in range(n_repeats + 1)])[1:]
+    stages, heads = runs.min(axis=0)
+    # The last stage's answer belongs to it; it has no head.
+    stages[-1] += heads[-1]
+    return Bunch(stages=stages, heads=heads[:-1], unit="ms")
+
+
+def _time_stages(cascade: Any, X: Any) -> NDArray[np.float64]:
+    """Milliseconds per sample of each stage and each answer, shape (2, n_stages)."""
+    answers, backbone = cascade._answers(), cascade.backbone_
+    sources, n = input_batches(cascade, X)
+    spent = np.zeros((2, len(answers)))
+    with nullcontext() if backbone is None else backbone.runner().inference_mode():
+        for _, source in sources:
+            said = None
+            for stage, answer in enumerate(answers):
+                features, seconds = _timed(source.advance, stage)
+                spent[0, stage] += seconds
+                said, seconds = _timed(answer, features, said)
+                spent[1, stage] += seconds
+    return spent * 1000 / n
+
+
+def _timed(run: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = run(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what was only queued has not run yet
+    return result, time.perf_counter() - start
