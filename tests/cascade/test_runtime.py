@@ -210,6 +210,7 @@ def test_explicit_stages_run_alike(staged):
     explicit = flat_cascade(
         backbone, branch=small_branch(), min_support=3, random_state=0
     ).fit(X, Y)
+    explicit.set_margin(staged.margin)
     same(
         explicit.predict(TEST, return_depth=True),
         staged.predict(TEST, return_depth=True),

@@ -138,7 +138,7 @@ def test_scale_out(
         threads_per_worker=1,
         processes=False,
         protocol="tcp://",
-        dashboard_address=None,
+        dashboard_address=":0",
     ) as cluster:
         names = {"paths": paths, "y": y, "scheduler": cluster.scheduler_address}
         names = run("docs/guide/scaling_out.md", quickstart | names)
