@@ -44,7 +44,8 @@ class BoostNetClassifier(JointCascade):
     Parameters
     ----------
     backbone : FrozenBackbone, default=None
-        The frozen classifier, as of `CascadeClassifier`.
+        The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
+        features that carry their layout.
     quota_decay : float, default=1.0
         The knob, above 0, as of `Quota`: the share of samples answered at depth k is
         proportional to ``quota_decay ** k``. The authors sweep it from 0.05 to 1.95.
@@ -53,9 +54,10 @@ class BoostNetClassifier(JointCascade):
     head : str, default="conv"
         Head of the branches, a name of `sk_calex.branches._heads.HEADS`.
     head_params : dict, default=None
-        Parameters of the head.
+        Parameters of the head, by their names in its class; None means its defaults.
     final_estimator : classifier, default=None
-        Answers in the backbone's place, as of `CascadeClassifier`.
+        Trained on the backbone's outputs and answering in its place: for a backbone
+        that never saw the classes.
     calibrator : ExitPolicy, default=None
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
@@ -67,9 +69,11 @@ class BoostNetClassifier(JointCascade):
         Epochs (adam) or iterations (lbfgs). None: 12 epochs and at least 400 updates,
         or 30 iterations.
     batch_size : int, default=256
-        Rows of a mini-batch.
+        Rows of a mini-batch (adam): larger ones are quicker for each epoch, smaller
+        ones make more updates.
     learning_rate : float, default=3e-3
-        Highest rate of the one-cycle schedule (adam).
+        Highest rate of the one-cycle schedule (adam); lower it where the loss does not
+        fall.
     weight_decay : float, default=1e-2
         Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
     cv : float, int or splitter, default=0.2
@@ -85,9 +89,10 @@ class BoostNetClassifier(JointCascade):
     device : str, default="auto"
         Torch device of the heads; "auto" is CUDA where there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seed of the split, the initialisation and the mini-batches.
+        Seed of the split, the initialisation and the mini-batches; an int makes fits
+        repeat.
     verbose : int, default=0
-        1 shows progress bars on stderr, as of `CascadeClassifier`.
+        1 shows progress bars on stderr, as of `CascadeClassifier`; 0 shows nothing.
 
     Attributes
     ----------

@@ -28,7 +28,8 @@ class BranchyNetClassifier(JointCascade):
     Parameters
     ----------
     backbone : FrozenBackbone, default=None
-        The frozen classifier, as of `CascadeClassifier`.
+        The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
+        features that carry their layout.
     threshold : float, default=0.5
         The knob: exit where the entropy of the probabilities, in nats, is at most this.
         From 0, where nobody exits, to just above ``log(n_classes)``, where all do.
@@ -37,9 +38,10 @@ class BranchyNetClassifier(JointCascade):
     head : str, default="conv"
         Head of the branches, a name of `sk_calex.branches._heads.HEADS`.
     head_params : dict, default=None
-        Parameters of the head.
+        Parameters of the head, by their names in its class; None means its defaults.
     final_estimator : classifier, default=None
-        Answers in the backbone's place, as of `CascadeClassifier`.
+        Trained on the backbone's outputs and answering in its place: for a backbone
+        that never saw the classes.
     calibrator : ExitPolicy, default=None
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
@@ -51,9 +53,11 @@ class BranchyNetClassifier(JointCascade):
         Epochs (adam) or iterations (lbfgs). None: 12 epochs and at least 400 updates,
         or 30 iterations.
     batch_size : int, default=256
-        Rows of a mini-batch.
+        Rows of a mini-batch (adam): larger ones are quicker for each epoch, smaller
+        ones make more updates.
     learning_rate : float, default=3e-3
-        Highest rate of the one-cycle schedule (adam).
+        Highest rate of the one-cycle schedule (adam); lower it where the loss does not
+        fall.
     weight_decay : float, default=1e-2
         Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
     cv : float, int or splitter, default=0.2
@@ -69,9 +73,10 @@ class BranchyNetClassifier(JointCascade):
     device : str, default="auto"
         Torch device of the heads; "auto" is CUDA where there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seed of the split, the initialisation and the mini-batches.
+        Seed of the split, the initialisation and the mini-batches; an int makes fits
+        repeat.
     verbose : int, default=0
-        1 shows progress bars on stderr, as of `CascadeClassifier`.
+        1 shows progress bars on stderr, as of `CascadeClassifier`; 0 shows nothing.
 
     Attributes
     ----------

@@ -28,7 +28,8 @@ class NoAlignmentClassifier(CascadeClassifier):
     Parameters
     ----------
     backbone : FrozenBackbone, default=None
-        The frozen classifier, as of `CascadeClassifier`.
+        The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
+        features that carry their layout.
     margin : float, default=-0.15
         The knob: how much precision each class may give up against the backbone's, as
         of `CascadeClassifier`.
@@ -38,7 +39,8 @@ class NoAlignmentClassifier(CascadeClassifier):
     min_support : float, default=10
         Calibration samples (total weight) that must stand at or above a threshold.
     final_estimator : classifier, default=None
-        Answers in the backbone's place, as of `CascadeClassifier`.
+        Trained on the backbone's outputs and answering in its place: for a backbone
+        that never saw the classes.
     calibrator : ExitPolicy, default=None
         Exit rule in place of the method's own, as of `CascadeClassifier`.
     cv : float, int or splitter, default=0.2
@@ -50,13 +52,15 @@ class NoAlignmentClassifier(CascadeClassifier):
         What `X` holds: samples, or the output of `FrozenBackbone.transform`, for fits
         that share it.
     memory : str or joblib.Memory, default=None
-        Where fitted branches are cached.
+        Folder where fitted branches are cached, for several processes or sessions; None
+        keeps none.
     n_jobs : int, default=None
-        Folds trained at once, by joblib.
+        Folds trained at once, by joblib: None is one after the other, -1 uses all
+        processors.
     random_state : int, RandomState instance or None, default=None
         Seed of the split and of branches that have none of their own.
     verbose : int, default=0
-        1 shows progress bars on stderr, as of `CascadeClassifier`.
+        1 shows progress bars on stderr, as of `CascadeClassifier`; 0 shows nothing.
 
     Attributes
     ----------

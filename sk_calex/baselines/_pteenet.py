@@ -111,7 +111,8 @@ class PTEENetClassifier(JointCascade):
     Parameters
     ----------
     backbone : FrozenBackbone, default=None
-        The frozen classifier, as of `CascadeClassifier`.
+        The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
+        features that carry their layout.
     threshold : float, default=0.5
         The knob: exit where the confidence reaches it. Moved without a refit.
     cost_weight : float, default=1.0
@@ -120,7 +121,8 @@ class PTEENetClassifier(JointCascade):
     widths : tuple of int, default=(96, 128)
         Channels of the convolutions, as of the head "conv".
     final_estimator : classifier, default=None
-        Answers in the backbone's place, as of `CascadeClassifier`.
+        Trained on the backbone's outputs and answering in its place: for a backbone
+        that never saw the classes.
     calibrator : ExitPolicy, default=None
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
@@ -132,9 +134,11 @@ class PTEENetClassifier(JointCascade):
         Epochs (adam) or iterations (lbfgs). None: 12 epochs and at least 400 updates,
         or 30 iterations.
     batch_size : int, default=256
-        Rows of a mini-batch.
+        Rows of a mini-batch (adam): larger ones are quicker for each epoch, smaller
+        ones make more updates.
     learning_rate : float, default=3e-3
-        Highest rate of the one-cycle schedule (adam).
+        Highest rate of the one-cycle schedule (adam); lower it where the loss does not
+        fall.
     weight_decay : float, default=1e-4
         Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs). Less than
         elsewhere: a branch that is hardly trusted has hardly any gradient, and a
@@ -153,9 +157,10 @@ class PTEENetClassifier(JointCascade):
     device : str, default="auto"
         Torch device of the heads; "auto" is CUDA where there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seed of the split, the initialisation and the mini-batches.
+        Seed of the split, the initialisation and the mini-batches; an int makes fits
+        repeat.
     verbose : int, default=0
-        1 shows progress bars on stderr, as of `CascadeClassifier`.
+        1 shows progress bars on stderr, as of `CascadeClassifier`; 0 shows nothing.
 
     Attributes
     ----------
