@@ -6,7 +6,9 @@ import errno
 import io
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -65,9 +67,27 @@ class EncodedImages:
         )
 
     def decoded(self) -> Iterator[tuple[str, Tensor]]:
-        """Each image as uint8 of shape (3, h, w), with a name for error messages."""
-        for content, label in zip(self.contents, self.labels, strict=True):
-            yield label, _decode(content, label)
+        """Decode each image into uint8 of shape (3, h, w), with its name for messages.
+
+        On as many threads as torch uses; at most twice as many images wait.
+        """
+        n_threads = torch.get_num_threads()
+        if n_threads == 1 or len(self) == 1:
+            for content, label in zip(self.contents, self.labels, strict=True):
+                yield label, _decode(content, label)
+            return
+        with ThreadPoolExecutor(n_threads) as pool:
+            waiting: deque[tuple[str, Future[Tensor]]] = deque()
+            try:
+                for content, label in zip(self.contents, self.labels, strict=True):
+                    waiting.append((label, pool.submit(_decode, content, label)))
+                    if len(waiting) > 2 * n_threads:
+                        first, future = waiting.popleft()
+                        yield first, future.result()
+                for first, future in waiting:
+                    yield first, future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
 class ImageFiles:
@@ -138,11 +158,25 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | _DO_NOT_WAIT)
 
 
+def _check_pixels(n_pixels: int, size: tuple[int, int]) -> None:
+    """Refuse what would fill the memory: a small file may hold a very large image."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and n_pixels > limit:
+        raise ValueError(
+            f"it has {size[0]} x {size[1]} pixels, more than the {limit} that are "
+            "taken to be safe (PIL.Image.MAX_IMAGE_PIXELS, which you can set); "
+            f"decoding takes about {n_pixels * 6 / 1e9:.1f} GB"
+        )
+
+
 def _decode(content: bytes, label: str) -> Tensor:
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_pixels(image.width * image.height, image.size)
             if image.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits a channel")
             if image.mode == "P" and "transparency" in image.info:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from torchvision.transforms import v2
 
 from sk_calex import CascadeClassifier, FrozenBackbone
 from sk_calex.backbone import _image_files
-from sk_calex.backbone._samples import Samples, prepare
+from sk_calex.backbone._prepare import prepare
+from sk_calex.backbone._samples import Samples
 from sk_calex.store import FeatureStore
 from tests._cascade_models import images, small_branch, tiny_backbone
 from tests._models import SHAPE, TinyNet
@@ -85,7 +87,7 @@ def test_every_form_of_paths_reads_the_files(paths, form):
     samples = Samples(FORMS[form](paths))
     assert len(samples) == 6
     assert samples.sample_shape == SHAPE
-    batches = [prepare(raw, None, CPU, "X") for _, raw in samples.batches(4)]
+    batches = [prepare(raw, None, CPU, torch.float32) for _, raw in samples.batches(4)]
     assert [len(batch) for batch in batches] == [4, 2]
     np.testing.assert_array_equal(torch.cat(batches), X.astype(np.float32) / 255)
 
@@ -95,7 +97,7 @@ def test_rows_are_picked_and_joined_like_those_of_a_tensor(paths):
     picked = raw[np.array([4, 1])] + raw[2:3]
     assert len(picked) == 3
     expected = X[[4, 1, 2]].astype(np.float32) / 255
-    np.testing.assert_array_equal(prepare(picked, None, CPU, "X"), expected)
+    np.testing.assert_array_equal(prepare(picked, None, CPU, torch.float32), expected)
 
 
 def test_the_folder_may_change_between_giving_and_reading(paths, monkeypatch, tmp_path):
@@ -306,10 +308,41 @@ def test_sixteen_bits_are_not_cut_to_eight(tmp_path):
         FrozenBackbone(TinyNet(), TAPS).fit([path])
 
 
-def test_an_image_that_would_fill_the_memory_is_refused(paths, monkeypatch):
+def test_an_image_that_would_fill_the_memory_is_refused_before_it_is_decoded(
+    paths, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"X\[0\].*decompression bomb"):
-        FrozenBackbone(TinyNet(), TAPS).fit(paths)
+    # Above twice as many Pillow refuses, below it warns and decodes.
+    large = tmp_path / "large.png"
+    large.write_bytes(encoded(np.zeros((3, 10, 15), np.uint8)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for given, message in [
+            ([large], "it has 15 x 10 pixels, more than the 100.*MAX_IMAGE_PIXELS"),
+            (paths, "decompression bomb"),
+        ]:
+            with pytest.raises(ValueError, match=rf"X\[0\].*{message}"):
+                FrozenBackbone(TinyNet(), TAPS).fit(given)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert FrozenBackbone(TinyNet(), TAPS).fit(paths).n_features_in_ == 3
+
+
+def test_threads_decode_in_order(paths):
+    n_threads = torch.get_num_threads()
+    batch = Samples(paths * 3).raw(slice(0, 18))
+    expected = [(label, image) for label, image in batch.decoded()]
+    try:
+        torch.set_num_threads(3)
+        found = list(batch.decoded())
+        paths[4].write_bytes(b"no image")
+        broken = Samples(paths).raw(slice(0, 6)).decoded()
+        with pytest.raises(ValueError, match=r"X\[4\].*cannot be decoded"):
+            list(broken)
+    finally:
+        torch.set_num_threads(n_threads)
+    assert [label for label, _ in found] == [label for label, _ in expected]
+    for (_, image), (_, other) in zip(found, expected, strict=True):
+        assert torch.equal(image, other)
 
 
 def test_sizes_that_differ_need_a_preprocess(paths):
