@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sk_calex.backbone._image_files import EncodedImages
+from sk_calex.backbone._prepare import NamedBatch
 from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._shipment import Shipment, fits_into
 from sk_calex.store import Section, row_keys
@@ -192,11 +193,21 @@ def _keys(raw: Any) -> NDArray[np.uint8]:
         # The bytes as a vector: no image has that shape, so their keys never meet.
         files = [np.frombuffer(content, dtype=np.uint8) for content in raw.contents]
         return np.concatenate([row_keys(file[None]) for file in files])
+    if isinstance(raw, NamedBatch):
+        return _keys_of_named(raw)
     return row_keys(raw.cpu().numpy())
 
 
+def _keys_of_named(raw: NamedBatch) -> NDArray[np.uint8]:
+    """Digest for each sample the names of its tensors and the keys of their rows."""
+    parts = [row_keys(tensor.cpu().numpy()) for _, tensor in sorted(raw.items())]
+    names = np.frombuffer(repr(sorted(raw.tensors)).encode(), dtype=np.uint8)
+    parts.append(np.broadcast_to(names, (len(raw), len(names))))
+    return row_keys(np.concatenate(parts, axis=1))
+
+
 def _join(a: Any, b: Any) -> Any:
-    return a + b if isinstance(a, EncodedImages) else torch.cat([a, b])
+    return torch.cat([a, b]) if isinstance(a, Tensor) else a + b
 
 
 def _await(section: Section, keys: NDArray[np.uint8]) -> None:
@@ -300,7 +311,9 @@ def _readers_are_workers(samples: Samples, n_workers: int) -> bool:
 
 def _sendable(samples: Samples, rows: slice) -> Any:
     raw = samples.raw(rows)
-    # An array, as joblib keeps tensors neither in shared memory nor out of the message.
+    # Arrays, as joblib keeps tensors neither in shared memory nor out of the message.
+    if isinstance(raw, NamedBatch):
+        return {name: tensor.cpu().numpy() for name, tensor in raw.items()}
     return raw.cpu().numpy() if isinstance(raw, Tensor) else raw
 
 
@@ -311,6 +324,12 @@ def _in_worker(shipment: Shipment, rows: slice, raw: Any) -> list[Any]:
             featurizer.stages()
             if samples is not None:
                 raw = samples.raw(rows)
-        if isinstance(raw, np.ndarray):
-            raw = torch.from_numpy(raw if raw.flags.writeable else np.array(raw))
+        if isinstance(raw, dict):
+            raw = NamedBatch({name: _writeable(array) for name, array in raw.items()})
+        elif isinstance(raw, np.ndarray):
+            raw = _writeable(raw)
         return list(job([(rows, raw)]))
+
+
+def _writeable(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else np.array(array))

@@ -94,8 +94,11 @@ class FrozenBackbone(
         - "NCL" or "NLC": channels first or last in sequences;
         - a dict of those: for each tap by name.
     preprocess : callable, default=None
-        Called with each raw batch as a tensor on the device; returns a floating point
-        tensor for the module. None: floats pass as they are, uint8 is divided by 255.
+        Called with each raw batch on the device, a tensor or a dict of tensors; returns
+        a tensor for the module, or a dict for one that is called with keywords. Fit
+        checks that it is neither random nor dependent on the batch. None: uint8 images
+        are divided by 255, all else passes. Floats are then cast to the module's
+        dtype, integers never.
     output : str or int, default=None
         Which part of what the module returns are the logits:
 
@@ -141,11 +144,12 @@ class FrozenBackbone(
     stage_macs_ : tuple of int
         Multiply-accumulates of each stage for one sample, counted by torch (1 MAC = 2
         FLOPs): one entry a tap, one for the rest.
-    sample_shape_ : tuple of int
-        Shape of one sample; (3, None, None) for image files with a `preprocess`, which
-        may differ in size.
+    sample_shape_ : tuple of int, or dict of tuple
+        Shape of one sample, by name where it is several arrays; (3, None, None) for
+        image files with a `preprocess`, which may differ in size.
     n_features_in_ : int
-        Size of the samples' first axis, the channels of an image.
+        Size of the samples' first axis, the channels of an image; the number of inputs
+        where they have names.
     feature_names_in_ : ndarray of str, shape (n_features_in_,)
         Names of the columns, where X was a data frame.
 
@@ -271,7 +275,10 @@ class FrozenBackbone(
             )
             self._check_classes(runner.layout.n_outputs)
             _check_feature_names(self, X, reset=True)
-            self.n_features_in_ = cast(int, sample_shape[0])
+            if isinstance(sample_shape, dict):
+                self.n_features_in_ = len(sample_shape)
+            else:
+                self.n_features_in_ = cast(int, sample_shape[0])
             self.sample_shape_ = sample_shape
             self.stage_macs_ = runner.layout.stage_macs
             self.layout_ = runner.layout
@@ -335,11 +342,17 @@ class FrozenBackbone(
         Parameters
         ----------
         X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
-            Samples of the shape seen in fit, uint8 or float, as one array or tensor, as
-            a list of such samples, or as a map-style torch Dataset whose items are
-            samples or tuples that begin with one. Or a list or 1-D array of paths to
-            image files (str or pathlib.Path), read as RGB, uint8: with `preprocess`,
-            which then gets each as a batch of one, they may differ in size.
+            Samples of the shape seen in fit:
+
+            - an array, a tensor, a data frame of numbers, or a list of samples;
+            - a dict of arrays with one first axis, for a module that is called with
+              keywords, or a data frame whose cells are arrays;
+            - a map-style Dataset, or a list of its items: samples, tuples that begin
+              with one, or dicts. Entries named label, labels and label_ids are left
+              out;
+            - a list or 1-D array of paths to image files (str or pathlib.Path), read as
+              RGB, uint8: with `preprocess`, which then gets each as a batch of one,
+              they may differ in size.
 
         Returns
         -------
@@ -468,7 +481,7 @@ class FrozenBackbone(
         _check_feature_names(self, X, reset=False)
         shape = samples.shape_before(self.preprocess)
         if shape != self.sample_shape_:
-            either = shape + self.sample_shape_
+            either = (*shape, *self.sample_shape_)
             raise ValueError(
                 f"X has samples of shape {shape}, but {type(self).__name__} was fitted "
                 f"with {self.sample_shape_}{_FILES * (None in either)}. Give samples "

@@ -17,7 +17,8 @@ from sk_calex.backbone._fingerprint import module_fingerprint
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.backbone._maps import tap_maps
 from sk_calex.backbone._outputs import SigmoidWatch, find_form
-from sk_calex.backbone._samples import prepare
+from sk_calex.backbone._prepare import check_preprocess, prepare
+from sk_calex.backbone._samples import SampleShape
 from sk_calex.backbone._stages import Batch, Stages, State
 from sk_calex.backbone._suggest import suggest
 from sk_calex.backbone._whole import WholeModule, amp_dtype, autocast_to
@@ -65,9 +66,9 @@ class Runner:
     ----------
     settings : RunSettings
         How to run which module.
-    raw : Tensor or EncodedImages
+    raw : Tensor, NamedBatch or EncodedImages
         One or two raw samples, from which the shapes of the taps are learned.
-    sample_shape : tuple of int or None
+    sample_shape : tuple of int or None, or dict of tuple
         Shape of a raw sample, for the fingerprint.
     taps : sequence of str, or "auto"
         Names of the taps.
@@ -80,8 +81,8 @@ class Runner:
         As given.
     layout : TapLayout
         Columns of the features, and the MACs of each stage.
-    example_shape : tuple of int
-        Shape of one sample after preprocessing.
+    example_shape : tuple of int or None
+        Shape of one sample after preprocessing, where it is one tensor.
     """
 
     _DERIVED = ("_device", "_placed", "_stages", "_parts", "_cut_from", "_cut_as")
@@ -90,7 +91,7 @@ class Runner:
         self,
         settings: RunSettings,
         raw: Any,
-        sample_shape: tuple[int | None, ...],
+        sample_shape: SampleShape,
         *,
         taps: Sequence[str] | str,
         pool: Any,
@@ -102,10 +103,12 @@ class Runner:
         self._sample_shape = sample_shape
         self._output = output
         self._place()
+        check_preprocess(raw, settings.preprocess, self._device, self._module_dtype)
         example = self._prepare(raw)
         if isinstance(taps, str):
             self._try(example)
             taps = suggest(self._placed, example, _N_AUTO, output).taps
+        self._example = _spare(example)
         self._stages = stages = self._cut(taps, example)
         self._maps = tap_maps(
             settings.module,
@@ -118,7 +121,9 @@ class Runner:
             raw_outputs = self._whole(example)
         self._form = find_form(raw_outputs, outputs, watch.has_made(raw_outputs))
         n_outputs = self._form(raw_outputs).shape[1]
-        self.example_shape = tuple(example.shape[1:])
+        self.example_shape = (
+            tuple(example.shape[1:]) if isinstance(example, Tensor) else None
+        )
         shapes = tuple(tap.shape for tap in self._maps)
         self.layout = TapLayout(stages.names, shapes, n_outputs, stages.macs)
         self._note_cut()
@@ -145,7 +150,7 @@ class Runner:
         stays = places <= {device}
         self._placed = module if stays else copy.deepcopy(module).to(device)
 
-    def _try(self, example: Tensor) -> None:
+    def _try(self, example: Batch) -> None:
         """Run the module once, to say in our words what it refuses."""
         try:
             amp = amp_dtype(self.settings.amp)
@@ -153,12 +158,12 @@ class Runner:
                 self._whole(example, picked=False)
         except Exception as error:
             raise ValueError(
-                f"the module refused a batch of shape {tuple(example.shape)} and dtype "
-                f"{example.dtype}: {error}. Check the number of channels, the size and "
-                "`preprocess`."
+                f"the module refused {_described(example)}: {error}. Check the number "
+                "of channels, the size, the dtype (integers stay integers, for token "
+                "ids) and `preprocess`."
             ) from error
 
-    def _cut(self, taps: Sequence[str], example: Tensor) -> Stages:
+    def _cut(self, taps: Sequence[str], example: Batch) -> Stages:
         self._try(example)
         stages = Stages.split(
             self._placed,
@@ -186,11 +191,8 @@ class Runner:
     def cut_again(self) -> None:
         """Cut on an example of the shape seen in fit."""
         self._place()
-        generator = torch.Generator().manual_seed(0)
-        example = torch.rand(2, *self.example_shape, generator=generator)
-        self._stages = self._cut(
-            self.layout.names, example.to(self._device, self._module_dtype)
-        )
+        example = _drawn(self._example, self._device, self._module_dtype)
+        self._stages = self._cut(self.layout.names, example)
         self._note_cut()
 
     def _note_cut(self) -> None:
@@ -250,7 +252,7 @@ class Runner:
 
         Parameters
         ----------
-        raw : Tensor or EncodedImages
+        raw : Tensor, NamedBatch or EncodedImages
             From `Samples.raw`.
 
         Returns
@@ -265,9 +267,12 @@ class Runner:
         """
         return self.stages().start(self._prepare(raw))
 
-    def _prepare(self, raw: Any) -> Tensor:
-        batch = prepare(raw, self.settings.preprocess, self._device, "X")
-        return batch.to(self._module_dtype)
+    def _prepare(self, raw: Any) -> Batch:
+        preprocess = self.settings.preprocess
+        batch = prepare(raw, preprocess, self._device, self._module_dtype)
+        if hasattr(self, "_example"):
+            _check_kind(batch, self._example, "X")
+        return batch
 
     @property
     def _module_dtype(self) -> torch.dtype:
@@ -325,7 +330,7 @@ class Runner:
 
         Parameters
         ----------
-        raw : Tensor or EncodedImages
+        raw : Tensor, NamedBatch or EncodedImages
             From `Samples.raw`.
 
         Returns
@@ -361,7 +366,7 @@ class Runner:
 
         Parameters
         ----------
-        raw : Tensor or EncodedImages
+        raw : Tensor, NamedBatch or EncodedImages
             From `Samples.raw`.
 
         Returns
@@ -381,6 +386,54 @@ class Runner:
         new = object.__new__(type(self))
         vars(new).update(self.__getstate__())
         return new
+
+
+def _described(batch: Batch) -> str:
+    if isinstance(batch, Tensor):
+        return f"a batch of shape {tuple(batch.shape)} and dtype {batch.dtype}"
+    inputs = (f"{k}={_described(tensor)}" for k, tensor in batch.items())
+    return f"the keywords {', '.join(inputs)}"
+
+
+def _spare(example: Batch) -> Any:
+    """What to keep of an example: integers, which are ids; of floats their shape."""
+    if isinstance(example, Tensor):
+        is_float = example.is_floating_point()
+        return tuple(example.shape[1:]) if is_float else example.detach().cpu()
+    return {name: _spare(tensor) for name, tensor in example.items()}
+
+
+def _check_kind(batch: Any, kept: Any, name: str) -> None:
+    """Refuse integers where the example had floats, and the other way round."""
+    if isinstance(batch, Mapping) != isinstance(kept, dict) or (
+        isinstance(batch, Mapping) and set(batch) != set(kept)
+    ):
+        names = sorted(batch) if isinstance(batch, Mapping) else "one tensor"
+        fitted = sorted(kept) if isinstance(kept, dict) else "one tensor"
+        raise ValueError(
+            f"preprocess has returned {names}, but in fit it was {fitted}. It must "
+            "return the same inputs for all samples."
+        )
+    if isinstance(batch, Mapping):
+        for key in batch:
+            _check_kind(batch[key], kept[key], f"{name}[{key!r}]")
+        return
+    if batch.is_floating_point() == isinstance(kept, Tensor):
+        fitted = "integers" if isinstance(kept, Tensor) else "floats"
+        raise ValueError(
+            f"{name} is of dtype {batch.dtype}, but the backbone was fitted with "
+            f"{fitted} (after preprocessing). Give samples of that kind, or fit again."
+        )
+
+
+def _drawn(kept: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Make an example again of what was kept."""
+    if isinstance(kept, dict):
+        return {name: _drawn(value, device, dtype) for name, value in kept.items()}
+    if isinstance(kept, Tensor):
+        return kept.to(device)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, *kept, generator=generator).to(device, dtype)
 
 
 def state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:

@@ -2,98 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset
 
-from sk_calex.backbone._image_files import EncodedImages, ImageFiles, are_paths
-from sk_calex.utils._validation import check_finite
+from sk_calex.backbone._image_files import ImageFiles, are_paths
+from sk_calex.backbone._prepare import NamedBatch
 
-__all__: list[str] = []
+__all__ = ["SampleShape", "Samples", "is_dataset"]
+
+SampleShape = tuple[int | None, ...] | dict[str, tuple[int, ...]]
+"""Shape of a sample: by name where it is several arrays; None for sizes that differ."""
+
+# The answers, which Datasets often give beside the inputs: no module may see them.
+_LABELS = frozenset({"label", "labels", "label_ids"})
 
 
 class Samples:
-    """An array, a list, a tensor, a map-style Dataset or image files as one thing.
+    """Samples in any accepted form, as one thing that is read batch by batch.
 
     What is free to check (shape, dtype) is checked at once, finiteness by `prepare`
     batch by batch, so that a memory map is never read as a whole.
 
-    `prepared_shape`, where known, is what image files must be after preprocessing.
+    Parameters
+    ----------
+    X : object
+        - an array, a tensor, a numeric data frame, or a list of such samples;
+        - a dict of arrays or tensors with one first axis, for modules called with
+          keywords; or a data frame whose cells are arrays;
+        - a map-style Dataset, or a list of its items: samples, tuples that begin with
+          one, or dicts, whose entries named label, labels or label_ids are left out;
+        - paths of image files.
+    name : str, default="X"
+        Of the parameter, for error messages.
+    prepared_shape : tuple of int, default=None
+        What image files must be after preprocessing, where it is known.
     """
 
     def __init__(
         self, X: Any, name: str = "X", prepared_shape: tuple[int, ...] | None = None
     ) -> None:
         self.name = name
-        self._is_dataset = isinstance(X, Dataset)
-        # Lists of paths as they are: in an array each would be as long as the longest.
-        if not self._is_dataset and not are_paths(X):
-            X = self._as_array(X)
+        if hasattr(X, "__array__") and not isinstance(X, Tensor | Mapping):
+            # A series of paths, and array-likes of other libraries.
+            X = X if hasattr(X, "columns") else np.asarray(X)
         self._is_files = are_paths(X)
+        self._is_dataset = not self._is_files and is_dataset(X, name)
         self._data: Any = X
         if self._is_files:
+            # Not as an array, where each path would be as long as the longest.
             self._data = ImageFiles(X, name, prepared_shape)
-        if self._is_dataset:
-            if isinstance(X, IterableDataset) or not hasattr(X, "__len__"):
-                raise TypeError(
-                    f"{name} is a {type(X).__name__} that cannot be indexed. Give a "
-                    "map-style Dataset (with __len__ and __getitem__)."
-                )
-        elif not self._is_files:
-            self._check_array()
+        elif not self._is_dataset:
+            columns = _columns(X)
+            if columns is None:
+                self._data = _as_array(X, name)
+            else:
+                self._data = {
+                    key: _as_array(column, f"{name}[{key!r}]", least_ndim=1)
+                    for key, column in columns.items()
+                }
+                self._check_columns()
         if len(self) == 0:
             raise ValueError(f"{name} is empty: give at least one sample.")
 
-    def _as_array(self, X: Any) -> Any:
-        try:
-            if isinstance(X, list | tuple) and X and isinstance(X[0], Tensor):
-                X = torch.stack([torch.as_tensor(item) for item in X])
-            return X.detach() if isinstance(X, Tensor) else np.asarray(X)
-        except (RuntimeError, ValueError) as error:
+    def _check_columns(self) -> None:
+        lengths = {key: len(column) for key, column in self._data.items()}
+        if not lengths:
+            raise ValueError(f"{self.name} holds no input: give at least one array.")
+        if len(set(lengths.values())) > 1:
             raise ValueError(
-                f"the samples of {self.name} cannot be stacked into one array: "
-                f"{error}. They must all have one shape."
-            ) from error
-
-    def _check_array(self) -> None:
-        data = self._data
-        if isinstance(data, Tensor):
-            is_number = not data.is_complex() and not data.is_quantized
-        else:
-            is_number = data.dtype.kind in "buif"
-        if not is_number:
-            raise ValueError(
-                f"{self.name} has dtype {data.dtype}; samples must be real numbers "
-                "(uint8 or float images, tensors), a torch Dataset, or a list or 1-D "
-                "array of paths to image files."
-            )
-        if data.ndim < 2:
-            raise ValueError(
-                f"{self.name} has shape {tuple(data.shape)}; expected samples along "
-                "the first axis, such as images of shape (n, C, H, W). Reshape a "
-                f"single sample by {self.name}[None]."
+                f"the arrays of {self.name} have different lengths ({lengths}). Give "
+                "each one row a sample."
             )
 
     def __len__(self) -> int:
+        if isinstance(self._data, dict):
+            return len(next(iter(self._data.values())))
         return len(self._data)
 
     @cached_property
     def _first(self) -> Any:
-        if self._is_files:
-            return self._data.first()
-        return self._collate(slice(0, 1)) if self._is_dataset else self._data[:1]
+        return self._data.first() if self._is_files else self._read(slice(0, 1))
 
     @property
-    def sample_shape(self) -> tuple[int, ...]:
+    def sample_shape(self) -> SampleShape:
         """Shape of the first sample, and so of all unless they are files."""
-        return tuple(self._first.shape[1:])
+        return _shape_of(self._first)
 
-    def shape_before(self, preprocess: Any) -> tuple[int | None, ...]:
+    def shape_before(self, preprocess: Any) -> SampleShape:
         """Shape of every sample; files may have any size where it is preprocessed."""
         if self._is_files and preprocess is not None:
             return (3, None, None)
@@ -110,43 +111,74 @@ class Samples:
         return self._is_dataset or self._is_files
 
     def raw(self, rows: slice) -> Any:
-        """Rows as they were given: a tensor on the CPU or its own device, or files.
+        """Rows as they were given: a tensor, a `NamedBatch`, or `EncodedImages`.
 
         Always a copy: what is done to it in place does not reach the caller's data,
         and torch never sees a read-only memory map.
         """
         if self._is_files:
             return self._data.read(rows)
-        if self._is_dataset:
-            batch = self._collate(rows)
-            shape = tuple(batch.shape[1:])
-            if shape != self.sample_shape:
-                raise ValueError(
-                    f"{self.name} has samples of shape {shape} from row {rows.start} "
-                    f"on, but the first has shape {self.sample_shape}. Give samples of "
-                    "one shape."
-                )
-        elif isinstance(self._data, Tensor):
-            batch = self._data[rows].clone()
-        else:
-            native = self._data.dtype.newbyteorder("=")
-            batch = torch.from_numpy(np.array(self._data[rows], native, order="C"))
-        # The same values in a type that numpy, which makes the keys, has too.
-        return batch.float() if batch.dtype == torch.bfloat16 else batch
+        batch = self._read(rows)
+        if self._is_dataset and _shape_of(batch) != self.sample_shape:
+            raise ValueError(
+                f"{self.name} has samples of shape {_shape_of(batch)} from row "
+                f"{rows.start} on, but the first has shape {self.sample_shape}. Give "
+                "samples of one shape."
+            )
+        return batch
 
-    def _collate(self, rows: slice) -> Tensor:
-        items = [self._data[i] for i in range(rows.start, rows.stop)]
+    def _read(self, rows: slice) -> Tensor | NamedBatch:
+        if self._is_dataset:
+            return self._collate([self._data[i] for i in range(rows.start, rows.stop)])
+        if isinstance(self._data, dict):
+            return NamedBatch({k: _tensor(c[rows]) for k, c in self._data.items()})
+        return _tensor(self._data[rows])
+
+    def _collate(self, items: Sequence[Any]) -> Tensor | NamedBatch:
         # An item is a sample or a (sample, label, ...) tuple, as in torchvision.
         samples = [
             item[0] if isinstance(item, tuple | list) else item for item in items
         ]
+        if not isinstance(samples[0], Mapping):
+            return self._stack(samples, self.name)
+        names = [name for name in samples[0] if name not in _LABELS]
+        if not names:
+            raise ValueError(
+                f"the items of {self.name} hold nothing but labels: {list(samples[0])}."
+            )
+        missing = [name for sample in samples for name in names if name not in sample]
+        if missing:
+            raise ValueError(
+                f"some items of {self.name} have no {missing[0]!r}, but the first has. "
+                "Give all of them the same entries."
+            )
+        return NamedBatch(
+            {
+                name: self._stack(
+                    [sample[name] for sample in samples], f"{self.name}[{name!r}]"
+                )
+                for name in names
+            }
+        )
+
+    def _stack(self, samples: Sequence[Any], name: str) -> Tensor:
         try:
-            return torch.as_tensor(default_collate(samples)).detach()
+            if isinstance(samples[0], Tensor):
+                return _tensor(torch.stack([torch.as_tensor(s) for s in samples]))
+            stacked = np.stack([np.asarray(sample) for sample in samples])
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"the items of {self.name} cannot be stacked into a batch: {error}. "
-                "Give the Dataset a transform that returns tensors of one shape."
+                f"the items of {name} cannot be stacked into a batch: {error}. Give "
+                "the Dataset a transform that returns tensors of one shape; pad texts "
+                "to one length."
             ) from error
+        if stacked.dtype.kind not in "buif":
+            raise ValueError(
+                f"the items of {name} cannot be stacked into a batch: they are of type "
+                f"{type(samples[0]).__name__}. Give the Dataset a transform that "
+                "returns tensors, or leave that entry out."
+            )
+        return _tensor(stacked)
 
     def batches(self, size: int) -> Iterator[tuple[slice, Any]]:
         """Successive (rows, raw batch) of at most `size` samples."""
@@ -155,61 +187,113 @@ class Samples:
             yield rows, self.raw(rows)
 
 
-def prepare(
-    batch: Tensor | EncodedImages, preprocess: Any, device: torch.device, name: str
-) -> Tensor:
-    """A raw batch as the module wants it: on the device, floating point, preprocessed.
-
-    Without `preprocess`, uint8 is scaled to 0..1 and floats pass; with one, it sees the
-    batch as given, image files one by one.
-    """
-    if isinstance(batch, EncodedImages):
-        return _prepare_images(batch, preprocess, device)
-    if batch.is_floating_point():
-        check_finite(batch, name, "Remove or replace the samples concerned.")
-    x = batch.to(device)
-    if preprocess is None:
-        if x.dtype == torch.uint8:
-            return x.float() / 255
-        if not x.is_floating_point():
-            raise ValueError(
-                f"{name} has dtype {x.dtype}, and what its values mean is not known. "
-                "Give uint8 images, floats, or a `preprocess` that makes floats of it."
-            )
-        return x
-    x = preprocess(x)
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+def is_dataset(X: Any, name: str = "X") -> bool:
+    """Tell whether X gives samples one by one: a Dataset, or a list of its items."""
+    if isinstance(X, list | tuple):
+        return len(X) > 0 and _is_item(X[0])
+    is_array = hasattr(X, "__array__") or hasattr(X, "columns") or np.isscalar(X)
+    if X is None or is_array or isinstance(X, Mapping):
+        return False
+    if isinstance(X, IterableDataset) or not (
+        hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    ):
         raise TypeError(
-            f"preprocess must return a floating point tensor, got {found}. Convert "
-            "uint8 images with torchvision.transforms.v2.ToDtype(torch.float32, "
-            "scale=True) before normalising."
+            f"{name} is a {type(X).__name__}, which cannot be indexed. Give a "
+            "map-style Dataset (with __len__ and __getitem__), such as the `dataset` "
+            "of a DataLoader."
         )
-    if x.ndim == 0 or len(x) != len(batch):
+    return isinstance(X, Dataset) or hasattr(X, "column_names")
+
+
+def _is_item(item: Any) -> bool:
+    """Whether a list's first entry is a Dataset's item, not a sample as numbers."""
+    if isinstance(item, Mapping):
+        return True
+    if not isinstance(item, tuple) or len(item) < 2:
+        return False
+    sample, label = item[:2]
+    if isinstance(sample, Mapping):
+        return True
+    return isinstance(sample, Tensor | np.ndarray) and np.shape(sample) != np.shape(
+        label
+    )
+
+
+def _columns(X: Any) -> dict[str, Any] | None:
+    """Give the inputs by name of a dict, or of a data frame whose cells are arrays."""
+    if isinstance(X, Mapping):
+        return {str(name): X[name] for name in X if name not in _LABELS}
+    if not hasattr(X, "columns") or not len(X) or not len(X.columns):
+        return None
+    cells = [X[name].to_numpy()[0] for name in X.columns if name not in _LABELS]
+    if not any(isinstance(cell, list | tuple | np.ndarray | Tensor) for cell in cells):
+        return None
+    return {str(c): list(X[c].to_numpy()) for c in X.columns if c not in _LABELS}
+
+
+def _as_array(X: Any, name: str, least_ndim: int = 2) -> Any:
+    """Make an array or a detached tensor of what is no Dataset; refuse the rest."""
+    try:
+        if isinstance(X, list | tuple) and X and isinstance(X[0], Tensor):
+            X = torch.stack([torch.as_tensor(item) for item in X])
+        if hasattr(X, "columns"):
+            X = _numbers_of_frame(X)
+        data = X.detach() if isinstance(X, Tensor) else np.asarray(X)
+    except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"preprocess made a tensor of shape {tuple(x.shape)} from a batch of "
-            f"{len(batch)} samples. It is called with whole batches and must return "
-            "one row a sample."
+            f"the samples of {name} cannot be stacked into one array: {error}. They "
+            "must all have one shape."
+        ) from error
+    if isinstance(data, Tensor):
+        kinds = [data.is_complex(), data.is_quantized, data.is_meta, data.is_nested]
+        is_number = not any(kinds) and data.layout == torch.strided
+        kind = f"{data.dtype}, layout {data.layout}, device {data.device}"
+    else:
+        is_number = data.dtype.kind in "buif" and data.dtype.itemsize <= 8
+        kind = str(data.dtype)
+    if not is_number:
+        raise ValueError(
+            f"{name} has dtype {kind}; samples must be real numbers of at most 64 bits "
+            "(uint8 or float images, dense tensors), a torch Dataset, a dict of "
+            "arrays, or a list or 1-D array of paths to image files."
         )
-    return x
+    if data.ndim < least_ndim:
+        raise ValueError(
+            f"{name} has shape {tuple(data.shape)}; expected samples along the first "
+            "axis, such as images of shape (n, C, H, W). Reshape a single sample by "
+            f"{name}[None]."
+        )
+    return data
 
 
-def _prepare_images(
-    batch: EncodedImages, preprocess: Any, device: torch.device
-) -> Tensor:
-    """Decode files and prepare each as a batch of one: they may differ in size."""
-    rows: list[Tensor] = []
+def _numbers_of_frame(frame: Any) -> Any:
+    """Make one array of a data frame; columns of bool or with missing values too."""
+    plain = np.asarray(frame)
+    if plain.dtype.kind in "uif" or not len(frame.columns):
+        return plain
+    columns = []
+    for i in range(plain.shape[1]):
+        column = frame[frame.columns[i]]
+        values = np.asarray(column)
+        if values.dtype.kind not in "buif" and hasattr(column.dtype, "numpy_dtype"):
+            values = column.to_numpy(dtype=np.float64, na_value=np.nan)  # nullable
+        columns.append(values)
+    kinds = {values.dtype.kind for values in columns}
+    if not kinds <= set("buif"):
+        return plain  # refused by its dtype
+    joined = np.column_stack(columns)
+    return joined.astype(np.float32) if joined.dtype.kind == "b" else joined
+
+
+def _tensor(rows: Any) -> Tensor:
+    """Copy rows into a dense tensor of a type that numpy, which makes keys, has too."""
+    if isinstance(rows, Tensor):
+        rows = rows.detach().clone()
+        return rows.float() if rows.dtype == torch.bfloat16 else rows
+    native = rows.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(rows, native, order="C"))
+
+
+def _shape_of(batch: Tensor | NamedBatch) -> SampleShape:
     shape = batch.shape
-    for label, image in batch.decoded():
-        row = prepare(image[None], preprocess, device, label)
-        if shape is None:
-            shape = tuple(row.shape[1:])
-        if tuple(row.shape[1:]) != shape:
-            how = "" if preprocess is None else "preprocessed to "
-            raise ValueError(
-                f"{label} is {how}an image of shape {tuple(row.shape[1:])}, but others "
-                f"are of shape {shape}. The module needs one shape: give a "
-                "`preprocess` that resizes and crops every image to it."
-            )
-        rows.append(row)
-    return torch.cat(rows)
+    return shape if isinstance(shape, dict) else tuple(shape[1:])

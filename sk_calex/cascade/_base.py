@@ -227,7 +227,9 @@ class BaseCascade(
                 "Found array with 0 sample(s) while a minimum of 1 is required: X and "
                 "y are empty."
             )
-        if hasattr(X, "__len__") or hasattr(X, "shape"):
+        if isinstance(X, Mapping):
+            check_consistent_length(*X.values(), labels)
+        elif hasattr(X, "__len__") or hasattr(X, "shape"):
             check_consistent_length(X, labels)
         weight = check_sample_weight(sample_weight, labels)
         found = np.unique(labels)

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from sk_calex.backbone._image_files import are_paths
-from sk_calex.backbone._samples import Samples
+from sk_calex.backbone._samples import Samples, is_dataset
 from sk_calex.store import row_keys
 
 __all__ = ["check_rows_are_new", "digest_rows", "join_digests"]
@@ -26,7 +25,7 @@ def digest_rows(X: Any) -> NDArray[np.uint64] | None:
     That is the case for Datasets, and impossible for objects. Files count by their
     bytes. float64 counts as float32, so that a change of type does not hide a row.
     """
-    if isinstance(X, Dataset):
+    if is_dataset(X):
         return None
     if are_paths(X):
         files = Samples(X)

@@ -203,7 +203,8 @@ def test_preprocess_sees_the_raw_batch(net):
     x = torch.from_numpy(X) / 127.5 - 1
     expected = expected_features(net, TAPS, x, [(8, 8), None])
     np.testing.assert_allclose(backbone.transform(X), expected, rtol=1e-4, atol=1e-5)
-    assert seen == [(torch.uint8, (n, *SHAPE)) for n in (2, 5, 2)]
+    # In fit: twice two rows, one alone, one beside another one; then to run them.
+    assert seen == [(torch.uint8, (n, *SHAPE)) for n in (2, 2, 1, 2, 2, 5, 2)]
 
 
 def test_preprocess_may_be_a_module_that_works_in_place(net):

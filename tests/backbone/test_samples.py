@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from sk_calex.backbone._samples import Samples, prepare
-
-CPU = torch.device("cpu")
+from sk_calex.backbone._samples import Samples
 
 
 class Items(Dataset):
@@ -41,6 +40,8 @@ def forms(X):
         "dataset of arrays": Items(list(X)),
         "dataset of pairs": TensorDataset(tensor, torch.arange(len(X))),
         "dataset of lists": Items([[x, 0, "name"] for x in X]),
+        "list of pairs": [(x, 0) for x in tensor],
+        "list of named": [(x, "name", 3) for x in X],
     }
 
 
@@ -126,6 +127,15 @@ class Unsized(Dataset):
         ([torch.zeros(3, 4), torch.zeros(3, 5)], ValueError, "one shape"),
         (Endless(), TypeError, "cannot be indexed"),
         (Unsized(), TypeError, "cannot be indexed"),
+        (DataLoader(Items([1])), TypeError, "the `dataset` of a DataLoader"),
+        (torch.zeros(3, 4).to_sparse(), ValueError, "X has dtype.*layout torch.sparse"),
+        (torch.zeros(3, 4, device="meta"), ValueError, "device meta"),
+        ({}, ValueError, "X holds no input"),
+        ({"labels": [1, 2]}, ValueError, "X holds no input"),
+        ({"a": np.zeros(3), "b": np.zeros(4)}, ValueError, "different lengths"),
+        ({"a": ["x", "y"]}, ValueError, r"X\['a'\] has dtype <U1"),
+        ({"a": np.zeros((0, 3))}, ValueError, "X is empty"),
+        ({"a": [[1, 2], [3]]}, ValueError, r"samples of X\['a'\] cannot be stacked"),
     ],
 )
 def test_what_is_not_samples_is_refused(given, error, message):
@@ -137,7 +147,10 @@ def test_what_is_not_samples_is_refused(given, error, message):
     ("items", "message"),
     [
         ([np.zeros(3), np.zeros(4)], "cannot be stacked"),
-        ([{"image": np.zeros(3)}] * 2, "cannot be stacked"),
+        ([{"image": np.zeros(3)}, {"image": np.zeros(4)}], r"X\['image'\] cannot be"),
+        ([{"text": "a", "n": 1}] * 2, r"X\['text'\].*type str.*leave that entry out"),
+        ([{"a": np.zeros(3)}, {"b": np.zeros(3)}], "some items of X have no 'a'"),
+        ([{"label": 3}] * 2, "nothing but labels"),
         ([object()] * 2, "transform that returns tensors"),
     ],
 )
@@ -153,40 +166,79 @@ def test_a_shape_that_changes_between_batches_is_refused():
         samples.raw(slice(4, 8))
 
 
-def test_bytes_are_scaled_and_floats_pass():
-    raw = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
-    torch.testing.assert_close(
-        prepare(raw, None, CPU, "X"), torch.tensor([[0.0, 0.2, 1.0]])
-    )
-    floats = torch.tensor([[0.0, -3.0, 255.0]], dtype=torch.float64)
-    assert torch.equal(prepare(floats, None, CPU, "X"), floats)
+# Inputs by name
+
+IDS = np.arange(12).reshape(4, 3)
+MASK = IDS < 7
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
-def test_the_scale_of_other_integers_is_not_guessed(dtype):
-    raw = torch.ones(2, 3, dtype=dtype)
-    with pytest.raises(ValueError, match=f"X has dtype {dtype}.*preprocess"):
-        prepare(raw, None, CPU, "X")
-    assert torch.equal(prepare(raw, torch.Tensor.float, CPU, "X"), torch.ones(2, 3))
+class Encoding(dict):
+    """Stands for a tokeniser's BatchEncoding."""
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_not_finite_are_refused(value):
-    raw = torch.zeros(2, 3)
-    raw[1, 1] = value
-    with pytest.raises(ValueError, match="X contains NaN or infinity"):
-        prepare(raw, torch.nan_to_num, CPU, "X")
+class Columns:
+    """Stands for a Dataset of Hugging Face: no torch Dataset, items as lists."""
+
+    column_names = ("ids", "mask", "labels")
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return {"ids": IDS[i].tolist(), "mask": MASK[i].tolist(), "labels": 1}
+
+
+def named_forms():
+    items = [{"ids": IDS[i], "mask": MASK[i], "labels": i} for i in range(4)]
+    both = {"ids": IDS, "mask": MASK}
+    return {
+        "arrays": {**both, "labels": np.zeros(4)},
+        "tensors": {k: torch.from_numpy(v) for k, v in both.items()},
+        "encoding": Encoding({k: v.tolist() for k, v in both.items()}),
+        "frame": pd.DataFrame({k: list(v) for k, v in both.items()}).assign(label=0),
+        "list of dicts": items,
+        "dataset of dicts": Items(items),
+        "dataset of pairs": Items([(item, 3) for item in items]),
+        "list of pairs": [(item, 3) for item in items],
+        "columns": Columns(),
+    }
+
+
+@pytest.mark.parametrize("form", named_forms())
+def test_inputs_by_name_read_the_same_in_every_form(form):
+    samples = Samples(named_forms()[form])
+    assert len(samples) == 4
+    assert samples.sample_shape == {"ids": (3,), "mask": (3,)}
+    assert samples.sample_bytes == 3 * 8 + 3
+    first, second = (raw for _, raw in samples.batches(3))
+    assert (len(first), len(second)) == (3, 1)
+    for raw in (first, first[np.array([0, 2])] + second):
+        assert [name for name, _ in raw.items()] == ["ids", "mask"]
+        assert raw.tensors["mask"].dtype == torch.bool
+        rows = [0, 1, 2] if raw is first else [0, 2, 3]
+        np.testing.assert_array_equal(raw.tensors["ids"].numpy(), IDS[rows])
+        np.testing.assert_array_equal(raw.tensors["mask"].numpy(), MASK[rows])
+
+
+# Data frames
+
+
+def test_frames_with_bools_and_missing_values_are_arrays():
+    frame = pd.DataFrame({"a": [1.5, 2.0], "b": [True, False]})
+    frame["c"] = pd.array([1, 2], dtype="Int64")
+    frame["d"] = pd.array([True, False], dtype="boolean")
+    raw = Samples(frame).raw(slice(0, 2))
+    np.testing.assert_array_equal(raw.numpy(), [[1.5, 1, 1, 1], [2, 0, 2, 0]])
+    assert Samples(frame[["b"]]).raw(slice(0, 2)).dtype == torch.float32
+    assert Samples(frame[["a"]]).raw(slice(0, 2)).dtype == torch.float64
+    frame.loc[0, "c"] = pd.NA
+    assert np.isnan(Samples(frame).raw(slice(0, 2)).numpy()[0, 2])
 
 
 @pytest.mark.parametrize(
-    ("preprocess", "error", "message"),
-    [
-        (torch.Tensor.numpy, TypeError, "got ndarray"),
-        (torch.Tensor.int, TypeError, "got torch.int32"),
-        (torch.mean, ValueError, r"shape \(\)"),
-        (lambda x: x[:1], ValueError, r"shape \(1, 3\) from a batch of 2"),
-    ],
+    "column", [["a", "b"], pd.Categorical(["x", "y"]), [object(), object()]], ids=type
 )
-def test_a_preprocess_that_returns_something_else_is_named(preprocess, error, message):
-    with pytest.raises(error, match=message):
-        prepare(torch.zeros(2, 3), preprocess, CPU, "X")
+def test_frames_of_other_things_are_refused(column):
+    frame = pd.DataFrame({"a": [1.5, 2.0]}).assign(b=column)
+    with pytest.raises(ValueError, match="X has dtype object"):
+        Samples(frame)

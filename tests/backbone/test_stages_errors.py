@@ -204,6 +204,17 @@ def test_modules_that_cannot_exit(traced):
     fails(given(lambda x: x + torch.rand_like(x)), tap, "different outputs")
 
 
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_a_module_that_mixes_samples_is_refused_on_equal_rows_too(n_rows):
+    class Centred(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    stages = nn.Sequential(nn.Flatten(), Centred(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="depends on the other samples"):
+        Stages.split(stages, ["1"], torch.ones(n_rows, 4))
+
+
 def test_writing_through_a_second_name_is_refused():
     class Aliased(nn.Module):
         def __init__(self):
