@@ -15,10 +15,7 @@ from sklearn.base import (
     ClassifierMixin,
     MetaEstimatorMixin,
     clone,
-    is_classifier,
 )
-from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
     MethodMapping,
@@ -43,16 +40,11 @@ from sk_calex.cascade._inputs import (
     feature_batches,
     input_batches,
     reads_samples,
-    training_features,
 )
 from sk_calex.cascade._last_stage import (
     LastStage,
-    all_classes,
-    final_estimator_for,
-    fit_final_estimator,
-    output_order,
-    read_backbone,
 )
+from sk_calex.cascade._read_data import read_training_data
 from sk_calex.cascade._runtime import (
     Answer,
     every_answer,
@@ -60,15 +52,16 @@ from sk_calex.cascade._runtime import (
     run_cascade,
     tabulate,
 )
+from sk_calex.cascade._saving import cascade_card, plain_state
 from sk_calex.cascade._seen_rows import digest_rows, join_digests
 from sk_calex.cascade._summary import cascade_summary
-from sk_calex.cascade._training_data import TrainingData, make_folds
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._flops import depth_costs, flops_reduction
 from sk_calex.utils._html import SummaryMixin
 from sk_calex.utils._progress import bar, showing
-from sk_calex.utils._saving import SavableMixin, model_card, plain_seed
+from sk_calex.utils._saving import SavableMixin
 from sk_calex.utils._validation import check_labels, check_sample_weight
 
 __all__ = ["BaseCascade"]
@@ -195,7 +188,7 @@ class BaseCascade(
             with recall_or_keep(self, X, y, sample_weight, split_args) as known:
                 if not known:
                     with task.part("features"):
-                        data = self._read_training_data(X, y, sample_weight, split_args)
+                        data = read_training_data(self, X, y, sample_weight, split_args)
                     self._train(data, task)
             with (
                 task.part("calibration"),
@@ -208,69 +201,6 @@ class BaseCascade(
             if not known:  # a recalled fit has said so before
                 warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
         return self
-
-    def _read_training_data(
-        self,
-        X: Any,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None,
-        split_args: Mapping[str, Any],
-    ) -> TrainingData:
-        """Check, split and compute features; sets all that does not need branches.
-
-        What can be checked without the samples is checked before the backbone runs,
-        which may take hours.
-        """
-        labels = check_labels(y)
-        if len(labels) == 0:
-            raise ValueError(
-                "Found array with 0 sample(s) while a minimum of 1 is required: X and "
-                "y are empty."
-            )
-        if isinstance(X, Mapping):
-            check_consistent_length(*X.values(), labels)
-        elif hasattr(X, "__len__") or hasattr(X, "shape"):
-            check_consistent_length(X, labels)
-        weight = check_sample_weight(sample_weight, labels)
-        found = np.unique(labels)
-        if len(np.unique(labels[weight > 0])) < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs at least 2 classes, y holds one class: "
-                f"{labels[weight > 0].tolist()[0]!r}."
-            )
-        if self.final_estimator is not None and not is_classifier(self.final_estimator):
-            raise TypeError(
-                f"final_estimator must be a classifier, got {self.final_estimator!r}."
-            )
-        named = getattr(self.backbone, "classes", None)
-        classes = found
-        if self.final_estimator is None:
-            classes = all_classes(found, named)
-        codes = np.searchsorted(classes, labels)
-        seeds = check_random_state(self.random_state)
-        folds = make_folds(self.cv, codes, weight, classes, seeds, split_args)
-
-        def check_layout(layout: TapLayout) -> None:
-            if final_estimator_for(self.final_estimator, layout.shared) is None:
-                output_order(classes, named, layout.n_outputs)
-            if self.costs is not None:
-                read_costs(self.costs, layout.n_taps)
-
-        with showing(self.verbose, "features"):
-            features, layout = training_features(self, X, check_layout)
-        check_consistent_length(features, labels)
-        self.classes_, self.layout_ = classes, layout
-        outputs = layout.block(features, layout.n_taps)
-        template = final_estimator_for(self.final_estimator, layout.shared)
-        if template is None:
-            order = output_order(classes, named, outputs.shape[1])
-            stage, final = read_backbone(outputs, order, codes, folds, named is None)
-        else:
-            stage, final = fit_final_estimator(
-                template, outputs, codes, weight, folds, classes, self.verbose
-            )
-        self._last_stage_, self.final_estimator_ = stage, stage.estimator
-        return TrainingData(features, layout, codes, weight, final, folds, seeds)
 
     # -- the exit rule and its knob ----------------------------------------------
 
@@ -742,23 +672,7 @@ class BaseCascade(
     # -- saving ------------------------------------------------------------------
 
     def _archive_state(self) -> dict[str, Any]:
-        """Return the fitted state in plain parts.
-
-        What only another fit would need and has no plain form, a splitter or a folder
-        of fits, becomes the default of its parameter.
-        """
-        state = self.__getstate__()
-        state["random_state"] = plain_seed(self.random_state)
-        for name in ("cv", "memory"):
-            if name in state and not isinstance(state[name], int | float | None):
-                state[name] = _default(self, name)
-        del state["final_estimator_"]  # that of the last stage
-        backbone = state.pop("backbone")
-        if self.backbone_ is None:
-            if isinstance(backbone, FrozenEstimator):
-                backbone = backbone.estimator
-            state["backbone"] = backbone if hasattr(backbone, "layout_") else None
-        return state
+        return plain_state(self)
 
     def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
         self.__setstate__(state)
@@ -767,35 +681,7 @@ class BaseCascade(
             self.backbone = self.backbone_
 
     def _model_card(self) -> str:
-        given = self.calibration_
-        weight = given.weight / given.weight.sum()
-        depth = first_exits(self.calibrator_, given.answers)
-        right = given.right
-        rows = np.arange(len(depth))
-        facts = {
-            "classes": f"{len(self.classes_)}",
-            "branches": f"{len(self.branches_)}",
-            "taps": ", ".join(self.layout_.names),
-            "exit rule": f"`{self._exit_rule()!r}`",
-            "calibration rows": f"{np.count_nonzero(given.weight)}",
-            "accuracy of the last stage": f"{weight @ right[-1]:.2%}",
-            "accuracy of the cascade": f"{weight @ right[depth, rows]:.2%}",
-        }
-        if self.backbone_ is None:
-            del facts["taps"]
-        if self.layout_.stage_macs is not None:
-            stages, heads = self._macs()
-            saved = 1 - weight @ depth_costs(stages, heads)[depth] / sum(stages)
-            facts["FLOPs saved, heads counted"] = f"{saved:.1%}"
-        text = (
-            f"A fitted `{type(self).__name__}` of sk_calex: a frozen classifier with "
-            "branches that answer easy samples early. Load it with "
-            "`sk_calex.load(folder"
-            f"{', backbone=module' if self.backbone_ is not None else ''})`.\n\n"
-            "Accuracies and savings below are those on the calibration rows, which "
-            "chose the thresholds: estimates, not promises."
-        )
-        return model_card(type(self).__name__, facts, text)
+        return cascade_card(self)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
