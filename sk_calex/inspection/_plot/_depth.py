@@ -363,7 +363,10 @@ class ExitDepthDisplay:
             title += f"\n{n:,} samples, lines: 95 % intervals"
         for k, style in enumerate(_depth_styles(len(share))):
             if errors is not None:
-                style |= {"yerr": errors[:, [k]], "capsize": 4, "ecolor": "black"}
+                # As a list: matplotlib takes rows of an array for numbers, which NumPy
+                # before 2.4 only warns of.
+                yerr = errors[:, [k]].tolist()
+                style |= {"yerr": yerr, "capsize": 4, "ecolor": "black"}
             bar = ax.bar([k], [100 * share[k]], 0.7, **(style | kwargs))
             ax.bar_label(bar, [f"{100 * share[k]:.1f} %"], padding=2)
             self.bars_.append(bar)
