@@ -3,8 +3,8 @@
     pip install timm
     python examples/timm_model.py
 
-Any architecture of timm that `torch.fx` can trace will do. Its weights are not
-downloaded here: a small ResNet is trained on scikit-learn's digits for some seconds.
+Any architecture of timm will do. Its weights are not downloaded here: a small ResNet
+is trained on scikit-learn's digits for some seconds.
 For a pretrained one, `timm.create_model(name, pretrained=True)`.
 """
 

@@ -152,6 +152,19 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
                 f"{dtype}, the dtype of the module. Scale the samples, or give a "
                 "module of a wider dtype."
             )
+    if torch.finfo(dtype).eps > torch.finfo(tensor.dtype).eps:
+        lost = cast.to(tensor.dtype) != tensor
+        # As large as ids may be; every larger float is a whole number.
+        are_ids = torch.equal(tensor, tensor.round()) and bool(
+            tensor.abs().max() < 2**31
+        )
+        if are_ids and bool(lost.any()):
+            raise ValueError(
+                f"{name} holds whole numbers, such as {float(tensor[lost][0]):g}, that "
+                f"{dtype}, the dtype of the module, cannot hold. Give token ids and "
+                "the like as integers, which are never cast; `preprocess` may return "
+                "them."
+            )
     return cast
 
 

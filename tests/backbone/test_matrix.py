@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import swin_transformer, vision_transformer
 
 from sk_calex import BranchClassifier, CascadeClassifier, FrozenBackbone
+from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._stages import Stages
 from sk_calex.backbone._whole import WholeModule
 from sk_calex.utils._flops import count_macs
@@ -213,6 +214,22 @@ def test_bert_of_hugging_face() -> None:
     assert stages.output_shapes == ((10, 16), (10, 16), (3,))
 
 
+def test_a_cascade_on_bert_takes_token_ids_and_masks() -> None:
+    X, y = tokens(), np.arange(12) % 3
+    backbone = FrozenBackbone(bert(), ["bert.encoder.layer.0"], output="logits")
+    branch = BranchClassifier("gap", max_iter=1)
+    cascade = CascadeClassifier(backbone, branch=branch, random_state=0).fit(X, y)
+    live = np.concatenate(every_stage(cascade.backbone_, X), 1)
+    features = cascade.backbone_.transform(X)
+    np.testing.assert_allclose(live, features, rtol=1e-4, atol=1e-5)
+    some = {name: values[[7, 2]] for name, values in X.items()}
+    np.testing.assert_allclose(
+        *(cascade.stage_probabilities(some), cascade.stage_probabilities(X)[:, [7, 2]]),
+        rtol=1e-4,
+    )
+    assert cascade.predict(X).shape == (12,)
+
+
 def test_a_vit_of_hugging_face() -> None:
     module = hugging_face_vit()
     layers = next(n for n, m in module.named_modules() if isinstance(m, nn.ModuleList))
@@ -234,10 +251,11 @@ def test_staged_decisions_are_those_from_features(name: str) -> None:
     np.testing.assert_allclose(live, features, rtol=1e-4, atol=1e-4)
 
 
-def every_stage(backbone: FrozenBackbone, X: np.ndarray) -> list[np.ndarray]:
+def every_stage(backbone: FrozenBackbone, X: Any) -> list[np.ndarray]:
     runner, found = backbone.runner(), []
+    samples = Samples(X)
     with runner.inference_mode():
-        state = runner.start(torch.from_numpy(X))
+        state = runner.start(samples.raw(slice(0, len(samples))))
         for stage in range(backbone.layout_.n_taps + 1):
             output, state = runner.advance(stage, state)
             found.append(output.flatten(1).numpy())

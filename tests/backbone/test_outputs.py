@@ -177,3 +177,33 @@ def test_amp_lowers_the_precision_and_counts_in_the_fingerprint():
     again = low.set_params(amp=None)
     np.testing.assert_array_equal(again.transform(X), full.transform(X))
     assert again.fingerprint_ == full.fingerprint_
+
+
+class Text(nn.Module):
+    """Token ids of a large vocabulary in, logits out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(30522, 8), nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.last(self.mix(self.embed(ids.long())).mean(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_token_ids_are_never_cast(dtype):
+    torch.manual_seed(0)
+    module = Text().to(dtype).eval()
+    ids = np.random.default_rng(0).integers(0, 30500, (40, 12))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(ids)).float().numpy()
+    backbone = FrozenBackbone(module, ["mix"]).fit(ids)
+    got = backbone.layout_.block(backbone.transform(ids), 1)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0.01)
+    floats = FrozenBackbone(module, ["mix"], preprocess=torch.Tensor.float)
+    if dtype == torch.float32:
+        np.testing.assert_array_equal(floats.fit(ids).predict(ids), expected.argmax(1))
+    else:
+        with pytest.raises(ValueError, match=r"X holds whole numbers, such as .* ids"):
+            floats.fit(ids)

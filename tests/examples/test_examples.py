@@ -19,6 +19,7 @@ ELSEWHERE = {"quickstart", "train_backbone", "distributed_extraction"}
 RUN_HERE = {
     "budgeted_margin",
     "dataset_on_disk",
+    "hugging_face_models",
     "pipeline_grid_search",
     "survivors_and_weights",
     "timm_model",
@@ -113,6 +114,22 @@ def test_timm_is_asked_for_where_it_is_absent(
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(SystemExit, match="pip install timm"):
         run("timm_model")
+
+
+@pytest.mark.parametrize("name", ["BERT", "ViT"])
+def test_hugging_face_models(run: Run, name: str) -> None:
+    pytest.importorskip("transformers", reason="pip install transformers")
+    printed = run("hugging_face_models", "--only", name)
+    assert f"{name}: tapped" in printed
+    assert len(percentages(printed, r"^ +(plain model|cascade): ")) == 2
+
+
+def test_transformers_is_asked_for_where_it_is_absent(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SystemExit, match="pip install transformers"):
+        run("hugging_face_models")
 
 
 def test_token_features(run: Run) -> None:
