@@ -279,6 +279,8 @@ def _run(
         return
     sent = _readers_are_workers(samples, n_workers)
     shipment = Shipment((job, featurizer, samples if sent else None))
+    if not _workers_are_threads():
+        _check_can_be_sent(shipment, n_jobs)
     call = for_workers(_in_worker)
     every = Parallel(n_jobs=n_jobs, return_as="generator")(
         delayed(call)(shipment, rows, None if sent else _sendable(samples, rows))
@@ -294,6 +296,24 @@ def _run(
             every.close()
 
 
+def _workers_are_threads() -> bool:
+    return bool(getattr(get_active_backend()[0], "supports_sharedmem", False))
+
+
+def _check_can_be_sent(shipment: Shipment, n_jobs: int | None) -> None:
+    """Pickle what workers need, which is kept for them, or say what to do instead."""
+    try:
+        shipment.pickle()
+    except Exception as error:  # whatever a part of it raises
+        raise TypeError(
+            f"n_jobs={n_jobs} sends the module, its `preprocess` and the samples to "
+            "other processes, but they cannot be pickled "
+            f"({type(error).__name__}: {error}). Set n_jobs=None, or make them "
+            "picklable: no locks, open files or scripted parts, and parametrisations "
+            "removed."
+        ) from error
+
+
 def _readers_are_workers(samples: Samples, n_workers: int) -> bool:
     """Whether workers get the samples as a whole, to read pieces of them themselves.
 
@@ -301,8 +321,7 @@ def _readers_are_workers(samples: Samples, n_workers: int) -> bool:
     memory, nor one that cannot be pickled. Threads do not, for a Dataset may not be
     made for several.
     """
-    threads = getattr(get_active_backend()[0], "supports_sharedmem", False)
-    if threads or not samples.on_demand:
+    if _workers_are_threads() or not samples.on_demand:
         return False
     if samples.sample_bytes is None:
         return True

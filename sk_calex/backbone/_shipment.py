@@ -67,7 +67,8 @@ class Shipment:
                     self._timer.daemon = True
                     self._timer.start()
 
-    def _pickle(self) -> NDArray[np.uint8]:
+    def pickle(self) -> NDArray[np.uint8]:
+        """Pickle the content, the first time that it is asked for."""
         with self.lock:
             if self._pickled is None:
                 buffer = io.BytesIO()
@@ -76,11 +77,11 @@ class Shipment:
             return self._pickled
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shipment._received, (self._call, self._pickle())
+        return Shipment._received, (self._call, self.pickle())
 
     def __sizeof__(self) -> int:
         # How Dask, and joblib's backend for it, learn that an argument is large.
-        return self._pickle().nbytes
+        return self.pickle().nbytes
 
 
 _last_lock = threading.Lock()

@@ -368,3 +368,23 @@ def test_rows_that_workers_store_in_another_folder_are_missed(cache, elsewhere):
         make(cache).fit(X).transform(X)
     assert not cache.exists()
     assert FeatureStore(elsewhere).info()["rows"]
+
+
+@pytest.mark.parametrize("what", ["module", "preprocess"])
+def test_what_cannot_be_sent_to_workers_is_said_before_they_start(what):
+    net, preprocess = TinyNet(), None
+    if what == "module":
+        net.lock = threading.Lock()
+    else:
+        lock = threading.Lock()
+
+        def preprocess(x):
+            return x.float() if lock else x
+
+    backbone = FrozenBackbone(net, ["stem"], preprocess=preprocess, n_jobs=2)
+    X = images(8, dtype="float32")
+    backbone.fit(X)
+    message = r"n_jobs=2 sends the module.*cannot be pickled.*Set n_jobs=None"
+    with pytest.raises(TypeError, match=message):
+        backbone.transform(X)
+    assert backbone.set_params(n_jobs=None).transform(X).shape[0] == 8

@@ -112,7 +112,13 @@ def test_page_after_the_quickstart(
     cascade.set_margin(margin)
 
 
-def test_policies(quickstart: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+def test_exit_rules(
+    quickstart: dict[str, Any],
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names = run("docs/guide/exit_rules.md", dict(quickstart))
     assert len(set(names["curve"].flops_reduction)) > 1
     printed = re.findall(r"accuracy ([\d.]+), cost", capsys.readouterr().out)
