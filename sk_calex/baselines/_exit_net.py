@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -14,8 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_calex.backbone._layout import TapLayout
-from sk_calex.branches._heads import WeightedBatchNorm, build_head
-from sk_calex.branches._solvers import History, adam_loop, lbfgs_loop
+from sk_calex.branches._heads import build_head
+from sk_calex.branches._layers import BranchHead, WeightedBatchNorm
+from sk_calex.branches._solvers import (
+    MINI_BATCH_RATE,
+    SMALL_SIZE,
+    History,
+    adam_loop,
+    choose_full_batch,
+    default_max_iter,
+    full_batch_adam_loop,
+    lbfgs_loop,
+)
 from sk_calex.calibration._answers import StageAnswer
 from sk_calex.utils._callbacks import handed
 from sk_calex.utils._flops import count_macs
@@ -23,9 +34,6 @@ from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import as_tensor, check_finite, softmax64
 
 __all__ = ["ExitNet", "ExitRows", "LabelNet", "fit_exit_net"]
-
-# Below this many numbers in the taps a full-batch solver is both exact and quick.
-_LBFGS_MAX_SIZE = 100_000
 
 
 class ExitNet(nn.Module):
@@ -329,7 +337,7 @@ def fit_exit_net(
     solver: str,
     max_iter: int | None,
     batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     weight_decay: float,
     generator: torch.Generator,
     device: torch.device,
@@ -343,15 +351,17 @@ def fit_exit_net(
         The network; on the CPU, in float32.
     rows : ExitRows
         What trains it, weights positive.
-    solver : {"auto", "adam", "lbfgs"}
-        "lbfgs" is full-batch, in float64 and without randomness; integer weights are
-        repetition. "auto" is "lbfgs" up to 100,000 numbers in the taps.
+    solver : {"auto", "adam", "adam_full_batch", "lbfgs"}
+        "adam" takes mini-batches. "adam_full_batch" and "lbfgs" take all rows at once,
+        in float64 and without randomness; integer weights are repetition. "auto" takes
+        all rows up to 100,000 numbers in the taps, with "lbfgs" where all heads are
+        linear, and mini-batches above.
     max_iter : int or None
-        Epochs (adam) or iterations (lbfgs). None: 12 epochs and at least 400 updates,
-        or 30 iterations.
+        Epochs (adam), updates (adam_full_batch) or iterations (lbfgs). None: 12 epochs
+        and at least 400 updates; 60 updates; 30 iterations.
     batch_size, learning_rate, weight_decay
-        Of the mini-batches and AdamW under a one-cycle schedule; the decay is an L2
-        penalty with "lbfgs".
+        Rows of a mini-batch, and settings of AdamW under a one-cycle schedule; the
+        decay is an L2 penalty with "lbfgs".
     generator : torch.Generator
         Order of the mini-batches.
     device : torch.device
@@ -367,15 +377,42 @@ def fit_exit_net(
     n = len(rows)
     width = rows.layout.columns(rows.layout.n_taps - 1).stop
     if solver == "auto":
-        solver = "lbfgs" if n * width <= _LBFGS_MAX_SIZE else "adam"
+        small = n * width <= SMALL_SIZE
+        linear = all(getattr(head, "is_linear", False) for head in net.heads)
+        solver = choose_full_batch(linear) if small else "adam"
     repeat = rows.weight
     rows = replace(rows, weight=repeat / repeat.mean())
-    dtype = torch.float64 if solver == "lbfgs" else torch.float32
+    dtype = torch.float32 if solver == "adam" else torch.float64
     net.to(device, dtype)
     if solver == "lbfgs":
-        with handed().part("training"):
-            history = _train_lbfgs(
-                net, rows, repeat, max_iter or 30, weight_decay, device, verbose
+        with (
+            handed().part("training"),
+            _full_batch(net, rows, repeat, device) as (taps, loss),
+        ):
+            train = partial(
+                lbfgs_loop,
+                max_iter=max_iter or default_max_iter(solver),
+                weight_decay=weight_decay,
+                verbose=verbose,
+            )
+            if net.separable:
+                history = _train_branch_by_branch(net, taps, loss, train)
+            else:
+                history = train(net, lambda: loss(net(taps)))
+    elif solver == "adam_full_batch":
+        updates = max_iter or default_max_iter(solver)
+        with (
+            handed().part("training", updates) as task,
+            _full_batch(net, rows, repeat, device) as (taps, loss),
+        ):
+            history = full_batch_adam_loop(
+                net,
+                lambda: loss(net(taps)),
+                max_iter=updates,
+                learning_rate=learning_rate or _full_batch_rate(net),
+                weight_decay=weight_decay,
+                verbose=verbose,
+                epoch=partial(task.part, "epoch"),
             )
     else:
 
@@ -392,7 +429,7 @@ def fit_exit_net(
                 n,
                 epochs=epochs,
                 batch_size=batch_size,
-                learning_rate=learning_rate,
+                learning_rate=learning_rate or MINI_BATCH_RATE,
                 weight_decay=weight_decay,
                 generator=generator,
                 verbose=verbose,
@@ -402,15 +439,20 @@ def fit_exit_net(
     return history
 
 
-def _train_lbfgs(
+def _full_batch_rate(net: ExitNet) -> float:
+    """Rate of full-batch Adam that suits all heads: the least of theirs."""
+    default = BranchHead.full_batch_rate
+    return min(getattr(head, "full_batch_rate", default) for head in net.heads)
+
+
+@contextmanager
+def _full_batch(
     net: ExitNet,
     rows: ExitRows,
     repeat: NDArray[np.float64],
-    max_iter: int,
-    weight_decay: float,
     device: torch.device,
-    verbose: bool,
-) -> History:
+) -> Iterator[tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]]:
+    """Give the taps of all rows, and the loss of outputs for them, with weights set."""
     taps, labels, final, share = rows.tensors(
         torch.arange(len(rows)), device, torch.float64
     )
@@ -422,19 +464,12 @@ def _train_lbfgs(
     def loss(outputs: list[Tensor]) -> Tensor:
         return net.loss(outputs, labels, final, share)
 
-    train = partial(
-        lbfgs_loop, max_iter=max_iter, weight_decay=weight_decay, verbose=verbose
-    )
-    if net.separable:
-        history = _branch_by_branch(net, taps, loss, train)
-    else:
-        history = train(net, lambda: loss(net(taps)))
+    yield taps, loss
     for norm in net._norms():
         norm.row_weights = None
-    return history
 
 
-def _branch_by_branch(
+def _train_branch_by_branch(
     net: ExitNet,
     taps: list[Tensor],
     loss: Callable[[list[Tensor]], Tensor],

@@ -102,7 +102,7 @@ class JointCascade(BaseCascade):
     solver: str = "auto"
     max_iter: int | None = None
     batch_size: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     weight_decay: float = 1e-2
     cv: Any = 0.2
     costs: Any = None
@@ -116,10 +116,10 @@ class JointCascade(BaseCascade):
         "backbone": [object, None],
         "final_estimator": [HasMethods(["fit", "predict_proba"]), None],
         "calibrator": [ExitPolicy, None],
-        "solver": [StrOptions({"adam", "lbfgs", "auto"})],
+        "solver": [StrOptions({"adam", "adam_full_batch", "lbfgs", "auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
         "costs": ["array-like", dict, None],

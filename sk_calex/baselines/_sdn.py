@@ -42,20 +42,28 @@ class SDNClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
-    solver : {"auto", "adam", "lbfgs"}, default="auto"
-        Mini-batch AdamW, or full-batch L-BFGS without randomness; "auto" is L-BFGS up
-        to 100,000 numbers in the taps.
+    solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
+        Algorithm that trains the heads.
+
+        - "auto": up to 100,000 numbers in the taps, all rows at once: "lbfgs" where
+          every head is linear ("gap", "sdn"), "adam_full_batch" otherwise; "adam" for
+          larger data.
+        - "adam": mini-batch AdamW in float32, for data of any size.
+        - "adam_full_batch", "lbfgs": all rows at once in float64, without randomness;
+          integer weights are repetition. With "lbfgs" the result of a head that is not
+          linear hangs on rounding.
     max_iter : int, default=None
-        Epochs (adam) or iterations (lbfgs). None: 12 epochs and at least 400 updates,
-        or 30 iterations.
+        Epochs (adam), updates (adam_full_batch) or iterations (lbfgs). None: 12 epochs
+        and at least 400 updates; 60 updates; 30 iterations.
     batch_size : int, default=256
         Rows of a mini-batch (adam): larger ones are quicker for each epoch, smaller
         ones make more updates.
-    learning_rate : float, default=3e-3
-        Highest rate of the one-cycle schedule (adam); lower it where the loss does not
-        fall.
+    learning_rate : float, default=None
+        Highest rate of Adam's one-cycle schedule; lower it where the loss does not
+        fall. None: 0.003 for mini-batches, and for full batches 0.005 to 0.02, by the
+        kind of head. "lbfgs" does not use it.
     weight_decay : float, default=1e-2
-        Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
+        Decoupled weight decay (adam), or L2 penalty on the mean loss (full batch).
     cv : float, int or splitter, default=0.2
         What is held out to fit the exit rule, as of `CascadeClassifier`.
     costs : array-like of shape (n_branches + 1,) or dict, default=None
@@ -85,7 +93,7 @@ class SDNClassifier(JointCascade):
     n_iter_ : int
         Epochs or iterations done.
     loss_curve_ : list of float
-        Mean loss of each epoch (adam) or evaluation (lbfgs).
+        Mean loss of each epoch (Adam) or evaluation (lbfgs).
     depth_costs_ : ndarray of float64, shape (n_branches + 1,)
         MACs of an answer at each depth, heads included.
     backbone_, final_estimator_, layout_, n_features_in_
@@ -138,7 +146,7 @@ class SDNClassifier(JointCascade):
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 1e-2,
         cv: Any = 0.2,
         costs: Any = None,

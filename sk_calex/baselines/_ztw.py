@@ -22,6 +22,7 @@ from sk_calex.branches._layers import (
     linear,
     mixed_pool,
     pooled_grid,
+    relu,
 )
 from sk_calex.cascade._ensembles import LogMean, fit_log_mean
 from sk_calex.cascade._training_data import TrainingData
@@ -73,7 +74,7 @@ class ZTWHead(BranchHead):
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         """Logits (n, n_classes); `before` are those of the branch before."""
-        u = F.relu(self.conv(self._as_map(x)), inplace=True)
+        u = relu(self.conv(self._as_map(x)))
         u = mixed_pool(u, self.grid, self.alpha)
         return self.classifier(u if before is None else torch.cat([u, before], dim=1))
 
@@ -219,21 +220,29 @@ class ZTWClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
-    solver : {"auto", "adam", "lbfgs"}, default="auto"
-        Mini-batch AdamW, or full-batch L-BFGS without randomness; "auto" is L-BFGS up
-        to 100,000 numbers in the taps, one head after the other. The ensembles always
-        have L-BFGS.
+    solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
+        Algorithm that trains the heads.
+
+        - "auto": up to 100,000 numbers in the taps, all rows at once: "lbfgs" where
+          every head is linear ("gap", "sdn"), "adam_full_batch" otherwise; "adam" for
+          larger data.
+        - "adam": mini-batch AdamW in float32, for data of any size.
+        - "adam_full_batch", "lbfgs": all rows at once in float64, without randomness;
+          integer weights are repetition. With "lbfgs" the result of a head that is not
+          linear hangs on rounding. "lbfgs" trains one head after the other; the
+          ensembles always have it.
     max_iter : int, default=None
-        Epochs (adam) or iterations (lbfgs) of the heads. None: 12 epochs and at least
-        400 updates, or 30 iterations.
+        Epochs (adam), updates (adam_full_batch) or iterations (lbfgs). None: 12 epochs
+        and at least 400 updates; 60 updates; 30 iterations.
     batch_size : int, default=256
         Rows of a mini-batch (adam): larger ones are quicker for each epoch, smaller
         ones make more updates.
-    learning_rate : float, default=3e-3
-        Highest rate of the one-cycle schedule (adam); lower it where the loss does not
-        fall.
+    learning_rate : float, default=None
+        Highest rate of Adam's one-cycle schedule; lower it where the loss does not
+        fall. None: 0.003 for mini-batches, and for full batches 0.005 to 0.02, by the
+        kind of head. "lbfgs" does not use it.
     weight_decay : float, default=1e-2
-        Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
+        Decoupled weight decay (adam), or L2 penalty on the mean loss (full batch).
     cv : float, int or splitter, default=0.2
         What is held out to fit the exit rule, as of `CascadeClassifier`; this method's
         own takes no statistics of it.
@@ -340,7 +349,7 @@ class ZTWClassifier(JointCascade):
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 1e-2,
         cv: Any = 0.2,
         costs: Any = None,

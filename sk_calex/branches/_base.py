@@ -23,7 +23,19 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.branches._heads import BranchHead, fuse_for_inference
-from sk_calex.branches._training import Batch, History, soften, train_adam, train_lbfgs
+from sk_calex.branches._solvers import (
+    MINI_BATCH_RATE,
+    SMALL_SIZE,
+    choose_full_batch,
+    default_max_iter,
+)
+from sk_calex.branches._training import (
+    Batch,
+    History,
+    soften,
+    train_adam,
+    train_full_batch,
+)
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._flops import count_macs
 from sk_calex.utils._modes import trainable
@@ -39,10 +51,6 @@ from sk_calex.utils._validation import (
 
 __all__ = ["BaseBranch"]
 
-# Below this many numbers in X a full-batch solver is both exact and quick.
-_LBFGS_MAX_SIZE = 100_000
-# Few enough that rounding cannot grow into another answer: the loss is not convex.
-_LBFGS_ITERATIONS = 30
 _PREDICT_ROWS = 1024
 # Floats are read as they are: a memory map of them is never converted as a whole.
 _DTYPES = (np.float64, np.float32, np.float16)
@@ -57,7 +65,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
     solver: str
     max_iter: int | None
     batch_size: int
-    learning_rate: float
+    learning_rate: float | None
     weight_decay: float
     early_stopping: bool
     validation_fraction: float
@@ -74,10 +82,10 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         "feature_shape": [tuple, list, None],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "alpha": [Interval(Real, 0, 1, closed="both")],
-        "solver": [StrOptions({"adam", "lbfgs", "auto"})],
+        "solver": [StrOptions({"adam", "adam_full_batch", "lbfgs", "auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -92,6 +100,10 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
     def _new_head(
         self, shape: tuple[int, ...], n_classes: int, generator: torch.Generator
     ) -> BranchHead:
+        raise NotImplementedError
+
+    def _head_is_linear(self) -> bool:
+        """Whether the head's logits are linear in features that it does not train."""
         raise NotImplementedError
 
     @with_callbacks
@@ -170,7 +182,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         batch = everyone.take(np.flatnonzero(weight > 0))
 
         self.solver_ = self._chosen_solver(batch)
-        epochs = self._epochs(len(batch)) if self.solver_ == "adam" else 0
+        epochs = 0 if self.solver_ == "lbfgs" else self._epochs(len(batch))
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
         with trainable(), Task.root(self, epochs, X, y, sample_weight) as task:
@@ -225,19 +237,23 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         seeds: np.random.RandomState,
         task: Task,
     ) -> History:
-        if self.solver_ == "lbfgs":
-            return train_lbfgs(
+        epoch = partial(task.part, "epoch", fitted=partial(_so_far, head, shape))
+        epochs = self._epochs(len(batch))
+        if self.solver_ != "adam":
+            return train_full_batch(
                 head,
                 batch,
                 shape,
+                solver=self.solver_,
                 temperature=self.temperature,
                 alpha=self.alpha,
-                max_iter=self.max_iter or _LBFGS_ITERATIONS,
+                max_iter=epochs,
+                learning_rate=self.learning_rate or head.full_batch_rate,
                 weight_decay=self.weight_decay,
                 device=device,
                 verbose=bool(self.verbose),
+                epoch=epoch,
             )
-        epochs = self._epochs(len(batch))
         batch = replace(batch, weight=batch.weight / batch.weight.mean())
         validation = None
         if self.early_stopping:
@@ -256,7 +272,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             alpha=self.alpha,
             epochs=epochs,
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate or MINI_BATCH_RATE,
             weight_decay=self.weight_decay,
             generator=generator,
             device=device,
@@ -264,25 +280,29 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             patience=self.n_iter_no_change,
             tol=self.tol,
             verbose=bool(self.verbose),
-            epoch=partial(task.part, "epoch", fitted=partial(_so_far, head, shape)),
+            epoch=epoch,
         )
 
     def _chosen_solver(self, batch: Batch) -> str:
         solver = self.solver
         if solver == "auto":
-            small = len(batch) * batch.features.shape[1] <= _LBFGS_MAX_SIZE
-            solver = "lbfgs" if small and not self.early_stopping else "adam"
-        if solver == "lbfgs" and self.early_stopping:
+            small = len(batch) * batch.features.shape[1] <= SMALL_SIZE
+            if not small or self.early_stopping:
+                return "adam"
+            return choose_full_batch(self._head_is_linear())
+        if solver != "adam" and self.early_stopping:
             raise ValueError(
-                "early_stopping=True needs mini-batches: use solver='adam', or "
-                "early_stopping=False with solver='lbfgs'."
+                f"early_stopping=True needs mini-batches: use solver='adam', or "
+                f"early_stopping=False with solver={solver!r}."
             )
         return solver
 
     def _epochs(self, n: int) -> int:
-        """Most epochs on n rows, of which early stopping holds some out."""
+        """Most epochs or iterations on n rows, of which some may be held out."""
         if self.max_iter is not None:
             return self.max_iter
+        if self.solver_ != "adam":
+            return default_max_iter(self.solver_)
         if self.early_stopping:
             # As train_test_split does, which refuses to leave none.
             n = max(1, n - math.ceil(self.validation_fraction * n))

@@ -17,73 +17,111 @@ __all__ = ["BaseBranch", "BranchClassifier", "PrototypePoolingClassifier"]
 
 @savable
 class BranchClassifier(BaseBranch):
-    """A branch with any of the torch heads.
+    """Train any of the torch heads as a branch.
 
     Parameters
     ----------
     head : {"gap", "sdn", "conv1d", "conv", "prototype", "prototype_augmented"}, \
             default="conv"
-        The head; see `sk_calex.branches._heads`.
+        Kind of head, from cheap to rich.
+
+        - "gap": mean over the positions, linear. The cheapest; for late taps and small
+          backbones.
+        - "sdn": mean and maximum over a 4 x 4 grid, linear; keeps where things are.
+        - "conv1d": one 1-D convolution over the positions; BTS-EE's head.
+        - "prototype": pooling by learned prototypes; for few labels or tokens.
+        - "conv": two 3x3 convolutions, then mean and maximum. For early taps of large
+          backbones.
+        - "prototype_augmented": "conv" and "prototype" side by side; the head of
+          `PrototypePoolingClassifier`.
     head_params : dict, default=None
-        Parameters of the head, such as ``{"widths": (96, 128)}`` of "conv".
+        Parameters of the head, such as ``{"widths": (96, 128)}`` of "conv"; see the
+        Methods page for those of each head. None: the head's defaults.
     feature_shape : tuple of int, default=None
-        Shape of one sample's features: (C, H, W), (L, D) or (D,). None means
-        ``(n_features,)``; inside a cascade, the shape of the tap.
+        Shape of one sample's features, of which a row of `X` is the flattened form.
+
+        - ``(C, H, W)``: a map of C channels, as convolutions make it.
+        - ``(L, D)``: L tokens of D features each, as transformers make them.
+        - ``(D,)``: a flat vector.
+        - None: ``(n_features,)``; inside a cascade, the shape of the tap.
     temperature : float, default=2.0
-        Temperature T of the soft targets (the paper's setting is 4).
+        Temperature T > 0 by which soft targets and logits are softened in the loss.
+        Higher values teach more about the unlikely classes; the paper takes 4.
     alpha : float, default=0.5
-        Share of the soft targets in the loss, in [0, 1]; the labels have the rest.
-        Without soft targets the labels have all.
-    solver : {"auto", "adam", "lbfgs"}, default="auto"
-        "lbfgs" is full-batch, in float64, without randomness once the head is
-        initialised, and takes integer weights as repetition; "adam" is mini-batch
-        AdamW under a one-cycle schedule. "auto" is "lbfgs" up to 100,000 numbers in X.
+        Share of the soft targets in the loss, from 0 to 1; the true labels have the
+        rest. Without soft targets the labels have all.
+    solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
+        Algorithm that trains the head.
+
+        - "auto": up to 100,000 numbers in `X`, "lbfgs" for the linear heads ("gap",
+          "sdn") and "adam_full_batch" for the others; "adam" for larger data or with
+          `early_stopping`.
+        - "adam": mini-batch AdamW in float32 under a one-cycle schedule. For data of
+          any size, memory maps included.
+        - "adam_full_batch": Adam on all rows at once in float64, with the same
+          schedule. No randomness, and integer weights are repetition. Rounding in the
+          features stays rounding in the probabilities.
+        - "lbfgs": L-BFGS on all rows at once in float64. Most accurate on linear heads;
+          on others its result hangs on the last bits of the features.
     max_iter : int, default=None
-        Epochs (adam) or iterations (lbfgs). None: 30 iterations, or 12 epochs and at
-        least as many as give 400 updates.
+        Length of the training: epochs (adam), updates (adam_full_batch) or iterations
+        (lbfgs). None: 12 epochs and at least as many as give 400 updates; 60 updates;
+        30 iterations.
     batch_size : int, default=256
-        Rows of a mini-batch.
-    learning_rate : float, default=3e-3
-        Highest rate of the one-cycle schedule (adam).
+        Rows in a mini-batch of "adam"; a last, smaller batch is left out of the epoch.
+    learning_rate : float, default=None
+        Highest rate of Adam's one-cycle schedule. None: 0.003 for mini-batches; for
+        full batches 0.02 ("conv1d"), 0.01 ("prototype") or 0.005 (the other heads).
+        "lbfgs" does not use it.
     weight_decay : float, default=1e-2
-        Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
+        Strength of the regularisation: decoupled weight decay with "adam", a penalty of
+        ``weight_decay / 2 * ||parameters||^2`` on the mean loss with the full batch.
     early_stopping : bool, default=False
-        Hold out rows and keep the best epoch (adam only).
+        Whether to hold rows out, watch their loss, and keep the weights of the best
+        epoch. For "adam" only.
     validation_fraction : float, default=0.1
-        Share of rows held out with `early_stopping`.
+        Share of the rows that `early_stopping` holds out, stratified by class, strictly
+        between 0 and 1.
     n_iter_no_change : int, default=5
-        Epochs without a gain of `tol` before stopping.
+        Number of epochs without a gain of `tol` in the held-out loss after which
+        `early_stopping` ends the training.
     tol : float, default=1e-4
-        Least gain in validation loss that counts.
+        Least fall of the held-out loss that `early_stopping` counts as a gain.
     warm_start : bool, default=False
-        Go on from the head of the last fit.
+        Whether `fit` goes on from the head of the last fit, which must have seen the
+        same classes and shape. False: each fit starts anew.
     device : str, default="auto"
-        Torch device; "auto" is CUDA where there is one, else the CPU.
+        Torch device that trains and answers, such as "cpu" or "cuda:1". "auto" takes
+        CUDA where there is one, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seed of the initialisation, the batches and the held-out rows.
+        Seed of the initial parameters, the order of the mini-batches and the rows held
+        out. Give an int for the same result in every fit.
     verbose : int, default=0
-        1 shows a bar over the epochs or evaluations of the loss, on stderr.
+        Whether to show progress on stderr: 1 shows a bar over the epochs, or over the
+        evaluations of the loss with "lbfgs"; 0 nothing.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Sorted labels.
+        Sorted labels, in the order of the columns of `predict_proba`.
     head_ : torch.nn.Module
-        The trained head, in eval mode.
+        The trained head, in eval mode; in float64 after a full-batch fit.
     macs_ : int
         Multiply-accumulates of the head for one sample, counted by torch.
     feature_shape_ : tuple of int
         Shape of one sample's features.
     solver_ : str
-        Solver that was used.
+        Solver that trained the head, where `solver` may have been "auto".
     n_iter_ : int
-        Epochs or iterations done.
-    loss_curve_, validation_loss_curve_ : list of float
-        Mean loss of each epoch (adam) or evaluation (lbfgs).
+        Number of epochs, updates or iterations done.
+    loss_curve_ : list of float
+        Mean loss of each epoch (Adam) or evaluation (L-BFGS), penalty excluded.
+    validation_loss_curve_ : list of float
+        Mean loss of the rows held out after each epoch; empty without `early_stopping`.
     n_features_in_ : int
-        Columns of X seen in fit.
+        Number of columns of `X` seen in fit.
     feature_names_in_ : ndarray of str, shape (n_features_in_,)
-        Names of those columns, where X had names.
+        Names of those columns, where `X` had names.
 
     See Also
     --------
@@ -122,7 +160,7 @@ class BranchClassifier(BaseBranch):
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 1e-2,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -158,10 +196,13 @@ class BranchClassifier(BaseBranch):
         params = self.head_params or {}
         return build_head(self.head, shape, n_classes, generator=generator, **params)
 
+    def _head_is_linear(self) -> bool:
+        return HEADS[self.head].is_linear
+
 
 @savable
 class PrototypePoolingClassifier(BaseBranch):
-    """CalexNet's branch: a light trunk, then pooling by learned prototypes.
+    """Train CalexNet's branch: a light trunk, then pooling by learned prototypes.
 
     The trunk's output u at each position is compared with M prototypes (cosine); each
     prototype pools the positions by attention, and the pooled similarities join the
@@ -170,71 +211,99 @@ class PrototypePoolingClassifier(BaseBranch):
     Parameters
     ----------
     n_prototypes : int, default=None
-        Number M of prototypes; None means two a class.
+        Number M of prototypes, learned directions that positions are compared with.
+        None: two for each class.
     widths : tuple of int, default=(96, 128)
-        Channels of the trunk's 3x3 convolutions (linear layers on tokens and vectors);
-        the first has stride 2 on grids larger than 4. ``()`` leaves the trunk out and
-        projects to `dim`.
+        Channels of the trunk's layers: 3x3 convolutions on maps (the first of stride 2
+        where both sides exceed 4), linear layers on tokens and vectors. Narrower ones
+        cost less. ``()`` leaves the trunk out and projects to `dim`.
     dim : int, default=64
-        Channels of the projection where there is no trunk.
+        Channels of the projection that takes the trunk's place where ``widths=()``.
     feature_shape : tuple of int, default=None
-        Shape of one sample's features: (C, H, W), (L, D) or (D,). None means
-        ``(n_features,)``; inside a cascade, the shape of the tap.
+        Shape of one sample's features, of which a row of `X` is the flattened form.
+
+        - ``(C, H, W)``: a map of C channels, as convolutions make it.
+        - ``(L, D)``: L tokens of D features each, as transformers make them.
+        - ``(D,)``: a flat vector.
+        - None: ``(n_features,)``; inside a cascade, the shape of the tap.
     temperature : float, default=2.0
-        Temperature T of the soft targets (the paper's setting is 4).
+        Temperature T > 0 by which soft targets and logits are softened in the loss.
+        Higher values teach more about the unlikely classes; the paper takes 4.
     alpha : float, default=0.5
-        Share of the soft targets in the loss, in [0, 1]; the labels have the rest.
-        Without soft targets the labels have all.
-    solver : {"auto", "adam", "lbfgs"}, default="auto"
-        "lbfgs" is full-batch, in float64, without randomness once the head is
-        initialised, and takes integer weights as repetition; "adam" is mini-batch
-        AdamW under a one-cycle schedule. "auto" is "lbfgs" up to 100,000 numbers in X.
+        Share of the soft targets in the loss, from 0 to 1; the true labels have the
+        rest. Without soft targets the labels have all.
+    solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
+        Algorithm that trains the head.
+
+        - "auto": up to 100,000 numbers in `X`, "lbfgs" for the linear heads ("gap",
+          "sdn") and "adam_full_batch" for the others; "adam" for larger data or with
+          `early_stopping`.
+        - "adam": mini-batch AdamW in float32 under a one-cycle schedule. For data of
+          any size, memory maps included.
+        - "adam_full_batch": Adam on all rows at once in float64, with the same
+          schedule. No randomness, and integer weights are repetition. Rounding in the
+          features stays rounding in the probabilities.
+        - "lbfgs": L-BFGS on all rows at once in float64. Most accurate on linear heads;
+          on others its result hangs on the last bits of the features.
     max_iter : int, default=None
-        Epochs (adam) or iterations (lbfgs). None: 30 iterations, or 12 epochs and at
-        least as many as give 400 updates.
+        Length of the training: epochs (adam), updates (adam_full_batch) or iterations
+        (lbfgs). None: 12 epochs and at least as many as give 400 updates; 60 updates;
+        30 iterations.
     batch_size : int, default=256
-        Rows of a mini-batch.
-    learning_rate : float, default=3e-3
-        Highest rate of the one-cycle schedule (adam).
+        Rows in a mini-batch of "adam"; a last, smaller batch is left out of the epoch.
+    learning_rate : float, default=None
+        Highest rate of Adam's one-cycle schedule. None: 0.003 for mini-batches; for
+        full batches 0.02 ("conv1d"), 0.01 ("prototype") or 0.005 (the other heads).
+        "lbfgs" does not use it.
     weight_decay : float, default=1e-2
-        Decoupled weight decay (adam) or L2 penalty on the mean loss (lbfgs).
+        Strength of the regularisation: decoupled weight decay with "adam", a penalty of
+        ``weight_decay / 2 * ||parameters||^2`` on the mean loss with the full batch.
     early_stopping : bool, default=False
-        Hold out rows and keep the best epoch (adam only).
+        Whether to hold rows out, watch their loss, and keep the weights of the best
+        epoch. For "adam" only.
     validation_fraction : float, default=0.1
-        Share of rows held out with `early_stopping`.
+        Share of the rows that `early_stopping` holds out, stratified by class, strictly
+        between 0 and 1.
     n_iter_no_change : int, default=5
-        Epochs without a gain of `tol` before stopping.
+        Number of epochs without a gain of `tol` in the held-out loss after which
+        `early_stopping` ends the training.
     tol : float, default=1e-4
-        Least gain in validation loss that counts.
+        Least fall of the held-out loss that `early_stopping` counts as a gain.
     warm_start : bool, default=False
-        Go on from the head of the last fit.
+        Whether `fit` goes on from the head of the last fit, which must have seen the
+        same classes and shape. False: each fit starts anew.
     device : str, default="auto"
-        Torch device; "auto" is CUDA where there is one, else the CPU.
+        Torch device that trains and answers, such as "cpu" or "cuda:1". "auto" takes
+        CUDA where there is one, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seed of the initialisation, the batches and the held-out rows.
+        Seed of the initial parameters, the order of the mini-batches and the rows held
+        out. Give an int for the same result in every fit.
     verbose : int, default=0
-        1 shows a bar over the epochs or evaluations of the loss, on stderr.
+        Whether to show progress on stderr: 1 shows a bar over the epochs, or over the
+        evaluations of the loss with "lbfgs"; 0 nothing.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Sorted labels.
+        Sorted labels, in the order of the columns of `predict_proba`.
     head_ : torch.nn.Module
-        The trained head, in eval mode.
+        The trained head, in eval mode; in float64 after a full-batch fit.
     macs_ : int
         Multiply-accumulates of the head for one sample, counted by torch.
     feature_shape_ : tuple of int
         Shape of one sample's features.
     solver_ : str
-        Solver that was used.
+        Solver that trained the head, where `solver` may have been "auto".
     n_iter_ : int
-        Epochs or iterations done.
-    loss_curve_, validation_loss_curve_ : list of float
-        Mean loss of each epoch (adam) or evaluation (lbfgs).
+        Number of epochs, updates or iterations done.
+    loss_curve_ : list of float
+        Mean loss of each epoch (Adam) or evaluation (L-BFGS), penalty excluded.
+    validation_loss_curve_ : list of float
+        Mean loss of the rows held out after each epoch; empty without `early_stopping`.
     n_features_in_ : int
-        Columns of X seen in fit.
+        Number of columns of `X` seen in fit.
     feature_names_in_ : ndarray of str, shape (n_features_in_,)
-        Names of those columns, where X had names.
+        Names of those columns, where `X` had names.
 
     See Also
     --------
@@ -274,7 +343,7 @@ class PrototypePoolingClassifier(BaseBranch):
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 1e-2,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -317,3 +386,6 @@ class PrototypePoolingClassifier(BaseBranch):
             widths=tuple(self.widths),
             dim=self.dim,
         )
+
+    def _head_is_linear(self) -> bool:
+        return False

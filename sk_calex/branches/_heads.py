@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from ._layers import (
     integer,
     integers,
     linear,
+    max_over_positions,
     mixed_pool,
     pooled_grid,
     seeded,
@@ -60,6 +61,8 @@ class GAPHead(BranchHead):
     >>> head(torch.zeros(2, 16, 4, 4)).shape
     torch.Size([2, 10])
     """
+
+    is_linear: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -105,6 +108,8 @@ class SDNHead(BranchHead):
     True
     """
 
+    is_linear: ClassVar[bool] = True
+
     def __init__(
         self,
         feature_shape: Sequence[int],
@@ -146,6 +151,8 @@ class Conv1dHead(BranchHead):
     >>> head(torch.zeros(2, 16, 4, 4)).shape
     torch.Size([2, 10])
     """
+
+    full_batch_rate: ClassVar[float] = 2e-2
 
     def __init__(
         self,
@@ -207,7 +214,7 @@ class ConvHead(BranchHead):
 
     def _logits(self, x: Tensor) -> Tensor:
         u = self.body(x)
-        return self.classifier(torch.cat([u.mean((2, 3)), u.amax((2, 3))], 1))
+        return self.classifier(torch.cat([u.mean((2, 3)), max_over_positions(u)], 1))
 
 
 #: The heads by name; `build_head` looks here.

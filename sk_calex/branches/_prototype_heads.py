@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,12 @@ from torch.nn.utils import skip_init
 from ._layers import (
     BranchHead,
     WeightedBatchNorm,
+    divide_by_norm,
     draw,
     integer,
     integers,
     linear,
+    max_over_positions,
     pointwise,
     seeded,
     trunk,
@@ -72,8 +75,7 @@ class PrototypePooling(nn.Module):
         if keys is None or t is None:
             keys, t = self._scaled()
         positions = u.flatten(2).transpose(1, 2)
-        norm = torch.linalg.vector_norm(positions, dim=2, keepdim=True)
-        s = F.linear(positions, keys) / norm.clamp_min(_NORM_FLOOR)
+        s = divide_by_norm(F.linear(positions, keys), positions, _NORM_FLOOR)
         a = s.softmax(1)
         q = (a * s).sum(1) * t
         if self.values is None:
@@ -128,7 +130,7 @@ class _PrototypeBase(BranchHead):
         u = self.body(x)
         h = self.pool(u)
         if self.moments:
-            h = torch.cat([u.mean((2, 3)), u.amax((2, 3)), h], 1)
+            h = torch.cat([u.mean((2, 3)), max_over_positions(u), h], 1)
         return self.classifier(self.norm(h))
 
     @torch.no_grad()
@@ -261,6 +263,8 @@ class PrototypeHead(_PrototypeBase):
     >>> head(torch.zeros(2, 16, 4, 4)).shape
     torch.Size([2, 10])
     """
+
+    full_batch_rate: ClassVar[float] = 1e-2
 
     def __init__(
         self,

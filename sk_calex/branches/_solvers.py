@@ -1,4 +1,4 @@
-"""The two training loops of all heads: mini-batch Adam and full-batch L-BFGS."""
+"""The training loops of all heads: Adam in mini-batches or full, full-batch L-BFGS."""
 
 from __future__ import annotations
 
@@ -10,19 +10,53 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from sk_calex.branches._layers import smooth_gradients
 from sk_calex.utils._callbacks import Task
 from sk_calex.utils._progress import bar
 
-__all__ = ["History", "adam_loop", "lbfgs_loop"]
+__all__ = [
+    "MINI_BATCH_RATE",
+    "SMALL_SIZE",
+    "History",
+    "adam_loop",
+    "choose_full_batch",
+    "default_max_iter",
+    "full_batch_adam_loop",
+    "lbfgs_loop",
+]
+
+#: Up to this many numbers in the features, training on all rows at once is quick.
+SMALL_SIZE = 100_000
+#: Highest rate of mini-batch Adam where `learning_rate` is None.
+MINI_BATCH_RATE = 3e-3
+# Enough for a linear head to settle; on others, L-BFGS amplifies rounding.
+_LBFGS_ITERATIONS = 30
+# As quick as those iterations with their line searches, and no less accurate.
+_FULL_BATCH_UPDATES = 60
 
 
 @dataclass
 class History:
-    """Course of a training run: mean loss per epoch (Adam) or evaluation (L-BFGS)."""
+    """Mean loss of each epoch (Adam) or evaluation (L-BFGS) of a training run."""
 
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     n_iter: int = 0
+
+
+def choose_full_batch(all_linear: bool) -> str:
+    """Name the full-batch solver whose result does not hang on the last bits.
+
+    L-BFGS reaches the minimum of a linear head. With layers before it the loss is not
+    convex: a line search that ends elsewhere by rounding leads to another minimum, so
+    those heads take a fixed number of Adam's steps.
+    """
+    return "lbfgs" if all_linear else "adam_full_batch"
+
+
+def default_max_iter(solver: str) -> int:
+    """Iterations of a full-batch solver where `max_iter` is None."""
+    return _LBFGS_ITERATIONS if solver == "lbfgs" else _FULL_BATCH_UPDATES
 
 
 def adam_loop(
@@ -40,6 +74,7 @@ def adam_loop(
     tol: float = 1e-4,
     verbose: bool = False,
     epoch: Callable[[], Task] = Task,
+    algorithm: type[torch.optim.Adam] = torch.optim.AdamW,
 ) -> History:
     """Train `module` in place with AdamW under a one-cycle schedule.
 
@@ -51,7 +86,7 @@ def adam_loop(
     """
     size = min(batch_size, n_rows)
     per_epoch = n_rows // size
-    optimizer = torch.optim.AdamW(
+    optimizer = algorithm(
         module.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -97,6 +132,48 @@ def adam_loop(
     return history
 
 
+def full_batch_adam_loop(
+    module: nn.Module,
+    loss_of: Callable[[], Tensor],
+    *,
+    max_iter: int,
+    learning_rate: float,
+    weight_decay: float,
+    verbose: bool = False,
+    epoch: Callable[[], Task] = Task,
+) -> History:
+    """Train `module` in place with Adam on all rows at once: no randomness.
+
+    The schedule is that of `adam_loop` with one update in each epoch, the penalty that
+    of `lbfgs_loop`. Gradients are smoothed where a rectifier or a maximum has a kink,
+    so that rounding in the features stays rounding in the result.
+    """
+    with smooth_gradients():
+        history = adam_loop(
+            module,
+            lambda _: loss_of(),
+            1,
+            epochs=max_iter,
+            batch_size=1,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            generator=torch.Generator(),
+            verbose=verbose,
+            epoch=epoch,
+            algorithm=torch.optim.Adam,  # decays by the gradient of an L2 penalty
+        )
+    _update_statistics(module, loss_of)
+    return history
+
+
+def _update_statistics(module: nn.Module, loss_of: Callable[[], Tensor]) -> None:
+    """Give running statistics a pass at the final parameters; end in eval mode."""
+    module.train()
+    with torch.no_grad():
+        loss_of()
+    module.eval()
+
+
 def lbfgs_loop(
     module: nn.Module,
     loss_of: Callable[[], Tensor],
@@ -135,8 +212,6 @@ def lbfgs_loop(
 
     with bar(unit="evaluation", total=None, verbose=verbose) as shown:
         optimizer.step(closure)
-    with torch.no_grad():
-        loss_of()  # statistics at the final parameters, not at the last trial step
     history.n_iter = int(optimizer.state[parameters[0]]["n_iter"])
-    module.eval()
+    _update_statistics(module, loss_of)  # the last trial step left its own
     return history

@@ -1,4 +1,4 @@
-"""Training of one branch head: weights, soft targets, two solvers."""
+"""Training of one branch head: weights, soft targets, solvers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_calex.branches._heads import BranchHead
-from sk_calex.branches._solvers import History, adam_loop, lbfgs_loop
+from sk_calex.branches._solvers import (
+    History,
+    adam_loop,
+    full_batch_adam_loop,
+    lbfgs_loop,
+)
 from sk_calex.utils._callbacks import Task
 from sk_calex.utils._validation import as_tensor
 
@@ -25,7 +30,7 @@ __all__ = [
     "branch_loss",
     "soften",
     "train_adam",
-    "train_lbfgs",
+    "train_full_batch",
 ]
 
 
@@ -205,19 +210,24 @@ def train_adam(
     )
 
 
-def train_lbfgs(
+def train_full_batch(
     head: BranchHead,
     batch: Batch,
     shape: tuple[int, ...],
     *,
+    solver: str,
     temperature: float,
     alpha: float,
     max_iter: int,
+    learning_rate: float,
     weight_decay: float,
     device: torch.device,
     verbose: bool = False,
+    epoch: Callable[[], Task] = Task,
 ) -> History:
-    """Train `head` in place with full-batch L-BFGS in float64; see `lbfgs_loop`.
+    """Train `head` in place on all rows at once, in float64.
+
+    `solver` is "lbfgs" (`lbfgs_loop`) or "adam_full_batch" (`full_batch_adam_loop`).
 
     Integer weights are repetition, in the loss and in the normalisation's statistics
     alike, and the order of the rows does not matter beyond rounding.
@@ -237,9 +247,20 @@ def train_lbfgs(
             head(x), y, scale, soft, temperature=temperature, alpha=alpha
         )
 
-    history = lbfgs_loop(
-        head, loss_of, max_iter=max_iter, weight_decay=weight_decay, verbose=verbose
-    )
+    if solver == "lbfgs":
+        history = lbfgs_loop(
+            head, loss_of, max_iter=max_iter, weight_decay=weight_decay, verbose=verbose
+        )
+    else:
+        history = full_batch_adam_loop(
+            head,
+            loss_of,
+            max_iter=max_iter,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            verbose=verbose,
+            epoch=epoch,
+        )
     head.set_row_weights(None)
     return history  # the head stays in float64: small data, exact weights
 

@@ -379,8 +379,10 @@ def test_adam_follows_its_seed_and_leaves_the_global_one_alone():
 @pytest.mark.parametrize(
     ("limit", "dtype"), [(60 * 13, torch.float64), (60 * 13 - 1, torch.float32)]
 )
-def test_auto_takes_lbfgs_where_the_taps_are_small(monkeypatch, limit, dtype):
-    monkeypatch.setattr(exitnet, "_LBFGS_MAX_SIZE", limit)
+def test_auto_takes_all_rows_at_once_where_the_taps_are_small(
+    monkeypatch, limit, dtype
+):
+    monkeypatch.setattr(exitnet, "SMALL_SIZE", limit)
     net = SoftNet()
     train(net, problem(60), solver="auto", max_iter=1)
     assert next(net.parameters()).dtype == dtype

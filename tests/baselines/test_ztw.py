@@ -21,7 +21,7 @@ SHAPES = [(3, 5, 7), (4, 4, 4), (9, 3), (6,)]
 
 
 def make(**params):
-    params = {"width": 6, "random_state": 0, "device": "cpu", "max_iter": 12} | params
+    params = {"width": 6, "random_state": 0, "device": "cpu", "max_iter": 60} | params
     return ZTWClassifier(**params)
 
 

@@ -172,7 +172,7 @@ def test_temperature_matters_only_with_soft_targets():
 def test_weights_are_repetition_and_zero_is_absence(head):
     X, y = data((3, 4, 4), n=60, spread=3.0)
     w = np.random.default_rng(0).integers(4, size=60)
-    model = branch(head, feature_shape=(3, 4, 4), solver="lbfgs", weight_decay=0.1)
+    model = branch(head, feature_shape=(3, 4, 4), weight_decay=0.1)
     expected = clone(model).fit(X, y, sample_weight=w).predict_proba(X)
     index = np.repeat(np.arange(60), w)
     repeated = clone(model).fit(X[index], y[index]).predict_proba(X)
@@ -183,9 +183,9 @@ def test_weights_are_repetition_and_zero_is_absence(head):
 
 def test_labels_of_any_kind():
     X, y = data(n=60)
-    codes = branch().fit(X, y)
+    codes = branch("gap", max_iter=50).fit(X, y)
     names = np.array(["wren", "auk", "crow"])[y]
-    named = branch().fit(X, names)
+    named = branch("gap", max_iter=50).fit(X, names)
     assert named.classes_.tolist() == ["auk", "crow", "wren"]
     assert set(named.predict(X)) == set(names)
     assert named.score(X, names) == codes.score(X, y)
@@ -206,13 +206,43 @@ def test_the_seed_decides(solver):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_auto_solver_goes_by_size_and_early_stopping():
+def test_auto_solver_goes_by_size_head_and_early_stopping():
     X, y = data(n=60)
-    assert branch(max_iter=1).fit(X, y).solver_ == "lbfgs"
+    for head in HEADS:
+        solver = "lbfgs" if head in ("gap", "sdn") else "adam_full_batch"
+        assert branch(head, max_iter=1).fit(X, y).solver_ == solver
+    pooling = PrototypePoolingClassifier(max_iter=1, device="cpu").fit(X, y)
+    assert pooling.solver_ == "adam_full_batch"
     assert branch(max_iter=1, early_stopping=True).fit(X, y).solver_ == "adam"
     many = np.tile(X, (150, 1))
     large = branch("gap", max_iter=1).fit(many, np.tile(y, 150))
     assert large.solver_ == "adam"
+
+
+@pytest.mark.parametrize(
+    ("solver", "head", "rate"),
+    [
+        ("adam", "conv", 3e-3),
+        ("adam_full_batch", "conv", 5e-3),
+        ("adam_full_batch", "prototype", 1e-2),
+        ("adam_full_batch", "conv1d", 2e-2),
+    ],
+)
+def test_default_learning_rate_goes_by_solver_and_head(solver, head, rate):
+    X, y = data(n=60, spread=3.0)
+    default = branch(head, solver=solver, max_iter=4).fit(X, y)
+    same = branch(head, solver=solver, max_iter=4, learning_rate=rate).fit(X, y)
+    np.testing.assert_array_equal(default.predict_proba(X), same.predict_proba(X))
+    assert default.learning_rate is None
+    other = branch(head, solver=solver, max_iter=4, learning_rate=2 * rate).fit(X, y)
+    assert np.abs(other.predict_proba(X) - same.predict_proba(X)).max() > 1e-6
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "adam_full_batch"])
+def test_default_length_of_a_full_batch_fit(solver):
+    X, y = data(n=60, spread=9.0)
+    model = branch("conv", solver=solver, max_iter=None).fit(X, y)
+    assert model.n_iter_ == {"lbfgs": 30, "adam_full_batch": 60}[solver]
 
 
 def test_default_epochs_give_enough_updates():
@@ -370,6 +400,7 @@ def test_feature_shape_must_fit(shape):
         ({"device": "abacus"}, "device='abacus'"),
         ({"head_params": {"depth": 3}}, "no parameter 'depth'"),
         ({"solver": "lbfgs", "early_stopping": True}, "early_stopping=True"),
+        ({"solver": "adam_full_batch", "early_stopping": True}, "adam_full_batch"),
     ],
 )
 def test_parameters_are_checked_by_name(params, error):

@@ -2,18 +2,23 @@
 
 import copy
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sk_calex.branches._heads import build_head
+from sk_calex.branches._layers import smooth_gradients
+from sk_calex.branches._solvers import choose_full_batch, default_max_iter
 from sk_calex.branches._training import (
     Batch,
     branch_loss,
     soften,
     train_adam,
-    train_lbfgs,
+    train_full_batch,
 )
 
 CPU = torch.device("cpu")
@@ -63,16 +68,21 @@ def adam(batch, name="conv", head=None, **settings):
     return head, history
 
 
-def lbfgs(batch, name="conv", **settings):
+def full_batch(solver, batch, name="conv", **settings):
     head = build_head(name, SHAPE, 3, generator=seeded(1), **HEADS[name])
     settings = {
         "temperature": 2.0,
         "alpha": 0.5,
+        "solver": solver,
         "max_iter": 12,
+        "learning_rate": 0.01,
         "weight_decay": 0.01,
     } | settings
-    history = train_lbfgs(head, batch, SHAPE, device=CPU, **settings)
+    history = train_full_batch(head, batch, SHAPE, device=CPU, **settings)
     return head, history
+
+
+lbfgs = partial(full_batch, "lbfgs")
 
 
 def probabilities(head, X):
@@ -309,9 +319,11 @@ def test_non_finite_loss_is_an_error():
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("soft", [True, False])
-def test_lbfgs_weights_are_repetition_and_zero_is_absence(name, soft):
+@pytest.mark.parametrize("solver", ["lbfgs", "adam_full_batch"])
+def test_full_batch_weights_are_repetition_and_zero_is_absence(solver, name, soft):
+    train = partial(full_batch, solver)
     batch = problem(40, soft=soft)
-    weighted = probabilities(lbfgs(batch, name)[0], batch.features)
+    weighted = probabilities(train(batch, name)[0], batch.features)
     index = np.repeat(np.arange(40), batch.weight.astype(int))
     repeated = batch.take(index)
     repeated = Batch(
@@ -321,24 +333,26 @@ def test_lbfgs_weights_are_repetition_and_zero_is_absence(name, soft):
         np.ones(len(index)),
         repeated.soft,
     )
-    got = probabilities(lbfgs(repeated, name)[0], batch.features)
+    got = probabilities(train(repeated, name)[0], batch.features)
     np.testing.assert_allclose(got, weighted, rtol=1e-6)
     present = batch.take(np.flatnonzero(batch.weight))
     assert len(present) < len(batch)
-    got = probabilities(lbfgs(present, name)[0], batch.features)
+    got = probabilities(train(present, name)[0], batch.features)
     np.testing.assert_allclose(got, weighted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_lbfgs_ignores_the_order_of_the_rows_and_the_scale_of_weights(name):
+@pytest.mark.parametrize("solver", ["lbfgs", "adam_full_batch"])
+def test_full_batch_ignores_the_order_of_rows_and_the_scale_of_weights(solver, name):
+    train = partial(full_batch, solver)
     batch = problem(40, soft=True)
     # At least 1 each: a fraction of a row has no variance (see WeightedBatchNorm).
     batch = Batch(
         batch.features, batch.rows, batch.labels, batch.weight + 1, batch.soft
     )
-    expected = probabilities(lbfgs(batch, name)[0], batch.features)
+    expected = probabilities(train(batch, name)[0], batch.features)
     shuffled = batch.take(np.random.default_rng(0).permutation(40))
-    got = probabilities(lbfgs(shuffled, name)[0], batch.features)
+    got = probabilities(train(shuffled, name)[0], batch.features)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
@@ -348,10 +362,12 @@ def test_lbfgs_finds_the_minimum_of_a_convex_problem():
     X, y = rng.standard_normal((30, 4)), rng.integers(3, size=30)
     head = build_head("gap", (4,), 3, generator=seeded())
     batch = Batch(X, np.arange(30), y, np.ones(30), None)
-    history = train_lbfgs(
+    history = train_full_batch(
         head,
         batch,
         (4,),
+        solver="lbfgs",
+        learning_rate=0.01,
         temperature=1.0,
         alpha=0.0,
         max_iter=200,
@@ -374,11 +390,12 @@ def test_lbfgs_finds_the_minimum_of_a_convex_problem():
     assert 0 < history.n_iter <= 200
 
 
-def test_lbfgs_statistics_are_those_of_the_final_parameters():
+@pytest.mark.parametrize("solver", ["lbfgs", "adam_full_batch"])
+def test_full_batch_statistics_are_those_of_the_final_parameters(solver):
     """In eval mode the head gives what it gave on the training rows in train mode."""
     batch = problem(64)
     batch = Batch(batch.features, batch.rows, batch.labels, np.ones(64), None)
-    head, _ = lbfgs(batch, "conv")
+    head, _ = full_batch(solver, batch, "conv")
     x = torch.from_numpy(batch.features).double().view(-1, *SHAPE)
     with torch.no_grad():
         in_eval = head(x)
@@ -389,14 +406,81 @@ def test_lbfgs_statistics_are_those_of_the_final_parameters():
     assert not head.training
 
 
-def test_weight_decay_shrinks_both_solutions():
+def test_weight_decay_shrinks_every_solution():
     batch = problem(60)
     norms = {}
+    full = partial(full_batch, "adam_full_batch")
     for decay in (0.0, 1.0):
-        for train in (adam, lbfgs):
+        for train in (adam, lbfgs, full):
             head, _ = train(batch, weight_decay=decay)
             norms[train, decay] = sum(
                 float(p.detach().square().sum()) for p in head.parameters()
             )
     assert norms[adam, 1.0] < norms[adam, 0.0]
     assert norms[lbfgs, 1.0] < norms[lbfgs, 0.0]
+    assert norms[full, 1.0] < norms[full, 0.0]
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("gap", "sdn")])
+def test_full_batch_adam_is_the_loop_one_would_write(name):
+    """Adam on the penalised mean loss, one cycle; gradients smoothed at kinks."""
+    batch = problem(40)
+    head, history = full_batch("adam_full_batch", batch, name, max_iter=5)
+    plain = build_head(name, SHAPE, 3, generator=seeded(1), **HEADS[name]).double()
+    weight = torch.from_numpy(batch.weight)
+    plain.set_row_weights(weight)
+    x = torch.from_numpy(batch.features).double().view(-1, *SHAPE)
+    parameters = list(plain.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=5)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        with smooth_gradients():
+            logits = plain(x)
+        each = F.cross_entropy(logits, torch.from_numpy(batch.labels), reduction="none")
+        loss = (weight / weight.mean() * each).mean()
+        losses.append(float(loss.detach()))
+        (loss + 0.005 * sum(p.square().sum() for p in parameters)).backward()
+        optimizer.step()
+        schedule.step()
+    assert history.loss == pytest.approx(losses, rel=1e-6)
+    for mine, theirs in zip(parameters, head.parameters(), strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_rounding_in_the_features_stays_rounding_in_the_probabilities(name):
+    """Features that differ by 1e-7, as those of two CPUs do; a fit of full length."""
+    batch = problem(150, soft=True)
+    # Wide enough that hardly a position has no active channel, as real heads are.
+    params = {
+        "conv1d": {"width": 16},
+        "conv": {"widths": (16,)},
+        "prototype": {"dim": 16},
+        "prototype_augmented": {"widths": (16,)},
+    }.get(name, {})
+    head = build_head(name, SHAPE, 3, generator=seeded(1), **params)
+    settings = {
+        "solver": choose_full_batch(head.is_linear),
+        "learning_rate": head.full_batch_rate,
+    }
+    settings["max_iter"] = default_max_iter(settings["solver"])
+    noise = 1e-7 * np.random.default_rng(1).standard_normal(batch.features.shape)
+    other = replace(batch, features=batch.features * (1 + noise))
+    answers = []
+    for data in (batch, other):
+        head = build_head(name, SHAPE, 3, generator=seeded(1), **params)
+        train_full_batch(
+            head,
+            data,
+            SHAPE,
+            temperature=2.0,
+            alpha=0.5,
+            weight_decay=0.01,
+            device=CPU,
+            **settings,
+        )
+        answers.append(probabilities(head, batch.features))
+    first, second = answers
+    assert np.abs(first - second).max() < 1e-4
