@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._branches import BranchClassifier
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import ExitPolicy
@@ -164,5 +165,5 @@ class BTSEEClassifier(CascadeClassifier):
     def _alignment(self) -> SurvivorAlignment:
         return SurvivorAlignment("hard", margin=self.alignment_margin)
 
-    def _default_branch(self) -> Any:
+    def _default_branch(self, layout: TapLayout) -> Any:
         return BranchClassifier("conv1d")

@@ -34,8 +34,7 @@ class NoAlignmentClassifier(CascadeClassifier):
         The knob: how much precision each class may give up against the backbone's, as
         of `CascadeClassifier`.
     branch : classifier or list of classifiers, default=None
-        Template of the branches. None means `PrototypePoolingClassifier()`, the same
-        as CalexNet's.
+        Template of the branches. None chooses by cost, as `CascadeClassifier` does.
     min_support : float, default=10
         Calibration samples (total weight) that must stand at or above a threshold.
     final_estimator : classifier, default=None

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ._branches import BranchClassifier, PrototypePoolingClassifier
+from ._defaults import BranchCostWarning
 
-__all__ = ["BranchClassifier", "PrototypePoolingClassifier"]
+__all__ = ["BranchClassifier", "BranchCostWarning", "PrototypePoolingClassifier"]

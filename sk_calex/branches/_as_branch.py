@@ -5,12 +5,13 @@ The one place that knows torch branches from other classifiers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
@@ -298,27 +299,84 @@ def macs_of(estimator: Any, role: str) -> int:
     Parameters
     ----------
     estimator : classifier
-        Fitted.
+        Fitted. Pipelines, searches, calibrated, frozen and voting classifiers count
+        what they hold.
     role : str
         Parameter that holds the classifier, for the message.
 
     Returns
     -------
     macs : int
-        Its attribute `macs_` where it has one, otherwise the number of its linear
-        weights `coef_`.
+        Its attribute `macs_` where it has one. Otherwise counted from what it learned:
+        weights of linear models, of naive Bayes and of neural networks, support vectors
+        and stored neighbours by the number of features, and trees by the comparisons
+        on the mean path of a training sample.
 
     Raises
     ------
     ValueError
-        If the classifier has neither attribute.
+        If the classifier is of none of these kinds and has no `macs_`.
+
+    Notes
+    -----
+    Our definition: one comparison in a tree counts as one multiply-accumulate, and
+    scaling, kernels' functions and sorting as none, as torch counts no elementwise
+    layer.
     """
-    macs = getattr(estimator, "macs_", None)
-    if macs is None and hasattr(estimator, "coef_"):
-        macs = np.asarray(estimator.coef_).size
+    macs = _count_learned(estimator)
     if macs is None:
         raise ValueError(
             f"the MACs of {role} {estimator!r} cannot be counted. Set its attribute "
             "macs_ to the multiply-accumulates of one answer."
         )
-    return int(macs)
+    return math.ceil(macs)
+
+
+def _count_learned(estimator: Any) -> float | None:
+    """MACs by what a fitted estimator holds; None: unknown."""
+    if getattr(estimator, "macs_", None) is not None:
+        return float(estimator.macs_)
+    for name in ("best_estimator_", "calibrated_classifiers_"):
+        if hasattr(estimator, name):
+            return _sum_counts(np.ravel(getattr(estimator, name)))
+    if hasattr(estimator, "steps"):
+        return _sum_counts([step for _, step in estimator.steps])
+    if hasattr(estimator, "_predictors"):  # histogram-based boosting
+        trees = [tree for trees in estimator._predictors for tree in trees]
+        return float(sum(_mean_path_of_nodes(tree.nodes) for tree in trees))
+    if hasattr(estimator, "estimators_"):  # forests, boosting, bagging, voting
+        return _sum_counts(np.ravel(np.asarray(estimator.estimators_, dtype=object)))
+    if hasattr(estimator, "tree_"):
+        return _mean_path_of_tree(estimator.tree_)
+    # The threshold of a binary classifier; then frozen, or one fold of a calibration.
+    for name in ("estimator_", "estimator"):
+        if hasattr(estimator, name):
+            return _count_learned(getattr(estimator, name))
+    for name in ("support_vectors_", "_fit_X", "coef_", "components_", "scalings_"):
+        if hasattr(estimator, name):
+            return float(np.prod(getattr(estimator, name).shape))
+    if hasattr(estimator, "coefs_"):
+        return float(sum(weights.size for weights in estimator.coefs_))
+    for name in ("theta_", "feature_log_prob_"):  # naive Bayes
+        if hasattr(estimator, name):
+            return float(getattr(estimator, name).size)
+    # What neither predicts nor projects scales or selects columns.
+    return None if is_classifier(estimator) else 0.0
+
+
+def _sum_counts(estimators: Iterable[Any]) -> float | None:
+    counts = [_count_learned(each) for each in estimators]
+    return None if None in counts else float(sum(filter(None, counts)))
+
+
+def _mean_path_of_tree(tree: Any) -> float:
+    """Mean number of comparisons over the samples that a tree was grown on."""
+    weight = tree.weighted_n_node_samples
+    inner = tree.children_left >= 0
+    # Each sample is compared once in each inner node that it passes.
+    return float(weight[inner].sum() / weight[0])
+
+
+def _mean_path_of_nodes(nodes: NDArray[Any]) -> float:
+    inner = nodes["is_leaf"] == 0
+    return float(nodes["count"][inner].sum() / nodes["count"][0])

@@ -26,6 +26,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import macs_of, probabilities_of
+from sk_calex.branches._defaults import warn_of_costly_branches
 from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import (
     CalibrationSet,
@@ -200,6 +201,7 @@ class BaseCascade(
             self.row_digests_ = digest_rows(X)
             if not known:  # a recalled fit has said so before
                 warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
+                self._warn_of_costly_branches()
         return self
 
     # -- the exit rule and its knob ----------------------------------------------
@@ -571,6 +573,15 @@ class BaseCascade(
         if self.final_estimator_ is not None:
             stages[-1] += macs_of(self.final_estimator_, "final_estimator")
         return stages, self._branch_macs()
+
+    def _warn_of_costly_branches(self) -> None:
+        if self.costs is not None:
+            return
+        try:
+            stages, branches = self._macs()
+        except ValueError:
+            return  # of a kind that cannot be counted: `depth_costs_` says so
+        warn_of_costly_branches(branches, stages)
 
     def _branch_macs(self) -> list[int]:
         return [macs_of(branch, "branch") for branch in self.branches_]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
+from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import clone_for_taps
-from sk_calex.branches._branches import PrototypePoolingClassifier
+from sk_calex.branches._defaults import default_branches
 from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
@@ -47,7 +48,9 @@ class CascadeClassifier(BaseCascade):
         ``input="features"``, the output of `FrozenBackbone.transform`.
     branch : classifier or list of classifiers, default=None
         Template of the branches, or one for each tap: any classifier with
-        `predict_proba`. None means `PrototypePoolingClassifier()`.
+        `predict_proba`. None chooses by cost: for maps and tokens the richest
+        `PrototypePoolingClassifier` that costs at most a twentieth of what follows its
+        tap, or ``BranchClassifier("gap")``; for vectors ``LogisticRegression``.
     final_estimator : classifier, default=None
         Trained on the backbone's outputs and answering in its place: for a backbone
         that never saw the classes. None: the outputs are the classes' logits (for
@@ -241,9 +244,10 @@ class CascadeClassifier(BaseCascade):
             return SurvivorAlignment(self.alignment)
         return self.alignment
 
-    def _default_branch(self) -> Any:
-        """Template of the branches where `branch` is None."""
-        return PrototypePoolingClassifier()
+    def _default_branch(self, layout: TapLayout) -> Any:
+        """Template of the branches, or one for each tap, where `branch` is None."""
+        n_classes = len(self.classes_)
+        return default_branches(layout.shapes, layout.stage_macs, n_classes)
 
     # -- fitting -----------------------------------------------------------------
 
@@ -303,8 +307,9 @@ class CascadeClassifier(BaseCascade):
         if cross_fit and alignment.kind != "none" and not data.folds.out_of_fold:
             codes = data.codes[data.folds.train]
             check_n_folds("alignment__cross_fit", cross_fit, codes, self.classes_)
-        branch = self._default_branch() if self.branch is None else self.branch
-        templates = clone_for_taps(branch, data.layout.names, data.seeds)
+        layout = data.layout
+        branch = self._default_branch(layout) if self.branch is None else self.branch
+        templates = clone_for_taps(branch, layout.names, data.seeds)
         n_fits = count_trainings(len(templates), data.folds.out_of_fold, alignment)
         with task.part("branches", n_fits) as part:
             fitted = fit_branches(

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from sk_calex import (
-    BranchClassifier,
-    PrototypePoolingClassifier,
-)
+from sk_calex import BranchClassifier, CascadeClassifier
 from sk_calex.baselines import BTSEEClassifier, NoAlignmentClassifier
 from tests._cascade_models import flat_cascade, small_branch
 from tests.baselines._every_cascade import CHECKS, FIXED, X, Y, features
@@ -89,8 +86,11 @@ def test_branches_of_the_methods():
     assert {branch.head for branch in own.branches_} == {"conv1d"}
     given["branch"] = BranchClassifier("conv1d")
     equal(own, BTSEEClassifier(**given).fit(train, Y), train)
-    plain = NoAlignmentClassifier()._default_branch()
-    assert plain.get_params() == PrototypePoolingClassifier().get_params()
+    plain = NoAlignmentClassifier(**SMALL, input="features").fit(train, Y)
+    calex = CascadeClassifier(input="features", cv=SMALL["cv"]).fit(train, Y)
+    for theirs, ours in zip(plain.branches_, calex.branches_, strict=True):
+        assert type(theirs) is type(ours)
+        assert getattr(theirs, "widths", None) == getattr(ours, "widths", None)
 
 
 @METHODS
