@@ -1,4 +1,4 @@
-"""What all torch branches share: validation, training, probabilities, MACs."""
+"""Base of the torch branches: validation, training, probabilities, MACs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _DTYPES = (np.float64, np.float32, np.float16)
 
 
 class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstimator):
-    """A classifier around a torch head; a subclass says which head."""
+    """Train a torch head, which a subclass builds, as a classifier."""
 
     feature_shape: tuple[int, ...] | None
     temperature: float
@@ -103,7 +103,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         raise NotImplementedError
 
     def _head_is_linear(self) -> bool:
-        """Whether the head's logits are linear in features that it does not train."""
+        """Say whether the logits are linear in what the head does not train."""
         raise NotImplementedError
 
     @with_callbacks
@@ -119,12 +119,13 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Flattened features of one tap. A memory map is read batch by batch.
+            Flattened features of one tap, one row for each sample. A memory map is read
+            batch by batch.
         y : array-like of shape (n_samples,)
-            Labels.
+            Labels: strings, integers or booleans, of at least two classes.
         sample_weight : array-like of shape (n_samples,), default=None
-            Importance weights, scaled to mean 1. With ``solver="lbfgs"`` integer
-            weights are repetition and zero is absence.
+            Importance weights, at least 0, scaled to mean 1; a row of weight 0 is
+            absent. Full-batch solvers take integer weights as repetition.
         soft_targets : array-like of shape (n_samples, n_classes), default=None
             Class probabilities to imitate, such as the backbone's, columns in the
             order of the sorted labels. They are softened by `temperature` here.
@@ -155,12 +156,12 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
                 f"{classes[0]!r}."
             )
         shape = _check_shape(self.feature_shape, features.shape[1])
-        goes_on = self.warm_start and hasattr(self, "head_")
-        if goes_on and not (
+        continues = self.warm_start and hasattr(self, "head_")
+        if continues and not (
             shape == self.feature_shape_ and np.array_equal(classes, self.classes_)
         ):
             raise ValueError(
-                "warm_start=True goes on from the last fit, which saw features of "
+                "warm_start=True continues the last fit, which saw features of "
                 f"shape {self.feature_shape_} and the labels {self.classes_}; now they "
                 f"are {shape} and {classes}. Set warm_start=False."
             )
@@ -172,14 +173,14 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             if soft.shape != (len(features), n_classes):
                 raise ValueError(
                     f"soft_targets has shape {soft.shape}, expected "
-                    f"{(len(features), n_classes)}: one row a sample and one column "
-                    "for each of the sorted labels of y."
+                    f"{(len(features), n_classes)}: one row for each sample, one "
+                    "column for each of the sorted labels of y."
                 )
             soft = soften(soft, self.temperature)
-        everyone = Batch(
+        all_rows = Batch(
             features, np.arange(len(features)), codes.astype(np.int64), weight, soft
         )
-        batch = everyone.take(np.flatnonzero(weight > 0))
+        batch = all_rows.take(np.flatnonzero(weight > 0))
 
         self.solver_ = self._chosen_solver(batch)
         epochs = 0 if self.solver_ == "lbfgs" else self._epochs(len(batch))
@@ -237,7 +238,9 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         seeds: np.random.RandomState,
         task: Task,
     ) -> History:
-        epoch = partial(task.part, "epoch", fitted=partial(_so_far, head, shape))
+        epoch = partial(
+            task.part, "epoch", fitted=partial(_current_attributes, head, shape)
+        )
         epochs = self._epochs(len(batch))
         if self.solver_ != "adam":
             return train_full_batch(
@@ -298,7 +301,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         return solver
 
     def _epochs(self, n: int) -> int:
-        """Most epochs or iterations on n rows, of which some may be held out."""
+        """Return the most epochs or iterations on n rows, held-out ones included."""
         if self.max_iter is not None:
             return self.max_iter
         if self.solver_ != "adam":
@@ -319,7 +322,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         self.macs_ = count_macs(self._fused, example)
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Logits of the samples.
+        """Compute the logits of the samples.
 
         Parameters
         ----------
@@ -329,8 +332,8 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         Returns
         -------
         logits : ndarray of float64, shape (n_samples, n_classes) or (n_samples,)
-            One column a class; with two classes the difference of the two, positive
-            for ``classes_[1]``.
+            One column for each class; with two classes the difference of the two,
+            positive for ``classes_[1]``.
 
         Raises
         ------
@@ -341,7 +344,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Probabilities of the classes.
+        """Compute the probabilities of the classes.
 
         Parameters
         ----------
@@ -361,7 +364,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         return softmax64(self._logits(X))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Most probable class of each sample.
+        """Predict the most probable class of each sample.
 
         Parameters
         ----------
@@ -395,7 +398,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         return torch.cat(parts).double().cpu().numpy()
 
     def answer_logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits of a tap's tensor, unchecked: what a running cascade calls.
+        """Compute the logits of a tap's tensor without checks, for a running cascade.
 
         Parameters
         ----------
@@ -453,8 +456,8 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         self.__setstate__(state)
 
 
-def _so_far(head: BranchHead, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Attributes of a branch whose training had ended just now."""
+def _current_attributes(head: BranchHead, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the attributes of a branch as if its training ended now."""
     head = copy.deepcopy(head).eval()
     return {"head_": head, "feature_shape_": shape, "_fused": fuse_for_inference(head)}
 

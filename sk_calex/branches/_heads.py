@@ -52,7 +52,7 @@ __all__ = [
 
 
 class GAPHead(BranchHead):
-    """Batch normalisation, mean over the positions, linear.
+    """Normalise, average over the positions, and classify linearly.
 
     Examples
     --------
@@ -92,7 +92,7 @@ class GAPHead(BranchHead):
 
 
 class SDNHead(BranchHead):
-    """Mixed pooling to a small grid, linear.
+    """Pool mean and maximum to a small grid, and classify linearly.
 
     Notes
     -----
@@ -128,14 +128,15 @@ class SDNHead(BranchHead):
 
 
 class Conv1dHead(BranchHead):
-    """1-D convolution over the sequence of positions, mean, linear.
+    """Convolve along the sequence of positions, average, and classify linearly.
 
     Parameters
     ----------
     feature_shape, n_classes
         As of `BranchHead`.
     width : int, default=64
-        Channels of the convolution (kernel 3, then batch normalisation and ReLU).
+        Number of channels of the convolution, which has kernel 3 and is followed by
+        batch normalisation and ReLU.
     generator : torch.Generator
         Source of the initial parameters.
 
@@ -173,7 +174,7 @@ class Conv1dHead(BranchHead):
 
 
 class ConvHead(BranchHead):
-    """A light trunk, then mean and maximum over the positions, linear.
+    """Run a light trunk, pool mean and maximum, and classify linearly.
 
     Parameters
     ----------
@@ -297,7 +298,7 @@ def build_head(
 
 @torch.no_grad()
 def fuse_for_inference(head: _Module) -> _Module:
-    """Copy of trained heads that gives the same logits with fewer operations.
+    """Copy trained heads into ones that give the same logits with fewer operations.
 
     Batch normalisation is folded into the layer before it (of "gap": after it) and
     prototypes are normalised once. The copy is in eval mode and cannot be trained.

@@ -47,7 +47,7 @@ def smooth_gradients() -> Iterator[None]:
 
 
 class _SmoothSlopeReLU(torch.autograd.Function):
-    """``max(x, 0)``, whose slope rises from 0 to 1 over a band around 0."""
+    """Compute ``max(x, 0)`` with a slope that rises from 0 to 1 in a band around 0."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maximum over the cells of a grid."""
+    """Take the maximum over each cell of a grid."""
     largest = F.adaptive_max_pool2d(x, grid)
     if not _smoothed.get():
         return largest
@@ -92,12 +92,12 @@ def divide_by_norm(products: Tensor, vectors: Tensor, floor: float) -> Tensor:
 
 
 def max_over_positions(x: Tensor) -> Tensor:
-    """Maximum (n, C) over the positions of a map (n, C, H, W)."""
+    """Take the maximum (n, C) over the positions of a map (n, C, H, W)."""
     return max_pool(x, (1, 1)).flatten(1) if _smoothed.get() else x.amax((2, 3))
 
 
 class WeightedBatchNorm(nn.Module):
-    """Batch normalisation in which an integer row weight means repetition.
+    """Normalise batches in which an integer row weight means repetition.
 
     Without row weights it is :func:`torch.nn.functional.batch_norm`. With them, the
     training statistics are those of a batch that holds row ``i`` ``w[i]`` times.
@@ -190,7 +190,7 @@ class WeightedBatchNorm(nn.Module):
         return out.reshape(x.shape)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift per channel that equal this layer in eval mode."""
+        """Return scale and shift of each channel that equal this layer in eval mode."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -226,7 +226,7 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
 
 
 class BranchHead(nn.Module):
-    """Base of the heads: ``(n, *feature_shape)`` in, ``(n, n_classes)`` logits out.
+    """Map features ``(n, *feature_shape)`` to logits ``(n, n_classes)``: base of heads.
 
     Parameters
     ----------
@@ -262,16 +262,16 @@ class BranchHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parameters, which the input must have."""
+        """Return the dtype of the parameters, which the input must have."""
         return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """Return the device of the parameters."""
         return next(self.parameters()).device
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape (n, n_classes)."""
+        """Compute logits of shape (n, n_classes)."""
         return self._logits(self._as_map(x))
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -292,17 +292,17 @@ class BranchHead(nn.Module):
         return x.unsqueeze(2).permute(0, 3, 1, 2)
 
     def set_row_weights(self, weights: Tensor | None) -> None:
-        """Weights (n,) of the coming batches' rows in the statistics; None: all 1."""
+        """Set the weights (n,) of rows in the next batches' statistics; None: all 1."""
         if weights is not None and weights.dim() != 1:
             raise ValueError(
-                "weights must be one number a row, of shape (n,), or None, got shape "
-                f"{tuple(weights.shape)}."
+                "weights must be one number for each row, of shape (n,), or None, got "
+                f"shape {tuple(weights.shape)}."
             )
         for norm in self._norms():
             norm.row_weights = weights
 
     def set_momentum(self, momentum: float) -> None:
-        """Share of the newest batch in the running statistics, in (0, 1]."""
+        """Set the share of the newest batch in the running statistics, in (0, 1]."""
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {momentum!r}.")
         for norm in self._norms():
@@ -319,22 +319,22 @@ class BranchHead(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Start from data what can; heads without prototypes have nothing to do."""
+        """Initialise from data what can be; heads without prototypes do nothing."""
 
     def extra_repr(self) -> str:
-        """Shapes, for ``print(head)``."""
+        """Return the shapes, for ``print(head)``."""
         return f"feature_shape={self.feature_shape}, n_classes={self.n_classes}"
 
 
 class Pointwise(nn.Linear):
-    """A linear map at every position: a 1x1 convolution, faster on tokens."""
+    """Apply a linear map at every position: a 1x1 convolution, faster on tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class Block(nn.Module):
-    """Bias-free linear layer, batch normalisation, ReLU."""
+    """Apply a bias-free linear layer, batch normalisation and ReLU."""
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ def pointwise(n_in: int, n_out: int, generator: torch.Generator) -> Block:
 def trunk(
     shape: tuple[int, ...], widths: Sequence[int], generator: torch.Generator
 ) -> nn.Sequential:
-    """Blocks of the given widths: 3x3 convolutions on maps, pointwise on tokens."""
+    """Build blocks of the given widths: 3x3 convolutions on maps, linear on tokens."""
     blocks = nn.Sequential()
     n_in = shape[0] if len(shape) == 3 else shape[-1]
     for i, width in enumerate(widths):
@@ -399,7 +399,7 @@ def trunk(
 
 
 def pooled_grid(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Cells of the mixed pooling: at most 4 x 4 of a map, at most 16 of tokens."""
+    """Return the grid of the mixed pooling: up to 4 x 4 of a map, 16 of tokens."""
     *_, height, width = (1, *shape)
     if len(shape) == 3:
         return min(height, 4), min(width, 4)
@@ -407,8 +407,8 @@ def pooled_grid(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def mixed_pool(x: Tensor, grid: tuple[int, int], alpha: Tensor) -> Tensor:
-    """``alpha max + (1 - alpha) mean`` over the cells of a grid, flattened."""
-    # On CPUs the copy costs a tenth of what pooling the other layout does.
+    """Pool ``alpha max + (1 - alpha) mean`` over the cells of a grid; flatten."""
+    # On CPUs the copy takes a tenth of the time that pooling the other layout would.
     x = x.contiguous(memory_format=torch.channels_last)
     mean = F.adaptive_avg_pool2d(x, grid)
     return mean.lerp(max_pool(x, grid), alpha).flatten(1)

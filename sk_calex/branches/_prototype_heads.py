@@ -37,7 +37,7 @@ _JITTER = 0.1
 
 
 class PrototypePooling(nn.Module):
-    """Positions pooled by their likeness to M learned directions; see `PrototypeHead`.
+    """Pool positions by their likeness to M learned directions; see `PrototypeHead`.
 
     Computed on ``s = r / t``, so that the temperature costs (M, d) + (n, M) products
     and not (n, L, M): ``q = t * sum_n softmax_n(s) s``.
@@ -91,7 +91,7 @@ class PrototypePooling(nn.Module):
 
 
 class _PrototypeBase(BranchHead):
-    """A body, prototype pooling on it, LayerNorm, linear."""
+    """Run a body, pool by prototypes, normalise, and classify linearly."""
 
     moments = False  # whether mean and maximum of the body's output join the pooled
     body: nn.Sequential
@@ -142,7 +142,7 @@ class _PrototypeBase(BranchHead):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Start the prototypes at the class means of the body's present output.
+        """Initialise the prototypes at the class means of the body's present output.
 
         Parameters
         ----------
@@ -191,7 +191,7 @@ class _PrototypeBase(BranchHead):
         pooled = body(self._as_map(x)).mean((2, 3))
         drawn = self.pool.prototypes
         means, absent = _class_means(pooled.cpu(), y.cpu(), w.cpu(), n_classes)
-        starts, jittered = _spread(means, absent, len(drawn))
+        starts, jittered = _assign_means(means, absent, len(drawn))
         noise = torch.empty_like(starts).normal_(generator=seeded(generator))
         size = _JITTER * starts.norm(dim=1, keepdim=True) / math.sqrt(starts.shape[1])
         starts = torch.where(jittered[:, None], starts + size * noise, starts)
@@ -203,7 +203,7 @@ class _PrototypeBase(BranchHead):
 def _class_means(
     pooled: Tensor, y: Tensor, w: Tensor, n_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Weighted class means (C, d), the mean of all where a class is absent; who is."""
+    """Return class means (C, d), of all classes where one is absent, and which are."""
     pooled, w = pooled.double(), w.double()
     counts = w.new_zeros(n_classes).index_add_(0, y, w)
     sums = w.new_zeros(n_classes, pooled.shape[1])
@@ -214,8 +214,8 @@ def _class_means(
     return means, absent
 
 
-def _spread(means: Tensor, absent: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """C class means over M prototypes; which of these to jitter."""
+def _assign_means(means: Tensor, absent: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """Assign C class means to M prototypes; also say which of these to jitter."""
     n_classes = len(means)
     if m < n_classes:
         means = torch.stack([means[i::m].mean(0) for i in range(m)])
@@ -226,7 +226,7 @@ def _spread(means: Tensor, absent: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 
 class PrototypeHead(_PrototypeBase):
-    """Prototype pooling alone.
+    """Project, pool by prototypes alone, and classify linearly.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ class PrototypeHead(_PrototypeBase):
 
 
 class PrototypeAugmentedHead(_PrototypeBase):
-    """CalexNet's head: a light trunk, and prototype pooling beside mean and maximum.
+    """Run a light trunk and pool by prototypes, mean and maximum: CalexNet's head.
 
     Parameters
     ----------

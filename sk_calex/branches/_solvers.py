@@ -37,7 +37,7 @@ _FULL_BATCH_UPDATES = 60
 
 @dataclass
 class History:
-    """Mean loss of each epoch (Adam) or evaluation (L-BFGS) of a training run."""
+    """Record the mean loss of each epoch (Adam) or evaluation (L-BFGS)."""
 
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
@@ -55,7 +55,7 @@ def choose_full_batch(all_linear: bool) -> str:
 
 
 def default_max_iter(solver: str) -> int:
-    """Iterations of a full-batch solver where `max_iter` is None."""
+    """Return the iterations of a full-batch solver where `max_iter` is None."""
     return _LBFGS_ITERATIONS if solver == "lbfgs" else _FULL_BATCH_UPDATES
 
 

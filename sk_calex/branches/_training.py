@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Batch:
-    """Training rows: where their features lie, labels, weights and soft targets.
+    """Hold training rows: where their features lie, labels, weights and soft targets.
 
     `features` has shape (n_all, width) and may be a column slice of a memory map; row i
     of the batch is its row ``rows[i]``, so that a subset of a large matrix is never
@@ -53,7 +53,7 @@ class Batch:
         return len(self.rows)
 
     def take(self, index: NDArray[np.intp]) -> Batch:
-        """Some rows of the batch, over the same features."""
+        """Select some rows of the batch, over the same features."""
         return Batch(
             self.features,
             self.rows[index],
@@ -64,7 +64,7 @@ class Batch:
 
 
 def soften(proba: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """``softmax(z / T)`` from ``softmax(z)``: the logits need not be known.
+    """Compute ``softmax(z / T)`` from ``softmax(z)``, without the logits z.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def branch_loss(
     temperature: float,
     alpha: float,
 ) -> Tensor:
-    """``mean w * [alpha T^2 KL(q || softmax(z / T)) + (1 - alpha) CE(z, y)]``.
+    """Compute ``mean w * [alpha T^2 KL(q || softmax(z / T)) + (1 - alpha) CE(z, y)]``.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def branch_loss(
 
 
 class RowGatherer:
-    """Gathers mini-batches as tensors on the device, in the head's dtype."""
+    """Gather mini-batches as float32 tensors on a device."""
 
     def __init__(
         self, batch: Batch, shape: tuple[int, ...], device: torch.device
@@ -146,7 +146,7 @@ class RowGatherer:
         self.shape, self.device = shape, device
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Features, labels, weights and soft targets of some rows of the batch."""
+        """Return features, labels, weights and soft targets of some rows."""
         # index_select on the strided view copies whole rows: no pass over the rest.
         x = self.features.index_select(0, self.where[rows])
         x = x.to(self.device, torch.float32)
