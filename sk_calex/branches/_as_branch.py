@@ -352,7 +352,7 @@ def _count_learned(estimator: Any) -> float | None:
     for name in ("estimator_", "estimator"):
         if hasattr(estimator, name):
             return _count_learned(getattr(estimator, name))
-    for name in ("support_vectors_", "_fit_X", "coef_", "components_", "scalings_"):
+    for name in ("support_vectors_", "_fit_X", "coef_", "components_"):
         if hasattr(estimator, name):
             return float(np.prod(getattr(estimator, name).shape))
     if hasattr(estimator, "coefs_"):
