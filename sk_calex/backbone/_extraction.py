@@ -1,9 +1,9 @@
-"""Features of many samples: piece by piece, on one process or many, cached or not.
+"""Extract the features of many samples: in one process or many, stored or not.
 
 A piece is a range of rows: some whole batches, of bounded size in memory. Nothing here
-knows the module: a `Featurizer` makes features of raw samples. Nor does anything know
-of other processes that fill the same store: who finds that another one was quicker goes
-on with pieces in random order, so that they meet no more.
+knows the module: a `Featurizer` makes features of raw samples. Several calls may fill
+the same store without knowing of each other: a call that finds rows stored by another
+one takes its other pieces in random order, so that the two seldom do the same work.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ Job = Callable[[Iterable[Piece]], Iterator[Any]]
 
 
 class Featurizer(Protocol):
-    """What makes the features."""
+    """Makes features of raw samples."""
 
     def stages(self) -> object:
-        """Get ready, which is not for several threads at once."""
+        """Prepare to run; not called by several threads at once."""
 
     def features(self, raw: Any) -> NDArray[Any]:
-        """Features, (n, width), of n raw samples."""
+        """Compute features, (n, width), of n raw samples."""
 
 
 def rows_in_piece(batch_size: int, row_bytes: int) -> int:
-    """Rows of a piece: as many whole batches as fit, but at least one."""
+    """Count the rows of a piece: the whole batches that fit, at least one."""
     fitting = min(PIECE_ROWS, PIECE_BYTES // row_bytes)
     return batch_size * max(1, fitting // batch_size)
 
@@ -139,7 +139,7 @@ def extract_cached(
 
 
 class _Stored(NamedTuple):
-    """What became of a piece."""
+    """Result of storing a piece."""
 
     rows: slice
     keys: NDArray[np.uint8]
@@ -158,7 +158,7 @@ def _compute(
 def _store(
     featurizer: Featurizer, section: Section, piece: int, pieces: Iterable[Piece]
 ) -> Iterator[_Stored]:
-    """Compute what is not stored, in whole pieces, however little each read adds."""
+    """Compute and store missing rows, collected over several reads to whole pieces."""
     held = np.empty((0, 16), dtype=np.uint8)
     held_raw: Any = None
 
@@ -211,7 +211,7 @@ def _join(a: Any, b: Any) -> Any:
 
 
 def _await(section: Section, keys: NDArray[np.uint8]) -> None:
-    """Wait until rows that workers have stored are to be seen here, too."""
+    """Wait until this process sees the rows that workers have stored."""
     until = time.monotonic() + PATIENCE_SECONDS
     while not (found := section.find(keys)).all():
         if time.monotonic() >= until:
@@ -243,7 +243,7 @@ def _cut(n_rows: int, piece: int) -> list[slice]:
 
 
 class _Queue:
-    """Pieces still to be done: in order, until they are shuffled."""
+    """Hands out the pieces that are left, in order until they are shuffled."""
 
     def __init__(self, pieces: list[slice]) -> None:
         self.n_rows = sum(rows.stop - rows.start for rows in pieces)
@@ -271,7 +271,7 @@ def _run(
     queue: _Queue,
     n_jobs: int | None,
 ) -> Generator[Any, None, None]:
-    """Results of a job on every piece, in the order of the queue."""
+    """Run a job on every piece and give the results in the order of the queue."""
     featurizer.stages()
     n_workers = effective_n_jobs(n_jobs)
     if n_workers == 1:
@@ -315,7 +315,7 @@ def _check_can_be_sent(shipment: Shipment, n_jobs: int | None) -> None:
 
 
 def _readers_are_workers(samples: Samples, n_workers: int) -> bool:
-    """Whether workers get the samples as a whole, to read pieces of them themselves.
+    """Decide whether workers get all samples, to read pieces of them themselves.
 
     They do where that moves less than the pieces: not a Dataset that has its samples in
     memory, nor one that cannot be pickled. Threads do not, for a Dataset may not be

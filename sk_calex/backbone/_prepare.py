@@ -217,14 +217,25 @@ def check_preprocess(
     Raises
     ------
     ValueError
-        If the first sample comes out differently.
+        If `preprocess` fails, or the first sample comes out differently.
     """
     if preprocess is None:
         return
 
+    def run(given: Any) -> Any:
+        try:
+            return preprocess(given)
+        except Exception as error:
+            raise ValueError(
+                f"preprocess={preprocess!r} failed on a batch of raw samples "
+                f"({type(error).__name__}: {error}). It is called with whole batches "
+                "as tensors, or dicts of tensors: transforms of "
+                "torchvision.transforms.v2 take those."
+            ) from error
+
     def first_row(raw: Any) -> Batch:
         copy = raw if isinstance(raw, EncodedImages) else _each(raw, torch.clone)
-        made = prepare(copy, preprocess, device, dtype)
+        made = prepare(copy, run, device, dtype)
         return _each(made, lambda tensor: tensor[:1])
 
     expected = first_row(batch)

@@ -247,7 +247,8 @@ def _as_array(X: Any, name: str, least_ndim: int = 2) -> Any:
     if isinstance(data, Tensor):
         kinds = [data.is_complex(), data.is_quantized, data.is_meta, data.is_nested]
         is_number = not any(kinds) and data.layout == torch.strided
-        kind = f"{data.dtype}, layout {data.layout}, device {data.device}"
+        nested = "nested, " if data.is_nested else ""
+        kind = f"{data.dtype}, {nested}layout {data.layout}, device {data.device}"
     else:
         is_number = data.dtype.kind in "buif" and data.dtype.itemsize <= 8
         kind = str(data.dtype)

@@ -1,4 +1,8 @@
-"""What all pieces of a parallel call share, sent to each worker process once."""
+"""Send what all pieces of a parallel call share to each worker process once.
+
+A file of its own beside `_extraction`, which knows pieces and the store: this is about
+pickling alone.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ class Shipment:
 
     @classmethod
     def _received(cls, call: str, pickled: NDArray[np.uint8]) -> Shipment:
-        """Take the copy that came before: what it has derived since is kept."""
+        """Return the copy that this process has and has worked with, or a new one."""
         global _last
         with _last_lock:
             if _last is None or _last._call != call:
@@ -48,7 +52,7 @@ class Shipment:
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """Give the content, which is unpickled when a worker first asks for it."""
+        """Give the content; a worker unpickles it on the first call."""
         with self.lock:
             self._n_users += 1
             if self._timer is not None:
@@ -114,7 +118,7 @@ class _Measure(io.RawIOBase):
 
 
 def fits_into(value: Any, limit: float) -> bool:
-    """Whether a value can be pickled into at most so many bytes."""
+    """Tell whether a value can be pickled into at most so many bytes."""
     try:
         cloudpickle.dump(value, _Measure(limit))
     except Exception:  # too large, or its own way of not being pickled

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision import transforms
 
 from sk_calex import FrozenBackbone
 from sk_calex.backbone import _prepare
@@ -149,7 +150,14 @@ def test_a_random_preprocess_is_refused_when_the_backbone_is_fitted():
         backbone.fit(images(2))
 
 
-def test_a_preprocess_may_return_another_shape_in_a_batch_of_one():
+def test_a_preprocess_that_fails_is_named_when_the_backbone_is_fitted():
+    for_one = transforms.ToTensor()
+    backbone = FrozenBackbone(TinyNet(), ["stem"], preprocess=for_one)
+    with pytest.raises(ValueError, match=r"preprocess=ToTensor\(\) failed.*: pic"):
+        backbone.fit(images(2))
+
+
+def test_a_shape_that_depends_on_the_batch_is_refused():
     check = [RAW, lambda x: x[:, : 5 + (len(x) > 1)], CPU, torch.float32]
     with pytest.raises(ValueError, match="when the other samples of its batch change"):
         check_preprocess(*check)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.nested import nested_tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from sk_calex.backbone._samples import Samples
@@ -130,6 +131,11 @@ class Unsized(Dataset):
         (DataLoader(Items([1])), TypeError, "the `dataset` of a DataLoader"),
         (torch.zeros(3, 4).to_sparse(), ValueError, "X has dtype.*layout torch.sparse"),
         (torch.zeros(3, 4, device="meta"), ValueError, "device meta"),
+        (
+            nested_tensor([torch.zeros(2)], layout=torch.jagged),
+            ValueError,
+            "float32, nested",
+        ),
         ({}, ValueError, "X holds no input"),
         ({"labels": [1, 2]}, ValueError, "X holds no input"),
         ({"a": np.zeros(3), "b": np.zeros(4)}, ValueError, "different lengths"),
