@@ -45,20 +45,26 @@ def tiny_net(n_outputs=3):
         net(torch.from_numpy(X))
         x = net.eval().block2(net.block1(net.stem(torch.from_numpy(X))))
         pooled = net.head[:2](x).numpy()
-    fitted = converged_regression(C=100, tol=1e-10).fit(pooled.astype(np.float64), y)
+    fitted = converged_regression(C=100).fit(pooled, y)
     with torch.no_grad():
         net.head[2].weight.copy_(torch.from_numpy(fitted.coef_))
         net.head[2].bias.copy_(torch.from_numpy(fitted.intercept_))
     return net.train()  # the backbone has to see to eval mode itself
 
 
-def converged_regression(**params):
-    """A classifier that is fitted to its optimum, wherever sums are rounded.
+class _RegressionInFloat64(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        return super().fit(np.asarray(X, dtype=np.float64), y, sample_weight)
 
-    Solvers that stop early stop elsewhere on each CPU. Newton's method does not: its
-    logits move by about 1e-6 when the features move by 1e-7.
+
+def converged_regression(**params):
+    """Make a classifier that is fitted to its optimum on every CPU.
+
+    Solvers that stop early stop elsewhere on each CPU. Newton's method in float64 does
+    not: its logits move by about 1e-6 when the features move by 1e-7.
     """
-    return LogisticRegression(**{"solver": "newton-cholesky", "tol": 1e-5} | params)
+    params = {"solver": "newton-cholesky", "tol": 1e-8} | params
+    return _RegressionInFloat64(**params)
 
 
 def tiny_backbone(n_outputs=3, **params):

@@ -85,8 +85,9 @@ def slow_cascade(
                     use.append(i), labels.append(c)
                     masses.append(w[i] * soft[i][c] / together)
             # To the optimum: where a solver stops early differs between CPUs.
-            model = LogisticRegression(solver="newton-cholesky", tol=1e-5)
-            return model.fit(block[use], labels, sample_weight=masses)
+            model = LogisticRegression(solver="newton-cholesky", tol=1e-8)
+            rows = np.asarray(block[use], dtype=np.float64)
+            return model.fit(rows, labels, sample_weight=masses)
 
         def answer(branch, rows, block=block):
             proba = np.zeros((len(rows), n_classes))
