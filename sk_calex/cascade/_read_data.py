@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import issparse
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length
@@ -49,7 +50,7 @@ def read_training_data(
             "Found array with 0 sample(s) while a minimum of 1 is required: X and "
             "y are empty."
         )
-    if isinstance(X, Mapping):
+    if isinstance(X, Mapping) and not issparse(X):  # one kind of sparse is a dict
         check_consistent_length(*X.values(), labels)
     elif hasattr(X, "__len__") or hasattr(X, "shape"):
         check_consistent_length(X, labels)

@@ -275,9 +275,7 @@ def test_norm_ignores_weights_in_eval_mode():
 
 def test_weights_must_fit_the_batch():
     head = make("gap", (4,))
-    with pytest.raises(
-        ValueError, match=r"one number for each row.*\(2, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"one number for each row.*\(2, 1\)"):
         head.set_row_weights(torch.ones(2, 1))
     head.set_row_weights(torch.ones(2))
     with pytest.raises(ValueError, match="row_weights hold 2 rows but the batch hold"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import make_classification
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -98,8 +99,9 @@ def test_other_costs_train_nothing(fitted, monkeypatch):
     assert again.depth_costs_[0] == 1
 
 
-def test_trees_whose_macs_are_unknown():
+def test_trees_and_a_last_stage_whose_macs_are_unknown():
     """As branch and last stage, in a search for a budget."""
+    unknown = QuadraticDiscriminantAnalysis(reg_param=0.1)
     forest = RandomForestClassifier(20, random_state=0)
     trees = CascadeClassifier(
         branch=DecisionTreeClassifier(max_depth=3, random_state=0),
@@ -110,7 +112,9 @@ def test_trees_whose_macs_are_unknown():
         random_state=0,
     )
     with pytest.raises(ValueError, match="MACs of final_estimator"):
-        clone(trees).set_params(costs=None).fit(FLAT, CODES).cost(FLAT)
+        clone(trees).set_params(costs=None, final_estimator=unknown).fit(
+            FLAT, CODES
+        ).cost(FLAT)
     search = MarginSearchCV(trees, flops_budget=0.1, margins=[0.6, 0.7], cv=2)
     search.fit(FLAT, CODES)
     assert search.best_flops_reduction_ >= 0.1
