@@ -54,6 +54,15 @@ MODULES = {
 }
 
 
+def torch_pickles(traced):
+    """Whether this version of torch pickles traced modules: 2.6 fails on some."""
+    try:
+        pickle.dumps(traced)
+    except AttributeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_equal_modules_have_one_fingerprint(name):
     torch.manual_seed(0)
@@ -65,8 +74,9 @@ def test_equal_modules_have_one_fingerprint(name):
     assert module_fingerprint(copy.deepcopy(module)) == expected
     torch.manual_seed(0)
     assert module_fingerprint(MODULES[name]()) == expected
-    if name != "weight norm":  # torch does not pickle these
-        assert module_fingerprint(pickle.loads(pickle.dumps(module))) == expected
+    if name == "weight norm" or (name == "traced" and not torch_pickles(module)):
+        return
+    assert module_fingerprint(pickle.loads(pickle.dumps(module))) == expected
 
 
 @pytest.mark.parametrize("name", MODULES)

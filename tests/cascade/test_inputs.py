@@ -171,6 +171,8 @@ def test_survivors_of_which_the_backbone_is_sure_teach_a_branch_nothing(features
         assert (fitted.predict(given) == Y).mean() > 0.95
 
 
+# scikit-learn 1.7 takes so many classes for a regression.
+@pytest.mark.filterwarnings("ignore:The number of unique classes is:UserWarning")
 def test_soft_targets_that_are_the_same_for_very_many_classes():
     rng = np.random.default_rng(0)
     n_classes = 120
