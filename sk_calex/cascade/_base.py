@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, Self
@@ -42,6 +41,7 @@ from sk_calex.cascade._inputs import (
     input_batches,
     reads_samples,
 )
+from sk_calex.cascade._knob import check_is_rule, check_knob, default_of
 from sk_calex.cascade._last_stage import (
     LastStage,
 )
@@ -181,7 +181,7 @@ class BaseCascade(
             Task.root(self, 3, X, y, sample_weight) as task,
         ):
             self._validate_params()
-            self._check_knob()
+            check_knob(self)
             self._exit_rule()._validate_params()
             self._check_params()
             routed = process_routing(self, "fit", **params) if params else None
@@ -245,27 +245,6 @@ class BaseCascade(
         """Return the fitted exit rule at another value of its knob."""
         return self._fit_rule(self._exit_rule(value))
 
-    def _check_knob(self) -> None:
-        """Refuse a knob that was set although the calibrator decides without it."""
-        given = self.calibrator
-        if given is None:
-            return
-        name, value = self.knob, getattr(self, self.knob)
-        if self._knob_moves(given):
-            own = getattr(given, given.knob)
-            if not (_is_default(given, given.knob) or np.array_equal(own, value)):
-                raise ValueError(
-                    f"calibrator has {given.knob}={own!r} and the cascade has "
-                    f"{name}={value!r}, which is the one that counts. Set {name} of "
-                    f"the cascade, and leave that of the calibrator at its default."
-                )
-        elif not _is_default(self, name):
-            raise ValueError(
-                f"{name}={value!r} has no effect, since calibrator={given!r} decides: "
-                f"set {self._knob_name} instead, and leave {name} at its default, "
-                f"{_default(self, name)!r}."
-            )
-
     def set_calibrator(self, calibrator: ExitPolicy | None) -> Self:
         """Exit by another rule, without training anything.
 
@@ -290,10 +269,10 @@ class BaseCascade(
             If the rule cannot be fitted.
         """
         check_is_fitted(self)
-        _check_is_rule(calibrator)
+        check_is_rule(calibrator)
         changes: dict[str, Any] = {"calibrator": calibrator}
         if calibrator is not None and not self._knob_moves(calibrator):
-            changes[self.knob] = _default(self, self.knob)
+            changes[self.knob] = default_of(self, self.knob)
         return self._calibrate_with(changes)
 
     def set_operating_point(self, value: float | Sequence[float]) -> Self:
@@ -385,7 +364,7 @@ class BaseCascade(
         try:
             for name, value in changes.items():
                 setattr(self, name, value)
-            self._check_knob()
+            check_knob(self)
             self.calibrator_ = self._fit_rule(self._exit_rule())
         except BaseException:  # an interruption, too
             for name, value in before.items():
@@ -702,20 +681,3 @@ class BaseCascade(
             tags.input_tags.two_d_array = False
             tags.input_tags.three_d_array = True
         return tags
-
-
-def _default(estimator: Any, name: str) -> Any:
-    return inspect.signature(type(estimator)).parameters[name].default
-
-
-def _is_default(estimator: Any, name: str) -> bool:
-    return np.array_equal(getattr(estimator, name), _default(estimator, name))
-
-
-def _check_is_rule(calibrator: Any) -> None:
-    if calibrator is not None and not isinstance(calibrator, ExitPolicy):
-        raise TypeError(
-            f"calibrator must be a SurvivorThresholdCalibrator, another rule of "
-            f"sk_calex.policies or None, got {calibrator!r}. The Oracle is no rule: it "
-            "needs the labels."
-        )
