@@ -21,6 +21,7 @@ _NEEDED = (
     ("pillow", "PIL"),
     ("cloudpickle", "cloudpickle"),
     ("tqdm", "tqdm"),
+    ("filelock", "filelock"),
 )
 _OPTIONAL = (
     ("matplotlib", "matplotlib", "displays"),
