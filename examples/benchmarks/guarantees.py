@@ -99,7 +99,7 @@ def make_probabilities(cache, path):
         **{name: proba.astype(np.float32) for name, proba in said.items()},
         validation_y=train.target[train.val],
         test_y=test.target,
-        costs=cascade.depth_costs_ / sum(cascade._macs()[0]),
+        costs=cascade.depth_costs_ / sum(cascade.layout_.stage_macs),
     )
 
 

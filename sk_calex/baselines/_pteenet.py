@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sk_calex.baselines._exit_net import ExitNet
 from sk_calex.branches._layers import BranchHead, integers, linear, trunk
+from sk_calex.cascade._costs import stage_and_head_macs
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, OwnGate
 from sk_calex.utils._codec import savable
@@ -297,7 +298,7 @@ class PTEENetClassifier(JointCascade):
     def _relative_costs(self, n_branches: int) -> NDArray[np.float64]:
         """Cost of each depth over the plain backbone's; by depth alone if unknown."""
         try:
-            stages, heads = self._macs()
+            stages, heads = stage_and_head_macs(self)
         except ValueError:
             stages = [0]
         if sum(stages) == 0:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,50 +19,46 @@ from sklearn.utils.metadata_routing import (
     MethodMapping,
     process_routing,
 )
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import macs_of, probabilities_of
-from sk_calex.branches._defaults import warn_of_costly_branches
-from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import (
     CalibrationSet,
     ExitPolicy,
-    Policy,
-    first_exits,
 )
 from sk_calex.calibration._warnings import warn_of_few_rows
-from sk_calex.cascade._costs import read_costs
-from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep, recall_table
+from sk_calex.cascade._costs import (
+    depth_prices,
+    stage_and_head_macs,
+    warn_of_branch_costs,
+)
+from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep
 from sk_calex.cascade._inputs import (
-    feature_batches,
-    input_batches,
     reads_samples,
 )
 from sk_calex.cascade._knob import check_is_rule, check_knob, default_of
 from sk_calex.cascade._last_stage import (
     LastStage,
 )
+from sk_calex.cascade._predict import predict_codes, run_with_exits, stage_probabilities
 from sk_calex.cascade._read_data import read_training_data
+from sk_calex.cascade._recalibrate import calibrate_on_rows, calibrate_with_params
 from sk_calex.cascade._runtime import (
     Answer,
-    every_answer,
     independent,
-    run_cascade,
-    tabulate,
 )
 from sk_calex.cascade._saving import cascade_card, plain_state
-from sk_calex.cascade._seen_rows import digest_rows, join_digests
+from sk_calex.cascade._seen_rows import digest_rows
 from sk_calex.cascade._summary import cascade_summary
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._fitted_state import all_or_nothing
-from sk_calex.utils._flops import depth_costs, flops_reduction
+from sk_calex.utils._flops import flops_reduction
 from sk_calex.utils._html import SummaryMixin
 from sk_calex.utils._progress import bar, showing
 from sk_calex.utils._saving import SavableMixin
-from sk_calex.utils._validation import check_labels, check_sample_weight
 
 __all__ = ["BaseCascade"]
 
@@ -201,7 +196,7 @@ class BaseCascade(
             self.row_digests_ = digest_rows(X)
             if not known:  # a recalled fit has said so before
                 warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
-                self._warn_of_costly_branches()
+                warn_of_branch_costs(self)
         return self
 
     # -- the exit rule and its knob ----------------------------------------------
@@ -273,7 +268,8 @@ class BaseCascade(
         changes: dict[str, Any] = {"calibrator": calibrator}
         if calibrator is not None and not self._knob_moves(calibrator):
             changes[self.knob] = default_of(self, self.knob)
-        return self._calibrate_with(changes)
+        calibrate_with_params(self, changes)
+        return self
 
     def set_operating_point(self, value: float | Sequence[float]) -> Self:
         """Move along the curve without training anything.
@@ -298,11 +294,12 @@ class BaseCascade(
         check_is_fitted(self)
         self._check_movable()
         if self._knob_name == self.knob:
-            return self._calibrate_with({self.knob: value})
-        calibrator = clone(self.calibrator)
-        return self._calibrate_with(
-            {"calibrator": calibrator.set_params(**{calibrator.knob: value})}
-        )
+            calibrate_with_params(self, {self.knob: value})
+        else:
+            rule = clone(self.calibrator)
+            rule.set_params(**{rule.knob: value})
+            calibrate_with_params(self, {"calibrator": rule})
+        return self
 
     def recalibrate(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -332,45 +329,12 @@ class BaseCascade(
             If a label is unknown, lengths differ, or the exit rule cannot be fitted.
         """
         check_is_fitted(self)
-        labels = check_labels(y)
-        unknown = np.setdiff1d(labels, self.classes_)
-        if len(unknown):
-            raise ValueError(
-                f"y holds labels that fit did not see: {unknown.tolist()[:5]}. Leave "
-                f"them out; the classes are {self.classes_.tolist()[:5]}..."
-            )
-        weight = check_sample_weight(sample_weight, labels)
-        answers = self._run_all_stages(X)
-        check_consistent_length(answers.predicted[0], labels)
-        before = self.calibration_, self.calibrator_, self.row_digests_
-        try:
-            codes = np.searchsorted(self.classes_, labels)
-            self.calibration_ = CalibrationSet(answers, codes, weight)
-            self.calibrator_ = self._fit_rule(self._exit_rule())
-            self.row_digests_ = join_digests(before[2], digest_rows(X))
-        except BaseException:  # an interruption, too
-            self.calibration_, self.calibrator_, self.row_digests_ = before
-            raise
+        calibrate_on_rows(self, X, y, sample_weight)
         warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
         return self
 
     def _check_movable(self) -> None:
         """Refuse where another value of the knob would not be another fit."""
-
-    def _calibrate_with(self, changes: Mapping[str, Any]) -> Self:
-        """Calibrate with other parameters, or leave all as it was."""
-        before = {name: getattr(self, name) for name in changes}
-        before["calibrator_"] = self.calibrator_
-        try:
-            for name, value in changes.items():
-                setattr(self, name, value)
-            check_knob(self)
-            self.calibrator_ = self._fit_rule(self._exit_rule())
-        except BaseException:  # an interruption, too
-            for name, value in before.items():
-                setattr(self, name, value)
-            raise
-        return self
 
     # -- running -----------------------------------------------------------------
 
@@ -382,35 +346,6 @@ class BaseCascade(
 
     def _last_answer(self) -> Answer:
         return independent(self._last_stage_.probabilities())
-
-    def _run(
-        self, X: Any, rule: Policy | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Probabilities of the stage that answers, and its depth, under a rule."""
-        sources, n = input_batches(self, X)
-        # The rule is read once: another thread may move the cascade meanwhile.
-        rule = self.calibrator_ if rule is None else rule
-        answers, backbone = self._answers(), self.backbone_
-        with nullcontext() if backbone is None else backbone.runner().inference_mode():
-            return run_cascade(sources, answers, rule, n, len(self.classes_))
-
-    def _run_all_stages(self, X: Any) -> StageTable:
-        sources, n = feature_batches(self, X)
-        return tabulate(sources, self._answers(), n, len(self.classes_))
-
-    def _tabulate(self, X: Any) -> StageTable:
-        """Answers of all stages to all samples; recalled where a search asks again."""
-        table = recall_table(self, X)
-        return self._run_all_stages(X) if table is None else table
-
-    def _decide(self, X: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Class codes and depths."""
-        table = recall_table(self, X)
-        if table is None:
-            proba, depth = self._run(X)
-            return proba.argmax(axis=1), depth
-        depth = first_exits(self.calibrator_, table)
-        return table.predicted[depth, np.arange(len(depth))], depth
 
     def predict(
         self, X: Any, return_depth: bool = False
@@ -439,7 +374,7 @@ class BaseCascade(
             If `X` does not have the shape seen in fit, or is not finite.
         """
         check_is_fitted(self)
-        codes, depth = self._decide(X)
+        codes, depth = predict_codes(self, X)
         labels = self.classes_[codes]
         return (labels, depth) if return_depth else labels
 
@@ -470,7 +405,7 @@ class BaseCascade(
             If `X` does not have the shape seen in fit, or is not finite.
         """
         check_is_fitted(self)
-        proba, depth = self._run(X)
+        proba, depth = run_with_exits(self, X)
         return (proba, depth) if return_depth else proba
 
     def stage_probabilities(self, X: Any) -> NDArray[np.float64]:
@@ -493,12 +428,7 @@ class BaseCascade(
             If `X` does not have the shape seen in fit, or is not finite.
         """
         check_is_fitted(self)
-        sources, n = feature_batches(self, X)
-        answers = self._answers()
-        proba = np.empty((len(answers), n, len(self.classes_)))
-        for stage, rows, said in every_answer(sources, answers):
-            proba[stage, rows] = said.proba
-        return proba
+        return stage_probabilities(self, X)
 
     def exit_depth(self, X: Any) -> NDArray[np.intp]:
         """Compute where each sample is answered.
@@ -519,7 +449,7 @@ class BaseCascade(
             If `X` does not have the shape seen in fit, or is not finite.
         """
         check_is_fitted(self)
-        return self._decide(X)[1]
+        return predict_codes(self, X)[1]
 
     # -- cost --------------------------------------------------------------------
 
@@ -530,39 +460,10 @@ class BaseCascade(
         MACs, or in the unit of `costs`.
         """
         check_is_fitted(self)
-        return self._prices()[0]
-
-    def _prices(self) -> tuple[NDArray[np.float64], float]:
-        """Cost of an answer at each depth, and that of the plain last stage."""
-        if self.costs is not None:
-            return read_costs(self.costs, self.layout_.n_taps)
-        stages, heads = self._macs()
-        return depth_costs(stages, heads), float(sum(stages))
-
-    def _macs(self) -> tuple[list[int], list[int]]:
-        """MACs of the stages and of the heads."""
-        if self.layout_.stage_macs is None:
-            raise ValueError(
-                "the MACs of the backbone's stages are unknown: X carried its layout "
-                "in column names only. Give the fitted FrozenBackbone too, as "
-                "backbone=FrozenEstimator(backbone) (of sklearn.frozen), which the "
-                "clones of a search keep fitted."
-            )
-        stages = list(self.layout_.stage_macs)
-        if self.final_estimator_ is not None:
-            stages[-1] += macs_of(self.final_estimator_, "final_estimator")
-        return stages, self._branch_macs()
-
-    def _warn_of_costly_branches(self) -> None:
-        if self.costs is not None:
-            return
-        try:
-            stages, branches = self._macs()
-        except ValueError:
-            return  # of a kind that cannot be counted: `depth_costs_` says so
-        warn_of_costly_branches(branches, stages)
+        return depth_prices(self)[0]
 
     def _branch_macs(self) -> list[int]:
+        """MACs of the heads, one per branch."""
         return [macs_of(branch, "branch") for branch in self.branches_]
 
     def cost(self, X: Any) -> NDArray[np.float64]:
@@ -605,7 +506,7 @@ class BaseCascade(
         ValueError
             If the MACs of a stage or head are unknown.
         """
-        return flops_reduction(self.exit_depth(X), *self._macs())
+        return flops_reduction(self.exit_depth(X), *stage_and_head_macs(self))
 
     def cost_reduction(self, X: Any) -> float:
         """Compute the share of the plain last stage's cost that is saved on `X`.
@@ -626,7 +527,7 @@ class BaseCascade(
         ValueError
             If `costs` is None and the MACs of a stage or head are unknown.
         """
-        per_depth, plain = self._prices()
+        per_depth, plain = depth_prices(self)
         return float(1 - per_depth[self.exit_depth(X)].mean() / plain)
 
     # -- scikit-learn ------------------------------------------------------------

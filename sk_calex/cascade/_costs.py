@@ -13,10 +13,78 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
+from sk_calex.branches._as_branch import macs_of
+from sk_calex.branches._defaults import warn_of_costly_branches
 from sk_calex.cascade._inputs import input_batches
 from sk_calex.utils._flops import depth_costs
 
-__all__ = ["measure_costs", "read_costs"]
+__all__ = [
+    "depth_prices",
+    "measure_costs",
+    "read_costs",
+    "stage_and_head_macs",
+    "warn_of_branch_costs",
+]
+
+
+def depth_prices(cascade: Any) -> tuple[NDArray[np.float64], float]:
+    """Return the cost of an answer at each depth, and that of the plain last stage.
+
+    Parameters
+    ----------
+    cascade : cascade
+        A fitted cascade.
+
+    Returns
+    -------
+    per_depth : ndarray of float64, shape (n_branches + 1,)
+        Cost of an answer at each depth: MACs, or in the unit of its `costs`.
+    plain : float
+        Cost of the last stage without branches.
+    """
+    if cascade.costs is not None:
+        return read_costs(cascade.costs, cascade.layout_.n_taps)
+    stages, heads = stage_and_head_macs(cascade)
+    return depth_costs(stages, heads), float(sum(stages))
+
+
+def stage_and_head_macs(cascade: Any) -> tuple[list[int], list[int]]:
+    """Return the MACs per sample of the stages and of the heads.
+
+    Parameters
+    ----------
+    cascade : cascade
+        A fitted cascade.
+
+    Returns
+    -------
+    stages : list of int
+        One per branch and that of the last stage, with the final estimator if any.
+    heads : list of int
+        One per branch.
+    """
+    if cascade.layout_.stage_macs is None:
+        raise ValueError(
+            "the MACs of the backbone's stages are unknown: X carried its layout "
+            "in column names only. Give the fitted FrozenBackbone too, as "
+            "backbone=FrozenEstimator(backbone) (of sklearn.frozen), which the "
+            "clones of a search keep fitted."
+        )
+    stages = list(cascade.layout_.stage_macs)
+    if cascade.final_estimator_ is not None:
+        stages[-1] += macs_of(cascade.final_estimator_, "final_estimator")
+    return stages, cascade._branch_macs()
+
+
+def warn_of_branch_costs(cascade: Any) -> None:
+    """Warn where the branches of a cascade cost much, unless it has costs given."""
+    if cascade.costs is not None:
+        return
+    try:
+        stages, heads = stage_and_head_macs(cascade)
+    except ValueError:
+        return  # of a kind that cannot be counted: `depth_costs_` says so
+    warn_of_costly_branches(heads, stages)
 
 
 def read_costs(costs: Any, n_branches: int) -> tuple[NDArray[np.float64], float]:

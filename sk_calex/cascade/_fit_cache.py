@@ -148,10 +148,13 @@ def recall_or_keep(
         fits.keep(request, _copy_lists(fitted_state(cascade)), stamp_of(cascade))
 
 
-def recall_table(cascade: Any, X: Any) -> StageTable | None:
+def recall_table(
+    cascade: Any, X: Any, make: Callable[[Any, Any], StageTable]
+) -> StageTable | None:
     """Return what the stages answered when these samples came before; None: unknown.
 
-    Only a cascade whose fit was recalled remembers: it is part of a search.
+    Only a cascade whose fit was recalled remembers: it is part of a search. The first
+    time, the answers are made by `make`, given the cascade and X.
     """
     fit = cascade.__dict__.get("_shared_fit")
     if fit is None or stamp_of(cascade) != fit.stamp:
@@ -159,7 +162,7 @@ def recall_table(cascade: Any, X: Any) -> StageTable | None:
     digest = input_digest(X)
     if digest is None:
         return None
-    return fit.table(digest, lambda: cascade._run_all_stages(X))
+    return fit.table(digest, lambda: make(cascade, X))
 
 
 def stamp_of(cascade: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 
 from sk_calex.calibration._exit_rule import first_exits
+from sk_calex.cascade._costs import stage_and_head_macs
 from sk_calex.utils._flops import depth_costs
 from sk_calex.utils._saving import model_card, plain_seed
 
@@ -54,7 +55,7 @@ def cascade_card(cascade: Any) -> str:
     if cascade.backbone_ is None:
         del facts["taps"]
     if cascade.layout_.stage_macs is not None:
-        stages, heads = cascade._macs()
+        stages, heads = stage_and_head_macs(cascade)
         saved = 1 - weight @ depth_costs(stages, heads)[depth] / sum(stages)
         facts["FLOPs saved, heads counted"] = f"{saved:.1%}"
     name = type(cascade).__name__

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sk_calex.backbone._summary import stage_cells, unfitted_taps
 from sk_calex.calibration._exit_rule import first_exits
+from sk_calex.cascade._costs import stage_and_head_macs
 from sk_calex.utils._flops import depth_costs
 from sk_calex.utils._html import Cell, picked, si, table
 
@@ -122,7 +123,7 @@ class _Prices:
     @classmethod
     def of(cls, cascade: Any) -> _Prices:
         try:
-            stages, heads = cascade._macs()
+            stages, heads = stage_and_head_macs(cascade)
         except ValueError:  # of the stages or of a head
             return cls(None, None, 0)
         return cls(heads, depth_costs(stages, heads), float(sum(stages)))

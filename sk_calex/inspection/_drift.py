@@ -10,6 +10,7 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from sk_calex.calibration._answers import StageTable
+from sk_calex.cascade._predict import stage_table
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.policies import first_exits
 from sk_calex.utils._intervals import share_limits
@@ -106,7 +107,7 @@ def drift_report(
     cascade = cascade_in(estimator)
     check_is_fitted(cascade)
     codes = None if y is None else label_codes(cascade, y)
-    table = cascade._tabulate(input_of(estimator, X))
+    table = stage_table(cascade, input_of(estimator, X))
     known = cascade.calibration_
     n = table.n_samples
     new = _Side(cascade, table, np.ones(n), confidence_level)

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.calibration._answers import Signals
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._predict import run_with_exits
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.policies import Policy
@@ -258,7 +259,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         check_is_fitted(self, "_reference_")
         cascade = cascade_in(self.estimator)
         listener = _Listener(cascade.calibrator_)
-        proba, depth = cascade._run(input_of(self.estimator, X), listener)
+        proba, depth = run_with_exits(cascade, input_of(self.estimator, X), listener)
         self._note(listener)
         labels = cascade.classes_[proba.argmax(axis=1)]
         return (labels, depth) if return_depth else labels
@@ -366,7 +367,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         """What the first branch says of rows; no later stage runs."""
         listener = _Listener(None)
         cascade: BaseCascade = cascade_in(self.estimator)
-        cascade._run(input_of(self.estimator, X), listener)
+        run_with_exits(cascade, input_of(self.estimator, X), listener)
         return listener
 
     def _note(self, first: _Listener) -> bool:

@@ -22,6 +22,7 @@ from sk_calex.cascade._alignment import (
     effective_sample_size,
 )
 from sk_calex.cascade._cascade import CascadeClassifier
+from sk_calex.cascade._predict import stage_table
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.policies import ClassThresholds
 from sk_calex.utils._intervals import share_limits
@@ -118,7 +119,7 @@ def exit_report(
     check_open_interval(confidence_level, 0, 1, "confidence_level")
     codes = label_codes(cascade, y)
     weight = check_sample_weight(sample_weight, codes)
-    table = cascade._tabulate(input_of(estimator, X))
+    table = stage_table(cascade, input_of(estimator, X))
     check_consistent_length(codes, table.predicted[0])
     exits = _exits(cascade, table, codes, weight)
     held = _exits(
@@ -256,7 +257,7 @@ def alignment_report(
     codes = label_codes(cascade, y)
     weight = check_sample_weight(sample_weight, codes)
     profile, sizes = _training(cascade, estimator, X_train, y_train)
-    table = cascade._tabulate(input_of(estimator, X))
+    table = stage_table(cascade, input_of(estimator, X))
     check_consistent_length(codes, table.predicted[0])
     depth = first_exits(policy, table)
     reaching = [weight * (depth >= k) for k in range(table.n_stages - 1)]
@@ -430,7 +431,7 @@ def _training(
             "them. Give X_train and y_train, the rows that trained it."
         )
     codes = label_codes(cascade, y_train)
-    table = cascade._tabulate(input_of(estimator, X_train))
+    table = stage_table(cascade, input_of(estimator, X_train))
     check_consistent_length(codes, table.predicted[0])
     alike, n = np.ones(len(codes)), table.n_stages - 1
     before = [None, *table.confidence[: n - 1]]

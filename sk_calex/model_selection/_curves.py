@@ -18,6 +18,8 @@ from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import first_exits
 from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._costs import depth_prices
+from sk_calex.cascade._predict import stage_table
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
 from ._estimators import knob_of
@@ -215,7 +217,7 @@ class Outcomes:
     ) -> Outcomes:
         """Collect the answers of all stages to all samples."""
         truth = column_or_1d(y)
-        table = cascade._tabulate(X)
+        table = stage_table(cascade, X)
         check_consistent_length(truth, table.predicted[0])
         weight = None
         if sample_weight is not None:
@@ -246,7 +248,7 @@ class Outcomes:
 
     def exiting(self, depth: NDArray[np.intp]) -> Point:
         """The operating point where every sample exits at a given depth."""
-        costs, plain = self.cascade._prices()
+        costs, plain = depth_prices(self.cascade)
         right = self.right[depth, np.arange(len(depth))]
         share = np.bincount(depth, self.weight, minlength=len(costs)) / self.total
         return Point(

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
+from sk_calex.cascade._costs import depth_prices
 from sk_calex.utils._validation import check_sample_weight
 
 from ._curves import Outcomes
@@ -113,7 +114,7 @@ class FlopsReductionScorer(_CascadeScorer):
         cost = cascade.cost(given)
         weight = check_sample_weight(sample_weight, cost)
         mean = np.average(cost, weights=weight)
-        return float(1 - mean / cascade._prices()[1])
+        return float(1 - mean / depth_prices(cascade)[1])
 
 
 class AccuracyAtFlopsScorer(_CascadeScorer):

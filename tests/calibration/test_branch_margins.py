@@ -7,6 +7,7 @@ from sklearn.model_selection import GridSearchCV
 
 from sk_calex import CascadeClassifier, operating_curve
 from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.cascade._predict import stage_table
 from sk_calex.policies import ClassThresholds, first_exits
 from sk_calex.utils._validation import check_margins
 from tests._cascade_models import composed, images, small_branch, tiny_backbone
@@ -80,7 +81,7 @@ def test_the_rule_for_any_method_takes_them_too(data, fitted):
     policy = SurvivorThresholdCalibrator(margins, min_support=3)
     policy.fit(fitted.calibration_.answers, fitted.calibration_.labels)
     np.testing.assert_array_equal(policy.thresholds_, fitted.thresholds_at(margins))
-    table = fitted._tabulate(X)
+    table = stage_table(fitted, X)
     np.testing.assert_array_equal(
         policy.depth(table),
         first_exits(ClassThresholds(fitted.thresholds_at(margins)), table),

@@ -10,6 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from sk_calex import CascadeClassifier, SurvivorAlignment
 from sk_calex.calibration import StageTable, SurvivorThresholdCalibrator
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._predict import stage_table
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
@@ -57,7 +58,7 @@ def test_samples_features_and_tables_agree(cascades, rule):
     np.testing.assert_array_equal(same, depth)
     np.testing.assert_array_equal(others, labels)
     assert len(set(depth.tolist())) > 1
-    table = staged._tabulate(TEST)
+    table = stage_table(staged, TEST)
     np.testing.assert_array_equal(staged.calibrator_.depth(table), depth)
     np.testing.assert_array_equal(labels, table.predicted[depth, np.arange(60)])
     proba = cached.stage_probabilities(features)

@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sk_calex import MarginSearchCV
 from sk_calex.baselines import SDNClassifier
 from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.cascade._predict import stage_table
 from sk_calex.model_selection import _operating_points
 from sk_calex.policies import Quota, SharedThreshold
 from tests._cascade_models import tiny_backbone, tiny_net
@@ -48,7 +49,7 @@ def slowly(estimator, data, values, name="margin"):
             fitted.fit(data[train], Y[train])
             right.append(fitted.predict(data[held]) == Y[held])
             cost.append(fitted.cost(data[held]))
-            last = fitted._tabulate(data[held]).predicted[-1]
+            last = stage_table(fitted, data[held]).predicted[-1]
             plain.append(fitted.classes_[last] == Y[held])
         total = sum(fitted.layout_.stage_macs)
         rows.append(

@@ -19,6 +19,7 @@ from sk_calex import (
 )
 from sk_calex.baselines import BoostNetClassifier, SDNClassifier
 from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.cascade._predict import stage_table
 from sk_calex.model_selection._estimators import default_values
 from sk_calex.policies import (
     EntropyThreshold,
@@ -99,7 +100,7 @@ def test_accuracy_at_flops_by_hand(fitted, budget):
     values = [-0.3, 0.0, 0.2, 0.5]
     curve = operating_curve(fitted, Z, W, values)
     accuracy = dict(zip(curve.flops_reduction, curve.accuracy, strict=True))
-    first = fitted._tabulate(Z).predicted[0] == W
+    first = stage_table(fitted, Z).predicted[0] == W
     everybody = 1 - fitted.depth_costs_[0] / sum(fitted.layout_.stage_macs)
     accuracy[everybody] = first.mean()
     best = max(right for saved, right in accuracy.items() if saved >= budget)

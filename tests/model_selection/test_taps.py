@@ -11,6 +11,7 @@ from sklearn.frozen import FrozenEstimator
 
 from sk_calex import MarginSearchCV, TapLayout, select_taps
 from sk_calex.baselines import NoAlignmentClassifier, SDNClassifier
+from sk_calex.cascade._predict import stage_table
 from sk_calex.model_selection import _taps
 from sk_calex.policies import ClassThresholds, Patience, first_exits
 from sk_calex.utils._flops import depth_costs
@@ -69,7 +70,7 @@ def every_choice(cascade, table, labels):
 
 @pytest.fixture(scope="module")
 def every(fitted, features):
-    return every_choice(fitted, fitted._tabulate(features[1]), W)
+    return every_choice(fitted, stage_table(fitted, features[1]), W)
 
 
 def named(taps):
@@ -81,7 +82,7 @@ def named(taps):
                    {"flops_budget": 0.05}, {"flops_budget": 0.3}], ids=str
 )  # fmt: skip
 def test_best_of_all_choices(fitted, features, every, constraint):
-    plain = (fitted._tabulate(features[1]).predicted[-1] == W).mean()
+    plain = (stage_table(fitted, features[1]).predicted[-1] == W).mean()
     ((kind, bound),) = constraint.items()
 
     def rank(choice):
@@ -130,7 +131,7 @@ def test_a_branch_left_out_is_as_if_it_had_not_been(features):
     np.testing.assert_array_equal(part.depth_costs_, alone.depth_costs_)
     columns = layout.select_columns(["stem.0", "block1"])
     np.testing.assert_allclose(np.asarray(data)[:, columns], cut, rtol=1e-4, atol=1e-5)
-    table = whole._tabulate(new).of_stages([0, 2, 3])
+    table = stage_table(whole, new).of_stages([0, 2, 3])
     depth = first_exits(ClassThresholds(part.thresholds_at(0.1)), table)
     smaller = np.asarray(new)[:, columns]
     np.testing.assert_array_equal(depth, alone.set_margin(0.1).exit_depth(smaller))
@@ -199,7 +200,7 @@ def test_other_rules_are_fitted_anew(features):
     """A streak counts the branches that are left."""
     moved = cascade(calibrator=Patience()).fit(features[0], Y)
     found = select_taps(moved, features[1], W, max_accuracy_drop=1.0)
-    table = moved._tabulate(features[1]).of_stages([0, 2, 3])
+    table = stage_table(moved, features[1]).of_stages([0, 2, 3])
     same = table.predicted[0] == table.predicted[1]
     depth = first_exits(moved._of_taps([0, 2])._rule_at(1), table)
     np.testing.assert_array_equal(depth, np.where(same, 1, 2))

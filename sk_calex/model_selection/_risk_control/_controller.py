@@ -17,6 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.calibration._answers import StageTable
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._costs import depth_prices
+from sk_calex.cascade._predict import stage_table
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import (
     cascade_in,
@@ -375,7 +377,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
         """Answers of all stages to the certifying rows, which must be new."""
         X = input_of(self.estimator, X)
         check_rows_are_new(cascade, X, "The certificate", _WHY_NEW)
-        return cascade._tabulate(X)
+        return stage_table(cascade, X)
 
     def _check_enough(self, n: int) -> None:
         needed = fewest_rows(self.risk, self.max_risk, 1 - self.confidence_level)
@@ -411,7 +413,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
 
 def _relative_costs(cascade: BaseCascade) -> NDArray[np.float64]:
     """Cost of an answer at each depth, as a share of the plain backbone's."""
-    costs: NDArray[np.float64] = np.divide(*cascade._prices())
+    costs: NDArray[np.float64] = np.divide(*depth_prices(cascade))
     return costs
 
 

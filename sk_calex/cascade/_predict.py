@@ -1,0 +1,84 @@
+"""Run a fitted cascade over samples: with exits, or every stage on every sample."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_calex.calibration._answers import StageTable
+from sk_calex.calibration._exit_rule import Policy, first_exits
+from sk_calex.cascade._fit_cache import recall_table
+from sk_calex.cascade._inputs import feature_batches, input_batches
+from sk_calex.cascade._runtime import every_answer, run_cascade, tabulate
+
+__all__ = [
+    "predict_codes",
+    "run_all_stages",
+    "run_with_exits",
+    "stage_probabilities",
+    "stage_table",
+]
+
+
+def run_with_exits(
+    cascade: Any, X: Any, rule: Policy | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Compute the probabilities of the stage that answers, and its depth.
+
+    Parameters
+    ----------
+    cascade : cascade
+        A fitted cascade.
+    X : array, tensor or Dataset of shape (n_samples, ...)
+        Samples.
+    rule : Policy, default=None
+        The exit rule; None: that of the cascade.
+
+    Returns
+    -------
+    proba : ndarray of float64, shape (n_samples, n_classes)
+        Probabilities.
+    depth : ndarray of intp, shape (n_samples,)
+        Index of the stage; the number of branches for the last.
+    """
+    sources, n = input_batches(cascade, X)
+    # The rule is read once: another thread may move the cascade meanwhile.
+    rule = cascade.calibrator_ if rule is None else rule
+    answers, backbone = cascade._answers(), cascade.backbone_
+    with nullcontext() if backbone is None else backbone.runner().inference_mode():
+        return run_cascade(sources, answers, rule, n, len(cascade.classes_))
+
+
+def predict_codes(cascade: Any, X: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Compute class codes and depths; recalled where a search scored on X before."""
+    table = recall_table(cascade, X, run_all_stages)
+    if table is None:
+        proba, depth = run_with_exits(cascade, X)
+        return proba.argmax(axis=1), depth
+    depth = first_exits(cascade.calibrator_, table)
+    return table.predicted[depth, np.arange(len(depth))], depth
+
+
+def run_all_stages(cascade: Any, X: Any) -> StageTable:
+    """Tabulate the answers of all stages to all samples, without exits."""
+    sources, n = feature_batches(cascade, X)
+    return tabulate(sources, cascade._answers(), n, len(cascade.classes_))
+
+
+def stage_table(cascade: Any, X: Any) -> StageTable:
+    """Return `run_all_stages`, recalled where a search saw X before."""
+    table = recall_table(cascade, X, run_all_stages)
+    return run_all_stages(cascade, X) if table is None else table
+
+
+def stage_probabilities(cascade: Any, X: Any) -> NDArray[np.float64]:
+    """Compute the probabilities of all stages: (n_stages, n_samples, n_classes)."""
+    sources, n = feature_batches(cascade, X)
+    answers = cascade._answers()
+    proba = np.empty((len(answers), n, len(cascade.classes_)))
+    for stage, rows, said in every_answer(sources, answers):
+        proba[stage, rows] = said.proba
+    return proba
