@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
@@ -23,19 +21,13 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.branches._heads import BranchHead, fuse_for_inference
-from sk_calex.branches._solvers import (
-    MINI_BATCH_RATE,
-    SMALL_SIZE,
-    choose_full_batch,
-    default_max_iter,
+from sk_calex.branches._train_head import (
+    choose_solver,
+    count_epochs,
+    init_head,
+    train_head,
 )
-from sk_calex.branches._training import (
-    Batch,
-    History,
-    soften,
-    train_adam,
-    train_full_batch,
-)
+from sk_calex.branches._training import Batch, soften
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._flops import count_macs
 from sk_calex.utils._modes import trainable
@@ -182,136 +174,30 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         )
         batch = all_rows.take(np.flatnonzero(weight > 0))
 
-        self.solver_ = self._chosen_solver(batch)
-        epochs = 0 if self.solver_ == "lbfgs" else self._epochs(len(batch))
+        self.solver_ = choose_solver(self, batch)
+        epochs = 0 if self.solver_ == "lbfgs" else count_epochs(self, len(batch))
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
         with trainable(), Task.root(self, epochs, X, y, sample_weight) as task:
-            head = self._start_head(batch, shape, n_classes, generator, device)
-            history = self._train(head, batch, shape, generator, device, seeds, task)
+            if continues:
+                head = self.head_.float()
+                head.set_momentum(0.1)  # a full-batch fit left it at 1
+            else:
+                head = self._new_head(shape, n_classes, generator)
+                init_head(head, batch, shape, generator)
+                head = head.float().to(device)
+            epoch = partial(
+                task.part, "epoch", fitted=partial(_current_attributes, head, shape)
+            )
+            history = train_head(
+                self, head, batch, shape, generator, device, seeds, epoch
+            )
             self.loss_curve_ = history.loss
             self.validation_loss_curve_ = history.validation_loss
             self.n_iter_ = history.n_iter
             self.feature_shape_ = shape
             self._set_head(head)
         return self
-
-    def _start_head(
-        self,
-        batch: Batch,
-        shape: tuple[int, ...],
-        n_classes: int,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> BranchHead:
-        if self.warm_start and hasattr(self, "head_"):
-            head = self.head_.float()
-            head.set_momentum(0.1)  # a full-batch fit left it at 1
-            return head
-        head = self._new_head(shape, n_classes, generator)
-        # A sample is enough to place prototypes, and bounds the memory it takes.
-        rows = np.arange(len(batch))
-        if len(rows) > 4096:
-            picked = torch.randperm(len(rows), generator=generator)[:4096]
-            rows = np.sort(picked.numpy())
-        start = batch.take(rows)
-        X = np.empty((len(start), batch.features.shape[1]))
-        for i in range(0, len(start), _PREDICT_ROWS):
-            part = start.rows[i : i + _PREDICT_ROWS]
-            X[i : i + _PREDICT_ROWS] = batch.features[part]
-        head.double()
-        head.init_from_data(
-            torch.from_numpy(X).view(-1, *shape),
-            torch.from_numpy(start.labels),
-            sample_weight=torch.from_numpy(start.weight),
-            generator=generator,
-        )
-        return head.float().to(device)
-
-    def _train(
-        self,
-        head: BranchHead,
-        batch: Batch,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        seeds: np.random.RandomState,
-        task: Task,
-    ) -> History:
-        epoch = partial(
-            task.part, "epoch", fitted=partial(_current_attributes, head, shape)
-        )
-        epochs = self._epochs(len(batch))
-        if self.solver_ != "adam":
-            return train_full_batch(
-                head,
-                batch,
-                shape,
-                solver=self.solver_,
-                temperature=self.temperature,
-                alpha=self.alpha,
-                max_iter=epochs,
-                learning_rate=self.learning_rate or head.full_batch_rate,
-                weight_decay=self.weight_decay,
-                device=device,
-                verbose=bool(self.verbose),
-                epoch=epoch,
-            )
-        batch = replace(batch, weight=batch.weight / batch.weight.mean())
-        validation = None
-        if self.early_stopping:
-            kept, held = train_test_split(
-                np.arange(len(batch)),
-                test_size=self.validation_fraction,
-                stratify=batch.labels,
-                random_state=seeds,
-            )
-            batch, validation = batch.take(np.sort(kept)), batch.take(np.sort(held))
-        return train_adam(
-            head,
-            batch,
-            shape,
-            temperature=self.temperature,
-            alpha=self.alpha,
-            epochs=epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate or MINI_BATCH_RATE,
-            weight_decay=self.weight_decay,
-            generator=generator,
-            device=device,
-            validation=validation,
-            patience=self.n_iter_no_change,
-            tol=self.tol,
-            verbose=bool(self.verbose),
-            epoch=epoch,
-        )
-
-    def _chosen_solver(self, batch: Batch) -> str:
-        solver = self.solver
-        if solver == "auto":
-            small = len(batch) * batch.features.shape[1] <= SMALL_SIZE
-            if not small or self.early_stopping:
-                return "adam"
-            return choose_full_batch(self._head_is_linear())
-        if solver != "adam" and self.early_stopping:
-            raise ValueError(
-                f"early_stopping=True needs mini-batches: use solver='adam', or "
-                f"early_stopping=False with solver={solver!r}."
-            )
-        return solver
-
-    def _epochs(self, n: int) -> int:
-        """Return the most epochs or iterations on n rows, held-out ones included."""
-        if self.max_iter is not None:
-            return self.max_iter
-        if self.solver_ != "adam":
-            return default_max_iter(self.solver_)
-        if self.early_stopping:
-            # As train_test_split does, which refuses to leave none.
-            n = max(1, n - math.ceil(self.validation_fraction * n))
-        # Twelve epochs suffice at tens of thousands of rows; few rows need about as
-        # many updates as a few hundred, else the schedule ends before it has begun.
-        return max(12, math.ceil(400 / max(1, n // min(self.batch_size, n))))
 
     def _set_head(self, head: BranchHead) -> None:
         self.head_ = head

@@ -20,11 +20,16 @@ from sk_calex.model_selection._estimators import cascade_in
 from sk_calex.utils._intervals import clopper_pearson
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
+from ._precision_curves import (
+    choose_classes,
+    curve_window,
+    has_support,
+    precision_curve,
+)
 from ._style import BAR, COLORS, panels_on, short_labels
 
 __all__ = ["ThresholdDisplay"]
 
-_MOST_PANELS = 12
 _CURVE, _FEW, _LAST, _BAR, _CHOSEN, _NOTE = (
     f"sk_calex.{what}" for what in ("precision", "few", "last", "bar", "chosen", "note")
 )
@@ -172,12 +177,12 @@ class ThresholdDisplay:
         said = answers.stage(k)
         scores = rule.scores(k, said)
         name = cascade.layout_.names[k]
-        shown = _shown(cascade.classes_, classes, said.predicted[used])
+        shown = choose_classes(cascade.classes_, classes, said.predicted[used])
         codes, weight = given.labels, given.weight
         answered, last = said.predicted, answers.predicted[-1] == codes
         parts = [part[used] for part in (scores, answered == codes, weight, last)]
         return cls(
-            curves=[_curve(answered[used] == c, *parts) for c in shown],
+            curves=[precision_curve(answered[used] == c, *parts) for c in shown],
             class_names=short_labels(cascade.classes_[shown]),
             bars=precision_bars_of(cascade)[k][shown],
             thresholds=rule.thresholds_[k][shown],
@@ -259,7 +264,7 @@ class ThresholdDisplay:
                 )
         return cls(
             curves=[
-                _curve(
+                precision_curve(
                     c == label, s, c == y, weight, None if last is None else last == y
                 )
                 for label in shown
@@ -311,7 +316,7 @@ class ThresholdDisplay:
         taus = np.full(n, np.nan) if chosen is None else np.asarray(chosen)
         parts = zip(axes, self.curves, self.class_names, bars, taus, strict=True)
         self.lines_ = [self._panel(*each, kwargs) for each in parts]
-        left, right, floor = self._window(bars, taus)
+        left, right, floor = curve_window(self.curves, bars, taus, self.min_support)
         for panel in axes:
             panel.set_xlim(left, right)
             panel.set_ylim(floor, 100 + 0.04 * (100 - floor))
@@ -327,29 +332,6 @@ class ThresholdDisplay:
             self._dress(axes)
         return self
 
-    def _window(
-        self, bars: NDArray[Any], taus: NDArray[Any]
-    ) -> tuple[float, float, float]:
-        """Find the part of the axes with enough samples: left, right, lowest."""
-        known, heights = [taus[np.isfinite(taus)]], [bars[np.isfinite(bars)]]
-        for curve in self.curves:
-            enough = self._enough(curve)
-            known.append(curve.threshold[enough])
-            for part in (curve.precision, curve.last_precision):
-                heights.append(part[enough & np.isfinite(part)])
-        scores, every = np.concatenate(known), np.concatenate(heights)
-        low, high = (scores.min(), scores.max()) if len(scores) else (0.0, 1.0)
-        pad = 0.04 * (high - low) or 0.05
-        floor = 100 * every.min(initial=1.0)
-        return low - pad, high + pad, max(floor - 0.08 * (100 - floor) - 1, -4)
-
-    def _enough(self, curve: Bunch) -> NDArray[np.bool_]:
-        """Tell which points of a curve have as many samples as they must."""
-        enough: NDArray[np.bool_] = curve.support >= max(
-            self.min_support, np.finfo(float).tiny
-        )
-        return enough
-
     def _panel(
         self,
         ax: Any,
@@ -361,7 +343,7 @@ class ThresholdDisplay:
     ) -> Any:
         """Draw one class: its curve with the interval, bar and chosen threshold."""
         x, y = curve.threshold, 100 * curve.precision
-        enough = self._enough(curve)
+        enough = has_support(curve, self.min_support)
         style = {"color": COLORS[0], "drawstyle": "steps-pre", "linewidth": 1.6}
         style |= {"label": "precision", "gid": _CURVE} | kwargs
         (line,) = ax.plot(x[enough], y[enough], **style)
@@ -469,43 +451,3 @@ def _branch_number(cascade: Any, branch: int | str) -> int:
             f"the taps {list(names)}."
         )
     return int(branch)
-
-
-def _shown(
-    labels: NDArray[Any], classes: ArrayLike | None, predicted: NDArray[np.intp]
-) -> NDArray[np.intp]:
-    """Choose the classes to draw: those asked for, or the most frequent answers."""
-    if classes is None:
-        often = np.bincount(predicted, minlength=len(labels))
-        return np.sort(np.argsort(-often, kind="stable")[:_MOST_PANELS])
-    asked = column_or_1d(classes)
-    if not len(asked) or not np.isin(asked, labels).all():
-        raise ValueError(
-            f"classes={asked.tolist()} must be labels that fit saw, at least one: "
-            f"{labels.tolist()[:8]}{'...' if len(labels) > 8 else ''}"
-        )
-    return np.searchsorted(labels, asked)
-
-
-def _curve(
-    mine: NDArray[np.bool_],
-    scores: NDArray[np.float64],
-    right: NDArray[np.bool_],
-    weight: NDArray[np.float64],
-    last_right: NDArray[np.bool_] | None,
-) -> Bunch:
-    """Measure the samples at or above each distinct score: precision and weight."""
-    mine = mine & (weight > 0)
-    levels, level = np.unique(scores[mine], return_inverse=True)
-    w, n = weight[mine], len(levels)
-
-    def at_or_above(amount: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(level, amount, n)[::-1].cumsum()[::-1]
-
-    total, good = at_or_above(w), at_or_above(w * right[mine])
-    last = np.full(n, np.nan)
-    if last_right is not None:
-        last = at_or_above(w * last_right[mine]) / total
-    return Bunch(
-        threshold=levels, precision=good / total, support=total, last_precision=last
-    )

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from sk_calex import ThresholdDisplay
 from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.inspection._plot._precision_curves import choose_classes
 from sk_calex.policies import EntropyThreshold, SharedThreshold
 from tests.inspection._inspected import HELD, NAMES, calexnet, data, fit, reference, sdn
 
@@ -181,15 +182,10 @@ def test_classes_that_are_never_answered_are_empty():
 
 
 def test_of_many_classes_the_most_frequent_answers_are_shown():
-    cascade = calexnet()
-    answers = cascade.calibration_.answers
-    often = np.bincount(answers.predicted[0], minlength=3)
-    import sk_calex.inspection._plot._thresholds as module
-
-    codes = module._shown(np.arange(30), None, np.repeat(np.arange(30), np.arange(30)))
+    answers = np.repeat(np.arange(30), np.arange(30))
+    codes = choose_classes(np.arange(30), None, answers)
     assert codes.tolist() == list(range(18, 30))
-    assert module._shown(NAMES, None, answers.predicted[0]).tolist() == [0, 1, 2]
-    assert often.sum() == 120
+    assert choose_classes(NAMES, None, answers[answers < 3]).tolist() == [0, 1, 2]
 
 
 def test_the_lowest_panel_of_each_column_is_labelled_and_shared_axes_fit():
