@@ -14,7 +14,7 @@ NAMES = {
     "earlyon, best setting": "earlyon, best setting",
     "scikit-fallback": "scikit-fallback, defaults",
     "scikit-fallback, best setting": "scikit-fallback, best setting",
-    "sk_calex": "sk_calex, defaults",
+    "sk_calex": "sk_calex",
     "sk_calex, precision margins": "its branches, precision margins",
     "sk_calex, shared threshold": "its branches, one shared threshold",
     "sk_calex, regret-priced": "its branches, regret-priced",

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,9 @@ def cifar_features(
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for the record."""
+    """Day, versions and machine, for the record."""
     return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "sk_calex": sk_calex.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -178,6 +178,7 @@ def main():
             record = {
                 "what": __doc__.splitlines()[0],
                 "environment": environment(),
+                "settings": {"epochs": EPOCHS, "branch": "PrototypePoolingClassifier"},
                 "methods": {name: str(value) for name, value in METHODS.items()},
                 "margins": {name: margins_of(name) for name in METHODS},
                 "reductions": REDUCTIONS,

@@ -107,11 +107,11 @@ def load(cache: str) -> Data:
 
 
 def ours(data: Data, seed: int, epochs: int | None = None) -> list[dict[str, Any]]:
-    """`CascadeClassifier()` over its margin; other rules and a peer's on its branches.
+    """The richest head at each tap over the margin; other rules on the same branches.
 
     With `epochs`, the first alone.
     """
-    branch = None if epochs is None else PrototypePoolingClassifier(max_iter=epochs)
+    branch = PrototypePoolingClassifier(max_iter=epochs)
     cascade = CascadeClassifier(
         branch=branch, input="features", cv=data.split, random_state=seed
     )

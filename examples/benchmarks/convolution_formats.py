@@ -149,8 +149,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     record = read_json("convolution_formats")
+    record["what"] = __doc__.splitlines()[0]
     record["environment"] = environment()
-    record["settings"] = {"rounds": args.rounds, "least": args.least, "seed": 0}
+    record["settings"] = {"seed": 0}
     for name in args.networks:
         size, layers = NETWORKS[name]()
         with torch.inference_mode():
@@ -159,6 +160,7 @@ def main() -> None:
                 x = torch.randn(batch, 3, size, size)
                 found = summary(measure(stages, x, args.rounds, args.least))
                 found["load"] = os.getloadavg()[0]
+                found |= {"rounds": args.rounds, "seconds_of_a_turn": args.least}
                 key = f"{name}, batch {batch}, threads {args.threads}"
                 record.setdefault("runs", {})[key] = found
                 write_json("convolution_formats", record)

@@ -62,7 +62,8 @@ def main():
     for cell in cells:
         print(cell)
     record = {"what": __doc__.splitlines()[0], "environment": environment()}
-    write_json("corruption", record | {"seed": SEED, "cells": cells})
+    settings = {"seed": SEED, "thresholds_from": "clean images"}
+    write_json("corruption", record | {"settings": settings, "cells": cells})
 
 
 if __name__ == "__main__":

@@ -453,7 +453,7 @@ def main():
     tables, labels, costs = read_probabilities(path)
     record = read_json("guarantees")
     record |= {"what": __doc__.splitlines()[0], "environment": environment()}
-    record |= {"seed": SEED, "draws": args.draws}
+    record |= {"settings": {"seed": SEED, "draws": args.draws}}
     for part in args.parts:
         start = time.process_time()
         record[part] = PARTS[part](tables, labels, costs, args.draws)

@@ -125,6 +125,7 @@ def main():
             "branch_epochs": args.epochs,
             "training_rows": args.rows,
             "depth_mmacs": (cascade.depth_costs_ / 1e6).tolist(),
+            "seed": 0,
         },
         "batch_256": batches,
         "batch_1_nothing_exits": {

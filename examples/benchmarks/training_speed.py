@@ -143,6 +143,7 @@ def main():
             "head": "prototype_augmented",
             "timed_updates": args.repeats,
             "precision": "float32",
+            "seed": 0,
         },
         "ratio_whole_backbone": spread(whole / cached),
         "ratio_stages_up_to_the_branch": spread(prefix / cached),

@@ -22,6 +22,9 @@ from torch.utils.data import Dataset
 from sk_calex import FrozenBackbone
 
 SIZES = (1_000, 4_000, 16_000, 64_000, 256_000)
+SEED = 0
+IMAGE = (3, 32, 32)
+CHANNELS = 16
 
 
 class Synthetic(Dataset):
@@ -35,8 +38,7 @@ class Synthetic(Dataset):
 
     def __getitem__(self, i):
         generator = torch.Generator().manual_seed(i)
-        shape = (3, 32, 32)
-        return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        return torch.randint(256, IMAGE, dtype=torch.uint8, generator=generator)
 
 
 def status():
@@ -47,13 +49,13 @@ def status():
 
 
 def extract(n, folder, queue):
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     module = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(IMAGE[0], CHANNELS, 3, padding=1),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(16, 4),
+        nn.Linear(CHANNELS, 4),
     ).eval()
     data = Synthetic(n)
     backbone = FrozenBackbone(module, taps=["1"], cache=folder).fit(data)
@@ -99,6 +101,7 @@ def main():
     record = {
         "what": __doc__.splitlines()[0],
         "environment": environment(),
+        "settings": {"seed": SEED, "image": IMAGE, "tap_channels": CHANNELS},
         "rows": rows,
         "samples_ratio": largest["samples"] / smallest["samples"],
         "anonymous_ratio": largest["peak_anonymous_mib_above_start"]
