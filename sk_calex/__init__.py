@@ -1,46 +1,119 @@
 """Frozen torch classifiers made cheaper by calibrated early exits."""
 
-from sk_calex.backbone._frozen_backbone import FrozenBackbone
-from sk_calex.backbone._layout import FeatureArray, TapLayout
-from sk_calex.backbone._suggest import suggest_taps
-from sk_calex.branches._branches import BranchClassifier, PrototypePoolingClassifier
-from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
-from sk_calex.calibration._thresholds import class_precision, precision_bars
-from sk_calex.cascade._alignment import (
-    SurvivorAlignment,
-    effective_sample_size,
-    exit_probability,
-    survivor_weights,
-)
-from sk_calex.cascade._cascade import CascadeClassifier
-from sk_calex.cascade._costs import measure_costs
-from sk_calex.inspection._drift import drift_report
-from sk_calex.inspection._monitor import ExitMonitor
-from sk_calex.inspection._plot import (
-    AlignmentDisplay,
-    CascadeDisplay,
-    ExitDepthDisplay,
-    MonitorDisplay,
-    ThresholdDisplay,
-)
-from sk_calex.inspection._reports import alignment_report, exit_report
-from sk_calex.model_selection import (
-    ExitRiskController,
-    MarginSearchCV,
-    accuracy_at_flops_scorer,
-    accuracy_drop_bound,
-    best_within,
-    cheapest_within,
-    flops_reduction_scorer,
-    margin_curve,
-    operating_curve,
-    paired_drop_p_value,
-    pareto_front,
-    select_taps,
-)
-from sk_calex.store import FeatureStore
-from sk_calex.utils._saving import load
-from sk_calex.utils._versions import show_versions
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sk_calex.utils._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sk_calex.backbone import (
+        FeatureArray,
+        FrozenBackbone,
+        TapLayout,
+        suggest_taps,
+    )
+    from sk_calex.branches import (
+        BranchClassifier,
+        PrototypePoolingClassifier,
+    )
+    from sk_calex.calibration import (
+        SurvivorThresholdCalibrator,
+        class_precision,
+        precision_bars,
+    )
+    from sk_calex.cascade import (
+        CascadeClassifier,
+        SurvivorAlignment,
+        effective_sample_size,
+        exit_probability,
+        measure_costs,
+        survivor_weights,
+    )
+    from sk_calex.inspection import (
+        AlignmentDisplay,
+        CascadeDisplay,
+        ExitDepthDisplay,
+        ExitMonitor,
+        MonitorDisplay,
+        ThresholdDisplay,
+        alignment_report,
+        drift_report,
+        exit_report,
+    )
+    from sk_calex.model_selection import (
+        ExitRiskController,
+        MarginSearchCV,
+        accuracy_at_flops_scorer,
+        accuracy_drop_bound,
+        best_within,
+        cheapest_within,
+        flops_reduction_scorer,
+        margin_curve,
+        operating_curve,
+        paired_drop_p_value,
+        pareto_front,
+        select_taps,
+    )
+    from sk_calex.store import FeatureStore
+    from sk_calex.utils._saving import load
+    from sk_calex.utils._versions import show_versions
+else:
+    # Imported at first use, so that what needs no torch does not wait for it.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "backbone": [
+                "FeatureArray",
+                "FrozenBackbone",
+                "TapLayout",
+                "suggest_taps",
+            ],
+            "branches": ["BranchClassifier", "PrototypePoolingClassifier"],
+            "calibration": [
+                "SurvivorThresholdCalibrator",
+                "class_precision",
+                "precision_bars",
+            ],
+            "cascade": [
+                "CascadeClassifier",
+                "SurvivorAlignment",
+                "effective_sample_size",
+                "exit_probability",
+                "measure_costs",
+                "survivor_weights",
+            ],
+            "inspection": [
+                "AlignmentDisplay",
+                "CascadeDisplay",
+                "ExitDepthDisplay",
+                "ExitMonitor",
+                "MonitorDisplay",
+                "ThresholdDisplay",
+                "alignment_report",
+                "drift_report",
+                "exit_report",
+            ],
+            "model_selection": [
+                "ExitRiskController",
+                "MarginSearchCV",
+                "accuracy_at_flops_scorer",
+                "accuracy_drop_bound",
+                "best_within",
+                "cheapest_within",
+                "flops_reduction_scorer",
+                "margin_curve",
+                "operating_curve",
+                "paired_drop_p_value",
+                "pareto_front",
+                "select_taps",
+            ],
+            "store": ["FeatureStore"],
+            "utils._saving": ["load"],
+            "utils._versions": ["show_versions"],
+        },
+        folders=("baselines", "datasets", "policies"),
+    )
 
 __version__ = "0.1.0"
 

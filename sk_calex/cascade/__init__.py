@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from ._alignment import (
-    SurvivorAlignment,
-    effective_sample_size,
-    exit_probability,
-    survivor_weights,
-)
-from ._cascade import CascadeClassifier
-from ._costs import measure_costs
+from typing import TYPE_CHECKING
+
+from sk_calex.utils._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ._alignment import (
+        SurvivorAlignment,
+        effective_sample_size,
+        exit_probability,
+        survivor_weights,
+    )
+    from ._cascade import CascadeClassifier
+    from ._costs import measure_costs
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "_alignment": [
+                "SurvivorAlignment",
+                "effective_sample_size",
+                "exit_probability",
+                "survivor_weights",
+            ],
+            "_cascade": ["CascadeClassifier"],
+            "_costs": ["measure_costs"],
+        },
+    )
 
 __all__ = [
     "CascadeClassifier",

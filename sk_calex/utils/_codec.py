@@ -26,6 +26,9 @@ _Class = TypeVar("_Class", bound=type)
 _CLASSES: dict[str, type] = {}
 _TAG = "~"
 _MAX_DEPTH = 40
+# Together they import every class that can be saved. By name: this folder imports no
+# other, and the package's __init__ imports a folder only when it is used.
+_FOLDERS = ("baselines", "inspection", "model_selection", "policies")
 # What scikit-learn keeps on an estimator for the process that it lives in.
 _NOT_SAVED = ("_metadata_request", "_skl_callbacks")
 #: Ending of the files that hold estimators of scikit-learn.
@@ -261,7 +264,7 @@ class Decoder:
         return {self.decode(k, depth): self.decode(v, depth) for k, v in value["items"]}
 
     def _object(self, value: dict[str, Any], depth: int) -> Any:
-        cls = _CLASSES.get(value["class"])
+        cls = _class_named(value["class"])
         if cls is None:
             raise ValueError(
                 f"the content holds an object of the class {value['class']!r}, which "
@@ -300,6 +303,13 @@ _KINDS = frozenset(
         *("frozenset", "dict", "object", "frozen", "skops"),
     }
 )
+
+
+def _class_named(name: str) -> type | None:
+    if name not in _CLASSES:
+        for folder in _FOLDERS:
+            importlib.import_module(f"sk_calex.{folder}")
+    return _CLASSES.get(name)
 
 
 def _state_of(value: Any) -> dict[str, Any]:

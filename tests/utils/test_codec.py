@@ -1,7 +1,11 @@
 """Values in plain form: the same value comes back, or none."""
 
 import math
+import re
+import subprocess
+import sys
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
+import sk_calex
 from sk_calex.utils._codec import CannotSaveError, Decoder, Encoder, savable
 
 leaves = st.one_of(
@@ -167,3 +172,20 @@ def test_deep_content_is_refused():
         value = value[0]
     with pytest.raises(ValueError, match="nested too deeply"):
         Decoder({}, {}).decode(plain)
+
+
+def test_every_class_is_known_where_nothing_else_was_imported():
+    """A process that only loads has imported no folder by itself."""
+    package = Path(sk_calex.__file__).parent
+    marked = re.compile(r"^@savable\n(?:@.*\n)*class (\w+)", re.M)
+    names = [
+        name
+        for path in package.rglob("*.py")
+        for name in marked.findall(path.read_text(encoding="utf-8"))
+    ]
+    assert len(names) > 20
+    code = (
+        "from sk_calex.utils._codec import _class_named\n"
+        f"assert None not in map(_class_named, {names})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
