@@ -69,6 +69,16 @@ def slow(features):
     return slowly(cascade(), features, MARGINS)
 
 
+def test_repr_calls_what_was_found_an_estimate(features):
+    given = search(cv=FOLDS)
+    assert "found" not in repr(given)
+    fitted = clone(given).fit(features, Y)
+    first, last = repr(fitted).rsplit("\n", 1)
+    assert first == repr(given)
+    assert last.startswith(f"# found {fitted.best_margin_!r}: an estimate")
+    assert "ExitRiskController" in last  # what does promise something
+
+
 def test_results_are_those_of_fitting_at_each_margin(features, slow):
     found = search().fit(features, Y)
     accuracy, saved, plain, std, std_saved = slow
