@@ -21,16 +21,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from _tables.formats import Sentence
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BENCHMARKS = ROOT / "examples" / "benchmarks"
 RECORDS = BENCHMARKS / "results"
-# The package beside this file, and what it takes from the benchmarks.
-sys.path += [
-    folder for folder in (str(DOCS), str(BENCHMARKS)) if folder not in sys.path
-]
-
-from _tables.formats import Sentence  # noqa: E402
+sys.path.append(str(BENCHMARKS))  # what reads fronts off the records is there
 
 TABLE = re.compile(
     r"<!-- table: (?P<record>\w+)\.(?P<name>\w+) -->\n"

@@ -15,18 +15,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from _grounds import INK, axes, save
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "examples" / "benchmarks" / "results" / "cifar100_coarse.json"
 FOLDER = ROOT / "docs" / "images"
 
-# Ink, and one colour a curve, each readable on its ground.
+# One colour a curve, each readable on its ground.
 GROUNDS = {
-    "light": {"ink": "#333333", "calexnet": "#3949ab", "reference": "#8a6100"},
-    "dark": {"ink": "#d5d8e2", "calexnet": "#9fa8ff", "reference": "#e0b64a"},
+    "light": {"ink": INK["light"], "calexnet": "#3949ab", "reference": "#8a6100"},
+    "dark": {"ink": INK["dark"], "calexnet": "#9fa8ff", "reference": "#e0b64a"},
 }
 CURVES = {
     "calexnet": ("CalexNet", "o", "-"),
@@ -45,8 +45,8 @@ def digest(record: dict[str, Any]) -> str:
 
 def draw(record: dict[str, Any], colors: dict[str, str]) -> Figure:
     """Draw accuracy against FLOPs saved: means over seeds, bands of one deviation."""
-    ax = Figure(figsize=(6.4, 3.6), layout="constrained").subplots()
     ink = colors["ink"]
+    ax = axes(6.4, 3.6, ink)
     for name, (label, marker, dashes) in CURVES.items():
         found = record["summary"][name]
         saved, right, spread = (
@@ -81,11 +81,6 @@ def draw(record: dict[str, Any], colors: dict[str, str]) -> Figure:
     ax.set_xlabel("FLOPs saved (%), heads included", color=ink)
     ax.set_ylabel("Accuracy (%)", color=ink)
     ax.set_xlim(-3, 73)
-    ax.tick_params(colors=ink)
-    ax.grid(visible=True, color=ink, alpha=0.15)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(ink)
     ax.legend(frameon=False, labelcolor=ink, loc="lower left")
     return ax.figure
 
@@ -147,26 +142,11 @@ def main(folder: Path = FOLDER) -> None:
     """Write the pictures."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     folder.mkdir(exist_ok=True)
-    # The same bytes on every run; text as text, in whatever sans-serif there is.
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "sk_calex",
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-    }
+    description = f"{RECORD.name}, numbers {digest(record)}"
     for ground, colors in GROUNDS.items():
         text = draw_exits(record, colors)
         (folder / f"exits-{ground}.svg").write_text(text, encoding="utf-8")
-        with mpl.rc_context(style):
-            draw(record, colors).savefig(
-                folder / f"front-{ground}.svg",
-                transparent=True,
-                metadata={
-                    "Date": None,
-                    "Creator": None,
-                    "Description": f"{RECORD.name}, numbers {digest(record)}",
-                },
-            )
+        save(draw(record, colors), folder / f"front-{ground}.svg", description)
 
 
 if __name__ == "__main__":

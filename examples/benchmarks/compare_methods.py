@@ -7,7 +7,8 @@ the test set: the front is never chosen on it. Finished fits are kept in the JSO
 interrupted run goes on.
 
     python examples/benchmarks/compare_methods.py --cache ~/.cache/sk_calex/features
-    python examples/benchmarks/compare_methods.py --draw-only
+
+`docs/draw_methods.py` draws what was recorded.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from _common import (
-    RESULTS,
     cifar_features,
     environment,
     read_json,
     write_json,
 )
 from _fronts import summary, table
-from _picture import draw
 
 from sk_calex import (
     BranchClassifier,
@@ -155,17 +154,7 @@ def main():
     parser.add_argument(
         "--network", type=Path, help="JSON of train_backbone.py, for another network"
     )
-    parser.add_argument(
-        "--draw-only", action="store_true", help="the picture of results that are there"
-    )
     args = parser.parse_args()
-    picture = RESULTS / f"{args.name}.png"
-    if args.draw_only:
-        runs = read_json(args.name)["runs"]
-        print(table(summary(runs)))
-        draw(runs, picture)
-        return
-
     data, split = cifar_features(args.cache, args.network)
     settings = {"epochs": args.epochs, "cost_weights": COST_WEIGHTS}
     if args.network is not None:
@@ -193,7 +182,6 @@ def main():
             fit = next(r for r in runs if (r["method"], r["seed"]) == (name, seed))
             print(f"{name} seed {seed}: {fit['fit_seconds']:.0f} s", flush=True)
     print(table(record["summary"]))
-    draw(runs, picture)
 
 
 if __name__ == "__main__":

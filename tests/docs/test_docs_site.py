@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
+
+from tests.docs._scripts import DOCS, ROOT, load
 
 slugify = pytest.importorskip(
     "markdown.extensions.toc",
     reason="the tools of the documentation are not installed: see the extra 'docs'",
 ).slugify
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 SNIPPET = re.compile(r'^--8<-- "([\w./]+\.md)"$', re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
-
-
-def load(name: str) -> ModuleType:
-    """Import one of the scripts that make parts of the documentation."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def without_code(path: Path) -> str:
@@ -143,30 +130,6 @@ def test_an_example_is_run_and_shown(
     (examples / "dot.py").write_text(script + "# changed", encoding="utf-8")
     assert builder.digest("dot") != before
     assert "CascadeClassifier.input='samples'" in builder.defaults()
-
-
-def test_landing_picture_shows_the_record(tmp_path: Path) -> None:
-    """If this fails: python docs/draw_front.py, and look at what has changed."""
-    front = load("draw_front")
-    record = json.loads(front.RECORD.read_text(encoding="utf-8"))
-    front.main(tmp_path)
-    for ground in front.GROUNDS:
-        for name, words in (("front", "FLOPs saved"), ("exits", "MMACs each")):
-            kept = (DOCS / "images" / f"{name}-{ground}.svg").read_text("utf-8")
-            drawn = (tmp_path / f"{name}-{ground}.svg").read_text("utf-8")
-            for picture in (kept, drawn):
-                assert f"numbers {front.digest(record)}" in picture
-                assert words in picture
-
-
-def test_drawn_exits_add_up_to_the_saving_of_the_record() -> None:
-    front = load("draw_front")
-    record = json.loads(front.RECORD.read_text(encoding="utf-8"))
-    share, cost = front.exits(record)
-    assert share.sum() == pytest.approx(1, abs=1e-3)
-    i = record["margins"]["calexnet"].index(front.MARGIN)
-    saved = record["summary"]["calexnet"]["flops_reduction"]["mean"][i]
-    assert 1 - share @ cost / 140.2 == pytest.approx(saved, abs=0.01)
 
 
 pages = load("build_pages")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -10,22 +9,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+from tests.docs._scripts import ROOT, load
 
-
-def load(name: str) -> ModuleType:
-    """Import one of the scripts that make parts of the documentation."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-builder = load("build_tables")
-from _tables import formats  # noqa: E402 (the script makes it importable)
+builder, formats = load("build_tables"), load("_tables.formats")
 
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?!\.?\w)")
 PERCENT = re.compile(r"(?<![\w.])\d+(?:\.\d+)? ?%")
