@@ -16,7 +16,9 @@ slugify = pytest.importorskip(
 ).slugify
 
 SNIPPET = re.compile(r'^--8<-- "([\w./]+\.md)"$', re.MULTILINE)
-LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
+LINK = re.compile(
+    r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"|^\[\w+\]: (\S+)$", re.MULTILINE
+)
 
 
 def without_code(path: Path) -> str:
@@ -35,7 +37,7 @@ def anchors(path: Path) -> set[str]:
 def broken(path: Path, text: str) -> list[str]:
     """Give the links to files and headings of this repository that lead nowhere."""
     found = []
-    for link in (a or b for a, b in LINK.findall(text)):
+    for link in map("".join, LINK.findall(text)):
         target, _, anchor = link.partition("#")
         to = path if not target else (path.parent / target).resolve()
         if target.startswith(("http:", "https:", "mailto:")) or "api" in to.parts:
@@ -57,9 +59,11 @@ def test_no_link_is_broken(name: str) -> None:
 
 def test_the_check_of_links_can_fail() -> None:
     text = "[a](nowhere.md) [b](README.md#no-such-heading) [c](#install) [d](LICENSE)"
+    text += "\n\n[e]: nowhere-else.md\n[f]: LICENSE\n"
     assert broken(ROOT / "README.md", text) == [
         "README.md: nowhere.md",
         "README.md: README.md#no-such-heading",
+        "README.md: nowhere-else.md",
     ]
 
 
