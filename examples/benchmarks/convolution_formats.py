@@ -1,8 +1,9 @@
 """Which memory format runs each stage of a network fastest on a CPU, by batch size.
 
-Four arms, each a copy of the same stage: the plain layers; batch normalisation folded
+Five arms, each a copy of the same stage: the plain layers; batch normalisation folded
 into the convolutions, on contiguous maps; folded, on channels-last maps; folded, with
-weights packed once for oneDNN. So packing and folding are measured apart. The arms are
+weights packed once for oneDNN; and packed but where the library's rule for small maps
+says otherwise. So packing and folding are measured apart. The arms are
 run in turn, in one process, and compared round by round by processor time: other work
 on the machine then slows all of them alike. Ratios are to the folded contiguous stage;
 "plain" has none of it. The whole network takes the best arm of each stage.
@@ -24,10 +25,10 @@ from _common import environment, read_json, spread, write_json
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from sk_calex.utils._packed_conv import PackedConv2d, can_pack
+from sk_calex.utils._packed_conv import PackedConv2d, pack
 
 BATCHES = (1, 8, 32, 256)
-ARMS = ("plain", "contiguous", "channels last", "packed")
+ARMS = ("plain", "contiguous", "channels last", "packed", "chosen")
 
 
 def resnet18():
@@ -54,23 +55,31 @@ def mobilenet_v3():
 NETWORKS = {"resnet18": resnet18, "resnet50": resnet50, "mobilenet_v3": mobilenet_v3}
 
 
-def packed(module: nn.Module) -> nn.Module:
+class AlwaysPacked(PackedConv2d):
+    """Packed at any size of maps and batch: what the library's rule is judged by."""
+
+    def _is_window_on_small_map(self, shape: torch.Size) -> bool:
+        return False
+
+
+def packed(module: nn.Module, always: bool) -> nn.Module:
     """The module with every convolution packed that can be."""
     for name, child in module.named_children():
-        if can_pack(child):
-            assert isinstance(child, nn.Conv2d)
-            setattr(module, name, PackedConv2d(child))
+        layer = pack(child)
+        if layer is not child:
+            setattr(module, name, AlwaysPacked(child) if always else layer)
         else:
-            packed(child)
+            packed(child, always)
     return module
 
 
 def arms_of(layers: list[nn.Module]) -> dict[str, nn.Module]:
-    """The four copies of a stage."""
+    """The five copies of a stage."""
     plain = nn.Sequential(*layers).eval()
     folded = fuse(plain)
     last = copy.deepcopy(folded).to(memory_format=torch.channels_last)
-    arms = [plain, folded, last, packed(copy.deepcopy(folded))]
+    arms = [plain, folded, last]
+    arms += [packed(copy.deepcopy(folded), always) for always in (True, False)]
     return dict(zip(ARMS, arms, strict=True))
 
 
@@ -93,7 +102,7 @@ def measure(stages: list[dict[str, nn.Module]], x: Tensor, rounds: int, least: f
         forms = {
             name: given.contiguous(
                 memory_format=torch.channels_last
-                if name in ("channels last", "packed")
+                if name in ("channels last", "packed", "chosen")
                 else torch.contiguous_format
             )
             for name in ARMS

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sk_calex.utils._packed_conv import PackedConv2d, pack
+from sk_calex.utils._packed_conv import pack
 
 __all__ = ["CannotCutError", "ModuleGraph", "State", "Step", "check_order"]
 
@@ -75,7 +75,7 @@ class ModuleGraph:
         batches: Sequence[State],
         *,
         fast: bool = False,
-    ) -> GraphCut:
+    ) -> tuple[list[Step], list[list[str]]]:
         """Cut into ``len(taps) + 1`` steps that share the module's own tensors.
 
         Parameters
@@ -92,8 +92,10 @@ class ModuleGraph:
 
         Returns
         -------
-        cut : GraphCut
-            The steps.
+        steps : list of callable
+            One per stage.
+        live : list of list of str
+            Names of the values that each step passes on.
 
         Raises
         ------
@@ -126,7 +128,7 @@ class ModuleGraph:
             steps.append(builder.build(k, inputs, inside, end, outputs))
             live.append([self.names.get(node, node.name) for node in outputs])
             inputs = outputs
-        return GraphCut(steps, live, builder.packed)
+        return steps, live
 
     def varying(self) -> set[fx.Node]:
         """Nodes whose values depend on the samples and not on their shapes alone."""
@@ -204,15 +206,6 @@ class ModuleGraph:
         return templates
 
 
-@dataclass(frozen=True)
-class GraphCut:
-    """Steps of a module, the names of the values after each, and if some are packed."""
-
-    steps: list[Step]
-    live: list[list[str]]
-    packed: bool
-
-
 class _StepBuilder:
     """Compiles nodes of a graph to functions."""
 
@@ -220,7 +213,6 @@ class _StepBuilder:
         self, graph: ModuleGraph, templates: Mapping[fx.Node, Any], fast: bool
     ) -> None:
         self._graph, self._templates, self._fast = graph, templates, fast
-        self.packed = False
 
     def build(
         self,
@@ -268,7 +260,7 @@ class _StepBuilder:
             if node.op == "call_module":
                 new.target = attach(node, self._layer(node, folded))
             elif self._fast and _is_view(node):
-                # Packed layers give channels last, of which no view may exist.
+                # Of maps in channels last, which packed layers give, no view may exist.
                 new.target = "reshape" if node.op == "call_method" else torch.reshape
 
         for node in inside:
@@ -288,10 +280,7 @@ class _StepBuilder:
         layer = self._graph.values[node]
         if node in folded:
             layer = _fold(self._graph.values[folded[node]], layer)
-        if self._fast and not _hooked(layer):
-            layer = pack(layer)
-            self.packed |= isinstance(layer, PackedConv2d)
-        return layer
+        return pack(layer) if self._fast and not _hooked(layer) else layer
 
 
 def size_for(x: Any, template: Any) -> Any:

@@ -28,7 +28,6 @@ from sk_calex.cascade._ensembles import LogMean, fit_log_mean
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, SharedThreshold
 from sk_calex.utils._codec import savable
-from sk_calex.utils._packed_conv import pack
 from sk_calex.utils._progress import labelled
 from sk_calex.utils._validation import softmax64
 
@@ -77,10 +76,6 @@ class ZTWHead(BranchHead):
         u = relu(self.conv(self._as_map(x)))
         u = mixed_pool(u, self.grid, self.alpha)
         return self.classifier(u if before is None else torch.cat([u, before], dim=1))
-
-    def fold_(self) -> None:
-        """Lay the convolution's weights out for inference."""
-        self.conv = pack(self.conv)
 
 
 def _drawn(

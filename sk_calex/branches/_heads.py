@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from sk_calex.utils._packed_conv import pack
+
 from ._layers import (
     Block,
     BranchHead,
@@ -300,8 +302,9 @@ def build_head(
 def fuse_for_inference(head: _Module) -> _Module:
     """Copy trained heads into ones that give the same logits with fewer operations.
 
-    Batch normalisation is folded into the layer before it (of "gap": after it) and
-    prototypes are normalised once. The copy is in eval mode and cannot be trained.
+    Batch normalisation is folded into the layer before it (of "gap": after it),
+    prototypes are normalised once, and the weights of convolutions are packed. The copy
+    is in eval mode and cannot be trained.
 
     Parameters
     ----------
@@ -326,5 +329,8 @@ def fuse_for_inference(head: _Module) -> _Module:
         fold = getattr(module, "fold_", None)
         if fold is not None:
             fold()
+    for module in list(fused.modules()):
+        for name, child in list(module.named_children()):
+            setattr(module, name, pack(child))
     fused.zero_grad(set_to_none=True)
     return fused.requires_grad_(False)

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from sk_calex.utils._packed_conv import pack
-
 __all__ = ["BranchHead", "WeightedBatchNorm"]
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -356,7 +354,7 @@ class Block(nn.Module):
         weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
         self.layer.weight = nn.Parameter(weight)
         self.layer.bias = nn.Parameter(shift)
-        self.layer, self.norm = pack(self.layer), None
+        self.norm = None
 
 
 def draw(layer: _Layer, generator: torch.Generator) -> _Layer:

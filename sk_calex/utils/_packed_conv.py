@@ -3,49 +3,97 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PackedConv2d", "can_pack", "pack"]
+__all__ = ["pack"]
 
 _HINT_ROWS = 16
+# Maps of at most 4 x 4 pixels, from 32 rows on: there a window of several pixels is
+# convolved faster in contiguous maps than in channels last, which packed weights need.
+_SMALL_MAP, _MANY_ROWS = 16, 32
+
+
+def pack(layer: nn.Module) -> nn.Module:
+    """Return a faster form of a layer for inference, or the layer itself.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module
+        Not changed. A `torch.nn.Conv2d` in float32 on the CPU is packed where torch's
+        build can.
+
+    Returns
+    -------
+    layer : torch.nn.Module
+        Computes the same up to rounding, in channels last for the most part. Later
+        changes of the weights do not reach it.
+    """
+    if not _can_pack(layer):
+        return layer
+    assert isinstance(layer, nn.Conv2d)
+    return PackedConv2d(layer)
 
 
 class PackedConv2d(nn.Module):
-    """`torch.nn.Conv2d` in inference, weights packed; channels-last in and out.
+    """`torch.nn.Conv2d` in inference, with its weights packed.
 
     oneDNN, which convolves on the CPU, rearranges plain weights anew at every call: for
     one sample and wide layers that takes longer than the convolution. Torch's compiler
     packs the weights of frozen modules through the two operators used here; they are
-    not part of torch's documented interface, so `can_pack` tries them first.
+    not part of torch's documented interface, so `pack` tries them first.
+
+    The rule for small maps is our definition, by
+    ``examples/benchmarks/convolution_formats.py``: it looks at sizes alone, so that
+    equal batches are always computed alike.
 
     Parameters
     ----------
     layer : torch.nn.Conv2d
-        One for which `can_pack` is true. Later changes of its weights do not arrive.
+        The layer.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
+        padding = cast("tuple[int, ...]", layer.padding)  # words are not packed
         self._geometry = (
-            list(layer.padding),
+            list(padding),
             list(layer.stride),
             list(layer.dilation),
             layer.groups,
         )
         self._weight = layer.weight.detach()
+        self._plain_weight: Tensor | None = None
         self._bias = None if layer.bias is None else layer.bias.detach()
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input``, as torch names it, of shape (n, C, H, W)."""
         weight = self._weight
         if not weight.is_mkldnn:
+            if self._is_window_on_small_map(input.shape):
+                self._plain_weight = weight
             weight = self._weight = self._packed_for(weight, input.shape)
+        if self._plain_weight is not None and len(input) >= _MANY_ROWS:
+            padding, stride, dilation, groups = self._geometry
+            return F.conv2d(
+                input.contiguous(),
+                self._plain_weight,
+                self._bias,
+                stride,
+                padding,
+                dilation,
+                groups,
+            )
         x = input.contiguous(memory_format=torch.channels_last)
         return _convolve(x, weight, self._bias, *self._geometry, "none", [], "")
+
+    def _is_window_on_small_map(self, shape: torch.Size) -> bool:
+        # Of depthwise convolutions, channels last is faster on small maps, too.
+        window = self._weight.shape[2] * self._weight.shape[3] > 1
+        return window and self._geometry[3] == 1 and shape[2] * shape[3] <= _SMALL_MAP
 
     def _packed_for(self, weight: Tensor, shape: torch.Size) -> Tensor:
         # The best layout depends on the size of the maps, hardly on the rows. Another
@@ -72,8 +120,8 @@ def _convolve(*arguments: Any) -> Tensor:
     return result
 
 
-def can_pack(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution that this build of torch packs."""
+def _can_pack(layer: nn.Module) -> bool:
+    """Tell whether a layer is a convolution that this build of torch packs."""
     return (
         type(layer) is nn.Conv2d
         and layer.padding_mode == "zeros"
@@ -83,14 +131,6 @@ def can_pack(layer: nn.Module) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and _operators_work()
     )
-
-
-def pack(layer: nn.Module) -> nn.Module:
-    """The packed form of a frozen layer where there is one, else the layer itself."""
-    if not can_pack(layer):
-        return layer
-    assert isinstance(layer, nn.Conv2d)
-    return PackedConv2d(layer)
 
 
 @functools.cache

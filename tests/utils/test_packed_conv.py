@@ -13,7 +13,7 @@ from sk_calex.backbone._stages import Stages, inference_mode_for
 from sk_calex.branches._heads import build_head, fuse_for_inference
 from sk_calex.utils import _packed_conv as _packed
 from sk_calex.utils._flops import count_macs
-from sk_calex.utils._packed_conv import PackedConv2d, can_pack, pack
+from sk_calex.utils._packed_conv import PackedConv2d, pack
 
 needs_packing = pytest.mark.skipif(
     not _packed._operators_work(), reason="this build of torch packs no weights"
@@ -42,10 +42,11 @@ def convolution(*args, seed=0, **kwargs):
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     dilation=st.integers(1, 2),
     bias=st.booleans(),
-    rows=st.sampled_from([1, 2, 17]),
+    rows=st.sampled_from([1, 2, 17, 33]),
+    sides=st.sampled_from([(7, 9), (5, 3)]),
 )
 def test_a_packed_convolution_gives_the_same_values(
-    groups, n_in, n_out, kernel, stride, padding, dilation, bias, rows
+    groups, n_in, n_out, kernel, stride, padding, dilation, bias, rows, sides
 ):
     layer = convolution(
         groups * n_in,
@@ -59,10 +60,32 @@ def test_a_packed_convolution_gives_the_same_values(
     )
     packed = pack(layer)
     assert isinstance(packed, PackedConv2d)
-    for height, width in [(7, 9), (6, 5)]:  # packed for the first, used for both
+    for height, width in [sides, (6, 5)]:  # packed for the first, used for both
         x = torch.randn(rows, groups * n_in, height, width, generator=seeded(1))
         with torch.inference_mode():
             torch.testing.assert_close(packed(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+@pytest.mark.parametrize(
+    ("layer", "side", "plain_rows"),
+    [
+        (convolution(3, 4, 3, padding=1), 4, 32),
+        (convolution(3, 4, 3, padding=1), 5, None),
+        (convolution(3, 4, 1), 4, None),
+        (convolution(4, 4, 3, padding=1, groups=4), 4, None),
+    ],
+    ids=["window on a small map", "larger map", "1 x 1", "depthwise"],
+)
+def test_a_window_on_many_small_maps_is_convolved_contiguously(layer, side, plain_rows):
+    packed = pack(layer)
+    for rows in (1, 31, 32, 256):
+        x = torch.randn(rows, layer.in_channels, side, side, generator=seeded())
+        with torch.inference_mode():
+            found = packed(x)
+            torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
+        plain = plain_rows is not None and rows >= plain_rows
+        assert found.is_contiguous() is plain
 
 
 @needs_packing
@@ -119,9 +142,9 @@ def test_other_layers_stay_as_they_are(layer):
 @needs_packing
 def test_no_layer_is_packed_if_onednn_is_switched_off(monkeypatch):
     layer = convolution(3, 4, 3)
-    assert can_pack(layer)
+    assert pack(layer) is not layer
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    assert not can_pack(layer)
+    assert pack(layer) is layer
 
 
 @pytest.fixture
@@ -146,7 +169,8 @@ def test_a_torch_without_the_operators(tried_anew, monkeypatch, error):
 def test_operators_with_another_meaning_are_not_used(tried_anew, monkeypatch):
     convolve = _packed._convolve
     monkeypatch.setattr(_packed, "_convolve", lambda *a: convolve(*a) + 1)
-    assert not can_pack(convolution(3, 4, 3))
+    layer = convolution(3, 4, 3)
+    assert pack(layer) is layer
 
 
 def outputs(stages, module, x):
@@ -167,8 +191,6 @@ def test_traced_stages_are_packed_and_equal_without_it(monkeypatch):
     packed = Stages.split(module, ["layer1", "layer3"], x, fast=True)
     monkeypatch.setattr(_packed, "_operators_work", lambda: False)
     plain = Stages.split(module, ["layer1", "layer3"], x, fast=True)
-    assert packed.packed
-    assert not plain.packed
     assert packed.macs == plain.macs
     for a, b in zip(outputs(packed, module, x), outputs(plain, module, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -184,7 +206,6 @@ def test_a_watched_convolution_is_not_packed():
     stages = Stages.split(wrapped, ["module.0"], torch.randn(2, 3, 4, 4), fast=True)
     seen.clear()
     outputs(stages, wrapped, torch.randn(2, 3, 4, 4))
-    assert not stages.packed
     assert seen == [1]
 
 
