@@ -44,6 +44,11 @@ def smooth_gradients() -> Iterator[None]:
         _smoothed.reset(token)
 
 
+def _gradients_are_smooth() -> bool:
+    # A compiled head is a trained one, and torch 2.6 cannot compile a context variable.
+    return not torch.compiler.is_compiling() and _smoothed.get()
+
+
 class _SmoothSlopeReLU(torch.autograd.Function):
     """Compute ``max(x, 0)`` with a slope that rises from 0 to 1 in a band around 0."""
 
@@ -60,7 +65,7 @@ class _SmoothSlopeReLU(torch.autograd.Function):
 
 def relu(x: Tensor) -> Tensor:
     """Rectify, in place where the gradient need not be smooth."""
-    if _smoothed.get():
+    if _gradients_are_smooth():
         return cast(Tensor, _SmoothSlopeReLU.apply(x))
     return F.relu(x, inplace=True)
 
@@ -68,7 +73,7 @@ def relu(x: Tensor) -> Tensor:
 def max_pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Take the maximum over each cell of a grid."""
     largest = F.adaptive_max_pool2d(x, grid)
-    if not _smoothed.get():
+    if not _gradients_are_smooth():
         return largest
     # The gradient of a soft maximum, log-mean-exp, on the value of the hard one.
     above = (x - x.detach().amax((2, 3), keepdim=True)) / _SMOOTHING
@@ -81,7 +86,7 @@ def divide_by_norm(products: Tensor, vectors: Tensor, floor: float) -> Tensor:
     """Divide by the norms, at least `floor`, of vectors along the last axis."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     divided = products / norm.clamp_min(floor)
-    if not _smoothed.get():
+    if not _gradients_are_smooth():
         return divided
     # The direction of a vector near 0 turns with rounding: its gradient is damped.
     squares = vectors.square().sum(-1, keepdim=True)
@@ -91,7 +96,7 @@ def divide_by_norm(products: Tensor, vectors: Tensor, floor: float) -> Tensor:
 
 def max_over_positions(x: Tensor) -> Tensor:
     """Take the maximum (n, C) over the positions of a map (n, C, H, W)."""
-    return max_pool(x, (1, 1)).flatten(1) if _smoothed.get() else x.amax((2, 3))
+    return max_pool(x, (1, 1)).flatten(1) if _gradients_are_smooth() else x.amax((2, 3))
 
 
 class WeightedBatchNorm(nn.Module):
