@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from _peers import accuracy_at
 
 from .compare_methods import SAVINGS, cells
@@ -231,6 +232,28 @@ def lost_when_asked(record: Record, asked: str) -> str:
     return percent(run["backbone_accuracy"] - point["accuracy"], 2)
 
 
+def earlyon_fractions(record: Record) -> list[str]:
+    """Write where earlyon's estimator sees the exits, and where they are."""
+    run = runs_of(record, "earlyon")[0]
+    own = [run["own_fractions"][f"layer{k}"] for k in (1, 2, 3)]
+    shares = [*own, *run["our_fractions"]]
+    return [percent(share, 0) for share in shares]
+
+
+def other_rules(record: Record) -> list[str]:
+    """Write what two other rules have over ours, up to half the FLOPs, in points."""
+    ours, *others = (
+        record["summary"][name]["accuracy_at"]["mean"][:3]
+        for name in (
+            "sk_calex",
+            "sk_calex, regret-priced",
+            "scikit-fallback on sk_calex's branches",
+        )
+    )
+    gained = 100 * np.subtract(others, ours)
+    return [f"{gained.min():.1f}", f"{gained.max():.1f}"]
+
+
 SENTENCES = (
     Sentence(
         README,
@@ -339,5 +362,12 @@ SENTENCES = (
             lost_when_asked(record, "compute 0.8 (default)"),
             lost_when_asked(record, "drop 0.01 (default)"),
         ],
+    ),
+    Sentence(METHODS, "The differences of {} to {} points are within", other_rules),
+    Sentence(
+        METHODS,
+        "exits evenly ({}, {} and {} % of the backbone, where {}, {} and {} % are "
+        "right)",
+        earlyon_fractions,
     ),
 )

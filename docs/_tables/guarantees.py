@@ -130,6 +130,14 @@ def false_alarms(record: Record) -> list[str]:
     ]
 
 
+def largest_size(record: Record) -> list[str]:
+    """Write how often the test rejects on the boundary, at most, at both errors."""
+    rejected: dict[float, list[float]] = {}
+    for each in record["size"]:
+        rejected.setdefault(each["error"], []).append(each["rejected"])
+    return [f"{max(rejected[error]):.3f}" for error in (0.1, 0.05)]
+
+
 SENTENCES = (
     Sentence(
         BENCHMARKS,
@@ -157,5 +165,10 @@ SENTENCES = (
         "3,000 rows at A = 10,000 (bound {} %); {} % of streams of 10,000 rows at A = "
         "1,000,000 (bound {} %)",
         false_alarms,
+    ),
+    Sentence(
+        "docs/background/methods.md",
+        "is at most {} at delta = 0.1 and {} at 0.05,",
+        largest_size,
     ),
 )

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from .cifar100_coarse import DEFAULT, name_of
-from .formats import BENCHMARKS, README, Record, Sentence, Table, percent, spread
+from .formats import (
+    BENCHMARKS,
+    README,
+    TIME,
+    Record,
+    Sentence,
+    Table,
+    percent,
+    spread,
+    spread_figures,
+)
 
 RATIOS = (
     "speed_up",
@@ -36,6 +46,31 @@ def at_default(record: Record) -> list[float]:
     return [found[ratio]["median"] for ratio in RATIOS[:2]]
 
 
+def single_images(record: Record) -> list[str]:
+    """Write what a single image takes where nothing exits."""
+    found = record["batch_1_nothing_exits"]
+    return [
+        *spread_figures(found["time_ratio_to_plain"]),
+        *(f"{found[key]['median']:.1f}" for key in ("cascade_ms", "plain_ms")),
+        *spread_figures(found["time_ratio_to_stages_alone"]),
+        f"{found['stages_alone_ms']['median']:.1f}",
+    ]
+
+
+def what_arrives(record: Record) -> list[str]:
+    """Write which share of the implied arrives, at the first and the last margin."""
+    first, last = record["batch_256"][0], record["batch_256"][-1]
+    shares = [each["share_of_implied_over_stages_alone"] for each in (first, last)]
+    saved = percent(last["flops_reduction"], 0)
+    return [*(percent(share["median"], 0) for share in shares), saved]
+
+
+def more_than_implied(record: Record) -> list[str]:
+    """Write the share over the plain module at a margin of 0.05."""
+    (found,) = (each for each in record["batch_256"] if each["margin"] == 0.05)
+    return spread_figures(found["share_of_implied"])
+
+
 SENTENCES = (
     Sentence(
         README,
@@ -55,5 +90,26 @@ SENTENCES = (
         lambda record: [
             f"{record['batch_1_nothing_exits']['time_ratio_to_stages_alone']['median']:.1f}"
         ],
+    ),
+    Sentence(
+        TIME,
+        "of what the FLOPs promise, {} % arrives at a quarter saved and {} % at {} %,",
+        what_arrives,
+    ),
+    Sentence(
+        TIME,
+        "plain module more than all of it does ({} times, {} to {}, at",
+        more_than_implied,
+    ),
+    Sentence(
+        TIME,
+        "takes {} ({} to {}) of the time of the plain module ({} ms against {} ms), "
+        "but {} ({} to {}) times the stages alone ({} ms):",
+        single_images,
+    ),
+    Sentence(
+        "docs/howto/see_what_ran.md",
+        "#prediction-time): {} to {} % of what the FLOPs promise",
+        lambda record: sorted(what_arrives(record)[:2]),
     ),
 )
