@@ -22,6 +22,7 @@ from sk_calex.backbone._samples import SampleShape
 from sk_calex.backbone._stages import Batch, Stages, State
 from sk_calex.backbone._suggest import suggest
 from sk_calex.backbone._whole import WholeModule, amp_dtype, autocast_to
+from sk_calex.utils._fork import fork_safe_lock
 from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import check_finite, resolve_device
 
@@ -33,6 +34,9 @@ _SCHEMA = 7
 
 # Taps that taps="auto" asks for.
 _N_AUTO = 3
+
+# Held while stages are cut, of any runner: rarely, and torch traces one at a time.
+_cutting = fork_safe_lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,29 @@ class RunSettings:
             a is b or (isinstance(a, str | int) and type(a) is type(b) and a == b)
             for a, b in pairs
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """Where the module runs: itself or a copy, and all modules inside it."""
+
+    module: nn.Module
+    parts: tuple[nn.Module, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """The stages of a placed module, and from which tensors they were made."""
+
+    placed: _Placed
+    stages: Stages
+    made_from: list[tuple[int, int, int]]
+    fingerprint: str | None
+
+    def is_current(self) -> bool:
+        return self.made_from == state_of(self.placed.parts)
 
 
 class Runner:
@@ -85,7 +112,8 @@ class Runner:
         Shape of one sample after preprocessing, where it is one tensor.
     """
 
-    _DERIVED = ("_device", "_placed", "_stages", "_parts", "_cut_from", "_cut_as")
+    # In one attribute, so that no thread sees a part of it.
+    _DERIVED = ("_cut",)
 
     def __init__(
         self,
@@ -102,14 +130,14 @@ class Runner:
         self.settings = settings
         self._sample_shape = sample_shape
         self._output = output
-        self._place()
-        check_preprocess(raw, settings.preprocess, self._device, self._module_dtype)
-        example = self._prepare(raw)
+        placed = self._place()
+        check_preprocess(raw, settings.preprocess, placed.device, placed.dtype)
+        example = prepare(raw, settings.preprocess, placed.device, placed.dtype)
         if isinstance(taps, str):
-            self._try(example)
-            taps = suggest(self._placed, example, _N_AUTO, output).taps
+            self._try(placed, example)
+            taps = suggest(placed.module, example, _N_AUTO, output).taps
         self._example = _spare(example)
-        self._stages = stages = self._cut(taps, example)
+        stages = self._split(placed, taps, example)
         self._maps = tap_maps(
             settings.module,
             stages.names,
@@ -117,8 +145,8 @@ class Runner:
             pool=pool,
             layout=layout,
         )
-        with self.inference_mode(), SigmoidWatch() as watch:
-            raw_outputs = self._whole(example)
+        with self._inference_mode(placed), SigmoidWatch() as watch:
+            raw_outputs = self._whole(placed, example)
         self._form = find_form(raw_outputs, outputs, watch.has_made(raw_outputs))
         n_outputs = self._form(raw_outputs).shape[1]
         self.example_shape = (
@@ -126,7 +154,7 @@ class Runner:
         )
         shapes = tuple(tap.shape for tap in self._maps)
         self.layout = TapLayout(stages.names, shapes, n_outputs, stages.macs)
-        self._note_cut()
+        self._cut = self._note(placed, stages)
 
     def with_settings(self, settings: RunSettings) -> Runner:
         """A runner of the same layout, with other settings."""
@@ -136,7 +164,7 @@ class Runner:
 
     # -- the module ---------------------------------------------------------------
 
-    def _place(self) -> None:
+    def _place(self) -> _Placed:
         """Find the device, and the module there: itself, or a copy of it."""
         module = self.settings.module
         device = resolve_device(self.settings.device)
@@ -145,17 +173,27 @@ class Runner:
             (place,) = places
             if place.type == device.type and device.index in (None, place.index):
                 device = place
-        self._device = device
         # The user's module stays where it is.
         stays = places <= {device}
-        self._placed = module if stays else copy.deepcopy(module).to(device)
+        placed = module if stays else copy.deepcopy(module).to(device)
+        floating = (p.dtype for p in module.parameters() if p.is_floating_point())
+        dtype = next(floating, torch.float32)
+        return _Placed(placed, tuple(placed.modules()), device, dtype)
 
-    def _try(self, example: Batch) -> None:
+    @contextmanager
+    def _inference_mode(self, placed: _Placed) -> Iterator[None]:
+        amp = amp_dtype(self.settings.amp)
+        with (
+            inference_mode_for(placed.module, placed.parts),
+            autocast_to(placed.device, amp),
+        ):
+            yield
+
+    def _try(self, placed: _Placed, example: Batch) -> None:
         """Run the module once, to say in our words what it refuses."""
         try:
-            amp = amp_dtype(self.settings.amp)
-            with inference_mode_for(self._placed), autocast_to(self._device, amp):
-                self._whole(example, picked=False)
+            with self._inference_mode(placed):
+                self._whole(placed, example, picked=False)
         except Exception as error:
             raise ValueError(
                 f"the module refused {_described(example)}: {error}. Check the number "
@@ -163,19 +201,22 @@ class Runner:
                 "ids) and `preprocess`."
             ) from error
 
-    def _cut(self, taps: Sequence[str], example: Batch) -> Stages:
-        self._try(example)
-        stages = Stages.split(
-            self._placed,
+    def _split(self, placed: _Placed, taps: Sequence[str], example: Batch) -> Stages:
+        self._try(placed, example)
+        return Stages.split(
+            placed.module,
             taps,
             example,
             output=self._output,
             amp=amp_dtype(self.settings.amp),
             fast=True,
         )
-        self._parts = list(self._placed.modules())  # walking them takes longer
-        self._cut_from = state_of(self._parts)
-        return stages
+
+    def _note(self, placed: _Placed, stages: Stages) -> _Cut:
+        """Note from what stages were made, by fingerprint too where rows are stored."""
+        made_from = state_of(placed.parts)
+        fingerprint = self._digest(placed) if self.settings.cached else None
+        return _Cut(placed, stages, made_from, fingerprint)
 
     def stages(self) -> Stages:
         """The module cut at its taps, on the device.
@@ -184,25 +225,33 @@ class Runner:
         are shared with the module. Cut again where weights were written to meanwhile,
         which the folded copies do not see.
         """
-        if not hasattr(self, "_stages") or self._cut_from != state_of(self._parts):
-            self.cut_again()
-        return self._stages
+        return self._current_cut().stages
 
-    def cut_again(self) -> None:
+    def _current_cut(self) -> _Cut:
+        cut: _Cut | None = getattr(self, "_cut", None)
+        if cut is not None and cut.is_current():
+            return cut
+        with _cutting:  # one thread cuts, the others wait for it
+            cut = getattr(self, "_cut", None)
+            if cut is None or not cut.is_current():
+                cut = self._cut_again()
+        return cut
+
+    def _cut_again(self) -> _Cut:
         """Cut on an example of the shape seen in fit."""
-        self._place()
-        example = _drawn(self._example, self._device, self._module_dtype)
-        self._stages = self._cut(self.layout.names, example)
-        self._note_cut()
-
-    def _note_cut(self) -> None:
-        """Remember the fingerprint of the stages, where rows are stored."""
-        self._cut_as = self.fingerprint() if self.settings.cached else None
+        placed = self._place()
+        example = _drawn(self._example, placed.device, placed.dtype)
+        stages = self._split(placed, self.layout.names, example)
+        self._cut = self._note(placed, stages)
+        return self._cut
 
     def fingerprint(self) -> str:
         """Digest of the module as it is now and of all settings that shape features."""
+        return self._digest(self._current_cut().placed)
+
+    def _digest(self, placed: _Placed) -> str:
         return module_fingerprint(
-            self._placed,
+            placed.module,
             taps=self.layout.names,
             maps=[tap.key() for tap in self._maps],
             output=self._output,
@@ -216,39 +265,40 @@ class Runner:
 
     def fingerprint_of_stages(self) -> str:
         """The fingerprint, after cutting again if the stages do not belong to it."""
-        self.stages()
-        fingerprint = self.fingerprint()
-        if fingerprint != self._cut_as:
+        cut = self._current_cut()
+        fingerprint = self._digest(cut.placed)
+        if fingerprint != cut.fingerprint:
             # Weights were written where torch does not count it.
-            self.cut_again()
-            fingerprint = self.fingerprint()
+            with _cutting:
+                cut = self._cut_again()
+            fingerprint = self._digest(cut.placed)
         return fingerprint
 
     @contextmanager
     def inference_mode(self) -> Iterator[None]:
         """Context in which stages run: eval and inference mode, and autocast as set.
 
-        Training flags and autocast are as before when it ends.
+        The one place that looks whether the stages are still those of the module: once
+        for each call of a public method. Training flags and autocast are as before when
+        it ends.
         """
-        self.stages()
-        amp = amp_dtype(self.settings.amp)
-        with inference_mode_for(self._placed), autocast_to(self._device, amp):
+        with self._inference_mode(self._current_cut().placed):
             yield
 
-    def _whole(self, batch: Batch, picked: bool = True) -> Any:
+    def _whole(self, placed: _Placed, batch: Batch, picked: bool = True) -> Any:
         """Run the uncut module on copies, which it may write into."""
         if isinstance(batch, Mapping):
             keys, tensors = tuple(batch), list(batch.values())
         else:
             keys, tensors = None, [batch]
-        whole = WholeModule(self._placed, keys, self._output)
+        whole = WholeModule(placed.module, keys, self._output)
         result = whole.call(*(tensor.clone() for tensor in tensors))
         return whole.pick(result) if picked else result
 
     # -- running ------------------------------------------------------------------
 
     def start(self, raw: Any) -> State:
-        """Prepare a raw batch for stage 0.
+        """Prepare a raw batch for stage 0, inside ``with inference_mode()``.
 
         Parameters
         ----------
@@ -265,20 +315,13 @@ class Runner:
         ValueError
             If a sample is not finite.
         """
-        return self.stages().start(self._prepare(raw))
+        return self._cut.stages.start(self._prepare(raw))
 
     def _prepare(self, raw: Any) -> Batch:
-        preprocess = self.settings.preprocess
-        batch = prepare(raw, preprocess, self._device, self._module_dtype)
-        if hasattr(self, "_example"):
-            _check_kind(batch, self._example, "X")
+        placed = self._cut.placed
+        batch = prepare(raw, self.settings.preprocess, placed.device, placed.dtype)
+        _check_kind(batch, self._example, "X")
         return batch
-
-    @property
-    def _module_dtype(self) -> torch.dtype:
-        parameters = self.settings.module.parameters()
-        floating = (p.dtype for p in parameters if p.is_floating_point())
-        return next(floating, torch.float32)
 
     def advance(self, stage: int, state: State) -> tuple[Tensor, State]:
         """Run one stage, inside ``with inference_mode()``.
@@ -298,7 +341,7 @@ class Runner:
         state : tuple of Tensor
             What the stages after this one need.
         """
-        output, state = self._stages.advance(stage, state)
+        output, state = self._cut.stages.advance(stage, state)
         shape = self._maps[stage] if stage < self.layout.n_taps else self._form
         return self._round(shape(output)), state
 
@@ -317,7 +360,8 @@ class Runner:
         state : tuple of Tensor
             Their state.
         """
-        return self._stages.take(state, torch.from_numpy(rows).to(self._device))
+        index = torch.from_numpy(rows).to(self._cut.placed.device)
+        return self._cut.stages.take(state, index)
 
     def _round(self, output: Tensor) -> Tensor:
         """Round to the stored dtype, so that cached and live features agree."""
@@ -375,7 +419,8 @@ class Runner:
             As `transform` gives them.
         """
         with self.inference_mode():
-            outputs = self._round(self._form(self._whole(self._prepare(raw))))
+            whole = self._whole(self._cut.placed, self._prepare(raw))
+            outputs = self._round(self._form(whole))
         check_finite(outputs, "the logits of the module", "Check the weights.")
         return outputs
 

@@ -201,11 +201,16 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
 
     def _set_head(self, head: BranchHead) -> None:
         self.head_ = head
-        self._fused = fuse_for_inference(head)
+        self._fuse_head()
         example = torch.zeros(
             1, *self.feature_shape_, dtype=head.dtype, device=head.device
         )
         self.macs_ = count_macs(self._fused, example)
+
+    def _fuse_head(self) -> None:
+        """Prepare the head for inference, and look up its place once."""
+        self._fused = fuse_for_inference(self.head_)
+        self._fused_place = (self.head_.device, self.head_.dtype)
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Compute the logits of the samples.
@@ -302,7 +307,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             If a logit is not finite.
         """
         with torch.inference_mode():
-            logits = self._fused(features.to(self.head_.device, self.head_.dtype))
+            logits = self._fused(features.to(*self._fused_place))
         check_finite(
             logits, f"the logits of {type(self).__name__}", "Scale the features."
         )
@@ -310,7 +315,8 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
-        state.pop("_fused", None)  # rebuilt from the head
+        for name in ("_fused", "_fused_place"):  # made again from the head
+            state.pop(name, None)
         if "head_" in state:
             state["head_"] = copy.deepcopy(state["head_"]).cpu()
         return state
@@ -321,7 +327,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             # "auto" is resolved again: the machine that loads may have no GPU.
             if str(self.device) == "auto":
                 self.head_.to(resolve_device("auto"))
-            self._fused = fuse_for_inference(self.head_)
+            self._fuse_head()
 
     def _archive_state(self) -> dict[str, Any]:
         state = self.__getstate__()
@@ -345,7 +351,12 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
 def _current_attributes(head: BranchHead, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the attributes of a branch as if its training ended now."""
     head = copy.deepcopy(head).eval()
-    return {"head_": head, "feature_shape_": shape, "_fused": fuse_for_inference(head)}
+    return {
+        "head_": head,
+        "feature_shape_": shape,
+        "_fused": fuse_for_inference(head),
+        "_fused_place": (head.device, head.dtype),
+    }
 
 
 def _check_rows(rows: NDArray[Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,8 +23,16 @@ _holders: dict[int, int] = {}
 _lock = fork_safe_lock()
 
 
+# Types of attributes that are no tensors: most modules have no others.
+_PLAIN_TYPES = frozenset(
+    {bool, dict, float, int, list, OrderedDict, set, str, tuple, type(None)}
+)
+
+
 @contextmanager
-def inference_mode_for(module: nn.Module) -> Iterator[None]:
+def inference_mode_for(
+    module: nn.Module, parts: Sequence[nn.Module] | None = None
+) -> Iterator[None]:
     """Run ``module`` in eval and inference mode, without autocast, in a ``with`` block.
 
     Every submodule gets its own training flag back when the block ends, also by
@@ -36,10 +45,13 @@ def inference_mode_for(module: nn.Module) -> Iterator[None]:
     ----------
     module : torch.nn.Module
         The module to run inside the block.
+    parts : sequence of torch.nn.Module, default=None
+        The module and all modules inside it, where the caller has listed them before;
+        None: they are listed here.
 
     Notes
     -----
-    The cost is one walk over the submodules: enter it once per call of a public
+    The cost is three walks over the submodules: enter it once per call of a public
     method, not once per batch. Several threads may run the same module, or parts of
     it: a flag comes back when the last of them is done.
 
@@ -55,7 +67,7 @@ def inference_mode_for(module: nn.Module) -> Iterator[None]:
     True
     """
     ours: list[nn.Module] = []
-    parts = list(module.modules())
+    parts = list(module.modules()) if parts is None else parts
     made_before = {id(tensor) for _, _, tensor in _inference_tensors(parts)}
     try:
         with _lock:
@@ -115,6 +127,8 @@ def _inference_tensors(
     """Inference tensors that are attributes of modules: where, name, tensor."""
     for part in parts:
         for place in (vars(part), part._buffers):
+            if _PLAIN_TYPES.issuperset(map(type, list(place.values()))):
+                continue
             for name, value in list(place.items()):
                 if isinstance(value, Tensor) and value.is_inference():
                     yield place, name, value

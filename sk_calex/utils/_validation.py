@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from collections.abc import Iterable
 from numbers import Real
@@ -48,7 +49,7 @@ def check_finite(values: NDArray[Any] | torch.Tensor, what: str, advice: str) ->
     """Refuse NaN and infinity: no exit may ever come from either."""
     if isinstance(values, torch.Tensor):
         # A sum is finite only if every term is; it is one cheap kernel.
-        finite = bool(torch.isfinite(values.sum())) or bool(
+        finite = math.isfinite(values.sum().item()) or bool(
             torch.isfinite(values).all()
         )
     else:

@@ -340,8 +340,11 @@ def test_copies_of_a_fitted_backbone_work(backbone, features, tmp_path, how):
     # Each on its own: nothing has been asked of this copy yet.
     raw = torch.from_numpy(X)
     twin = COPIES[how](backbone, tmp_path)
-    (mine,), (its,) = backbone.runner().start(raw), twin.runner().start(raw)
-    assert torch.equal(its, mine)
+    started = []
+    for runner in (backbone.runner(), twin.runner()):
+        with runner.inference_mode():
+            started += runner.start(raw)
+    assert torch.equal(*started)
 
 
 def test_parameters_are_set_and_nested(net):
