@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from sk_calex.cascade import (
         CascadeClassifier,
+        CascadePrediction,
         SurvivorAlignment,
         effective_sample_size,
         exit_probability,
@@ -77,6 +78,7 @@ else:
             ],
             "cascade": [
                 "CascadeClassifier",
+                "CascadePrediction",
                 "SurvivorAlignment",
                 "effective_sample_size",
                 "exit_probability",
@@ -122,6 +124,7 @@ __all__ = [
     "BranchClassifier",
     "CascadeClassifier",
     "CascadeDisplay",
+    "CascadePrediction",
     "ExitDepthDisplay",
     "ExitMonitor",
     "ExitRiskController",

@@ -49,6 +49,7 @@ GIVEN = {code: text for code, text in TOP_LEVEL.items() if not code.startswith("
 NO_FORMULA = {
     "sk_calex.AlignmentDisplay",
     "sk_calex.CascadeDisplay",
+    "sk_calex.CascadePrediction",
     "sk_calex.ExitDepthDisplay",
     "sk_calex.FeatureArray",
     "sk_calex.FrozenBackbone",

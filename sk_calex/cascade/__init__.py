@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     )
     from ._cascade import CascadeClassifier
     from ._costs import measure_costs
+    from ._prediction import CascadePrediction
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -27,11 +28,13 @@ else:
             ],
             "_cascade": ["CascadeClassifier"],
             "_costs": ["measure_costs"],
+            "_prediction": ["CascadePrediction"],
         },
     )
 
 __all__ = [
     "CascadeClassifier",
+    "CascadePrediction",
     "SurvivorAlignment",
     "effective_sample_size",
     "exit_probability",

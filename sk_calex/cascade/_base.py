@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -43,6 +43,11 @@ from sk_calex.cascade._last_stage import (
     LastStage,
 )
 from sk_calex.cascade._predict import predict_codes, run_with_exits, stage_probabilities
+from sk_calex.cascade._prediction import (
+    CascadePrediction,
+    predict_batches,
+    predict_details,
+)
 from sk_calex.cascade._read_data import read_training_data
 from sk_calex.cascade._recalibrate import calibrate_on_rows, calibrate_with_params
 from sk_calex.cascade._runtime import (
@@ -407,6 +412,72 @@ class BaseCascade(
         check_is_fitted(self)
         proba, depth = run_with_exits(self, X)
         return (proba, depth) if return_depth else proba
+
+    def predict_details(self, X: Any) -> CascadePrediction:
+        """Compute labels, probabilities, depths and costs in one run.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        prediction : CascadePrediction
+            With the attributes `labels`, `probabilities`, `depth` and `cost`, and what
+            the first branch said of every sample, which `ExitMonitor.update` takes.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        check_is_fitted(self)
+        return predict_details(self, X)
+
+    def predict_iter(
+        self, batches: Iterable[Any], *, batch_size: int = 256
+    ) -> Iterator[CascadePrediction]:
+        """Answer batches that come one by one, in memory that does not grow.
+
+        Parameters
+        ----------
+        batches : iterable
+            - a list, generator or other iterable of batches: arrays, tensors, dicts of
+              them, or lists of paths, each as `X` of `predict`;
+            - a `torch.utils.data.DataLoader`. Of batches that are tuples or lists which
+              begin with an array, tensor or dict, such as ``(X, y)``, that is taken;
+            - a `torch.utils.data.Dataset` or `IterableDataset` of samples or
+              ``(sample, label)`` pairs, of which batches are made here.
+        batch_size : int, default=256
+            Samples in a batch that is made of a Dataset; no other batch is changed.
+
+        Returns
+        -------
+        predictions : iterator of CascadePrediction
+            What `predict_details` returns, for one batch after another; each is
+            computed when it is asked for.
+
+        Raises
+        ------
+        TypeError
+            If `batches` is one array, or cannot be iterated over.
+        ValueError
+            If a batch does not have the shape seen in fit, or is not finite; a note
+            tells which.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import make_classification
+        >>> from sk_calex import CascadeClassifier
+        >>> X, y = make_classification(500, n_informative=6, random_state=0)
+        >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+        >>> batches = (X[i : i + 100] for i in range(0, 500, 100))
+        >>> [len(said.labels) for said in cascade.predict_iter(batches)]
+        [100, 100, 100, 100, 100]
+        """
+        check_is_fitted(self)
+        return predict_batches(self, batches, batch_size)
 
     def stage_probabilities(self, X: Any) -> NDArray[np.float64]:
         """Compute the probabilities of every stage for every sample, without exits.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -196,18 +195,17 @@ def measure_costs(cascade: Any, X: Any, *, n_repeats: int = 3) -> Bunch:
 
 def _time_stages(cascade: Any, X: Any) -> NDArray[np.float64]:
     """Milliseconds per sample of each stage and each answer, shape (2, n_stages)."""
-    answers, backbone = cascade._answers(), cascade.backbone_
-    sources, n = input_batches(cascade, X)
+    answers, inputs = cascade._answers(), input_batches(cascade, X)
     spent = np.zeros((2, len(answers)))
-    with nullcontext() if backbone is None else backbone.runner().inference_mode():
-        for _, source in sources:
+    with inputs.mode():
+        for _, source in inputs.batches:
             said = None
             for stage, answer in enumerate(answers):
                 features, seconds = _timed(source.advance, stage)
                 spent[0, stage] += seconds
                 said, seconds = _timed(answer, features, said)
                 spent[1, stage] += seconds
-    return spent * 1000 / n
+    return spent * 1000 / inputs.n_samples
 
 
 def _timed(run: Callable[..., Any], *args: Any) -> tuple[Any, float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from sk_calex.cascade._runtime import Source, cached_sources, staged_sources
 from sk_calex.utils._validation import note_features
 
 __all__ = [
+    "Inputs",
     "feature_batches",
     "fit_backbone",
     "input_batches",
@@ -100,25 +102,46 @@ def training_features(
     return features, layout
 
 
-def input_batches(cascade: Any, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
-    """Return batches of X on their way through the stages, and the number of rows."""
+class Inputs(NamedTuple):
+    """X on its way through the stages.
+
+    Attributes
+    ----------
+    batches : iterable of (slice, Source)
+        Batches and their rows.
+    n_samples : int
+        Number of rows.
+    mode : callable
+        Returns the context in which the batches are used up.
+    """
+
+    batches: Iterable[tuple[slice, Source]]
+    n_samples: int
+    mode: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def input_batches(cascade: Any, X: Any) -> Inputs:
+    """Return batches of X on their way through the stages."""
     check_is_fitted(cascade)
     if cascade.backbone_ is not None:
         samples = cascade.backbone_._check_samples(X)
-        return staged_sources(cascade.backbone_.runner(), samples), len(samples)
+        # One for the whole call: another thread may change the settings meanwhile.
+        runner = cascade.backbone_.runner()
+        batches = staged_sources(runner, samples)
+        return Inputs(batches, len(samples), runner.inference_mode)
     given = _layout_of(X) if cascade.input == "features" else None
     X = validate_data(cascade, X, dtype=_DTYPES, reset=False)
     if given is not None:
         _check_same_taps(given, cascade.layout_, "the cascade was fitted on")
-    return cached_sources(X, cascade.layout_), len(X)
+    return Inputs(cached_sources(X, cascade.layout_), len(X))
 
 
-def feature_batches(cascade: Any, X: Any) -> tuple[Iterable[tuple[slice, Source]], int]:
+def feature_batches(cascade: Any, X: Any) -> Inputs:
     """Like `input_batches`, from features: every stage can see every sample."""
     check_is_fitted(cascade)
     if cascade.backbone_ is not None:
         features = cascade.backbone_.transform(X)
-        return cached_sources(features, cascade.layout_), len(features)
+        return Inputs(cached_sources(features, cascade.layout_), len(features))
     return input_batches(cascade, X)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,12 @@ def run_with_exits(
     depth : ndarray of intp, shape (n_samples,)
         Index of the stage; the number of branches for the last.
     """
-    sources, n = input_batches(cascade, X)
+    inputs = input_batches(cascade, X)
     # The rule is read once: another thread may move the cascade meanwhile.
     rule = cascade.calibrator_ if rule is None else rule
-    answers, backbone = cascade._answers(), cascade.backbone_
-    with nullcontext() if backbone is None else backbone.runner().inference_mode():
-        return run_cascade(sources, answers, rule, n, len(cascade.classes_))
+    answers, n_classes = cascade._answers(), len(cascade.classes_)
+    with inputs.mode():
+        return run_cascade(inputs.batches, answers, rule, inputs.n_samples, n_classes)
 
 
 def predict_codes(cascade: Any, X: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -64,8 +63,8 @@ def predict_codes(cascade: Any, X: Any) -> tuple[NDArray[np.intp], NDArray[np.in
 
 def run_all_stages(cascade: Any, X: Any) -> StageTable:
     """Tabulate the answers of all stages to all samples, without exits."""
-    sources, n = feature_batches(cascade, X)
-    return tabulate(sources, cascade._answers(), n, len(cascade.classes_))
+    inputs, n_classes = feature_batches(cascade, X), len(cascade.classes_)
+    return tabulate(inputs.batches, cascade._answers(), inputs.n_samples, n_classes)
 
 
 def stage_table(cascade: Any, X: Any) -> StageTable:
@@ -76,9 +75,8 @@ def stage_table(cascade: Any, X: Any) -> StageTable:
 
 def stage_probabilities(cascade: Any, X: Any) -> NDArray[np.float64]:
     """Compute the probabilities of all stages: (n_stages, n_samples, n_classes)."""
-    sources, n = feature_batches(cascade, X)
-    answers = cascade._answers()
-    proba = np.empty((len(answers), n, len(cascade.classes_)))
-    for stage, rows, said in every_answer(sources, answers):
+    inputs, answers = feature_batches(cascade, X), cascade._answers()
+    proba = np.empty((len(answers), inputs.n_samples, len(cascade.classes_)))
+    for stage, rows, said in every_answer(inputs.batches, answers):
         proba[stage, rows] = said.proba
     return proba

@@ -13,12 +13,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sk_calex.calibration._answers import Signals
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._predict import run_with_exits
+from sk_calex.cascade._prediction import CascadePrediction, FirstBranchRecorder
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import cascade_in, input_of
-from sk_calex.policies import Policy
 from sk_calex.utils._codec import savable
 from sk_calex.utils._saving import SavableMixin, plain_seed
 
@@ -208,13 +207,14 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         return self
 
     def update(self, X: Any) -> bool:
-        """Look at more rows; only the first branch runs.
+        """Look at more rows; only the first branch runs, or nothing at all.
 
         Parameters
         ----------
-        X : array, tensor or Dataset of shape (n_samples, ...)
+        X : array, tensor or Dataset of shape (n_samples, ...), or CascadePrediction
             Rows as the estimator takes them, in the order in which they came. How they
-            are cut into calls does not matter.
+            are cut into calls does not matter. What `predict_details` or `predict_iter`
+            of the estimator returned for them does as well, and nothing runs again.
 
         Returns
         -------
@@ -224,10 +224,14 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` does not have the shape seen in fit, or is not finite.
+            If `X` does not have the shape seen in fit, is not finite, or is the
+            prediction of a cascade with other classes.
         """
         check_is_fitted(self, "_reference_")
-        return self._note(self._ask_first_branch(X))
+        if isinstance(X, CascadePrediction):
+            return self._note_prediction(X)
+        first = self._ask_first_branch(X)
+        return self._note(first.confidence, first.predicted)
 
     def update_predict(
         self, X: Any, return_depth: bool = False
@@ -258,11 +262,9 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         """
         check_is_fitted(self, "_reference_")
         cascade = cascade_in(self.estimator)
-        listener = _Listener(cascade.calibrator_)
-        proba, depth = run_with_exits(cascade, input_of(self.estimator, X), listener)
-        self._note(listener)
-        labels = cascade.classes_[proba.argmax(axis=1)]
-        return (labels, depth) if return_depth else labels
+        said = cascade.predict_details(input_of(self.estimator, X))
+        self._note_prediction(said)
+        return (said.labels, said.depth) if return_depth else said.labels
 
     @property
     def statistic_(self) -> NDArray[np.float64]:
@@ -363,16 +365,27 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         self.__dict__.update(state)
         self.load_state_dict(seen)
 
-    def _ask_first_branch(self, X: Any) -> _Listener:
+    def _ask_first_branch(self, X: Any) -> FirstBranchRecorder:
         """What the first branch says of rows; no later stage runs."""
-        listener = _Listener(None)
+        first = FirstBranchRecorder(None)
         cascade: BaseCascade = cascade_in(self.estimator)
-        run_with_exits(cascade, input_of(self.estimator, X), listener)
-        return listener
+        run_with_exits(cascade, input_of(self.estimator, X), first)
+        return first
 
-    def _note(self, first: _Listener) -> bool:
+    def _note_prediction(self, said: CascadePrediction) -> bool:
+        known, given = len(self._class_order_), said.probabilities.shape[1]
+        if given != known:
+            raise ValueError(
+                f"X is the prediction of a cascade with {given} classes, but the "
+                f"estimator of this monitor has {known}. Give what predict_details of "
+                "that estimator returned."
+            )
+        return self._note(said.first_confidence, said.first_predicted)
+
+    def _note(
+        self, confidence: NDArray[np.float64], predicted: NDArray[np.intp]
+    ) -> bool:
         """Add rows to the statistic."""
-        confidence, predicted = first.confidence, first.predicted
         n = len(predicted)
         # Each row has a block of four numbers of its own.
         stream = np.random.Philox(key=self._key_, counter=self.n_seen_)
@@ -392,31 +405,3 @@ class ExitMonitor(SavableMixin, BaseEstimator):
                 self.alarm_, self.alarm_row_ = True, self.n_seen_ + int(high[0]) + 1
         self.n_seen_ += n
         return self.alarm_
-
-
-class _Listener:
-    """An exit rule that notes what the first branch says of every row.
-
-    Without a rule of its own every row exits there, so that nothing else runs.
-    """
-
-    def __init__(self, rule: Policy | None) -> None:
-        self._rule = rule
-        self._confidence: list[NDArray[np.float64]] = []
-        self._predicted: list[NDArray[np.intp]] = []
-
-    def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
-        if branch == 0:
-            self._confidence.append(said.confidence)
-            self._predicted.append(said.predicted)
-        if self._rule is None:
-            return np.ones(len(said.predicted), dtype=bool)
-        return self._rule.exits(branch, said)
-
-    @property
-    def confidence(self) -> NDArray[np.float64]:
-        return np.concatenate(self._confidence)
-
-    @property
-    def predicted(self) -> NDArray[np.intp]:
-        return np.concatenate(self._predicted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -13,6 +13,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
+
+from sk_calex.cascade._prediction import CascadePrediction, predict_batches
 
 from ._estimators import cascade_in, input_of
 
@@ -112,6 +114,57 @@ class FoundCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             If `X` does not have the shape seen in fit, or is not finite.
         """
         return self._call_best("predict_proba", X, return_depth=return_depth)
+
+    @_if_found
+    def predict_details(self, X: Any) -> CascadePrediction:
+        """Compute labels, probabilities, depths and costs in one run.
+
+        Parameters
+        ----------
+        X : array, tensor or Dataset of shape (n_samples, ...)
+            Samples, as in fit.
+
+        Returns
+        -------
+        prediction : CascadePrediction
+            As of the cascade found.
+
+        Raises
+        ------
+        ValueError
+            If `X` does not have the shape seen in fit, or is not finite.
+        """
+        said: CascadePrediction = self._call_best("predict_details", X)
+        return said
+
+    @_if_found
+    def predict_iter(
+        self, batches: Iterable[Any], *, batch_size: int = 256
+    ) -> Iterator[CascadePrediction]:
+        """Answer batches that come one by one, in memory that does not grow.
+
+        Parameters
+        ----------
+        batches : iterable
+            Batches, a DataLoader or a Dataset, as of the cascade's `predict_iter`.
+        batch_size : int, default=256
+            Samples in a batch that is made of a Dataset; no other batch is changed.
+
+        Returns
+        -------
+        predictions : iterator of CascadePrediction
+            What `predict_details` returns, for one batch after another; each is
+            computed when it is asked for.
+
+        Raises
+        ------
+        TypeError
+            If `batches` is one array, or cannot be iterated over.
+        ValueError
+            If a batch does not have the shape seen in fit, or is not finite.
+        """
+        check_is_fitted(self)
+        return predict_batches(self, batches, batch_size)
 
     @_if_found
     def exit_depth(self, X: Any) -> NDArray[np.intp]:

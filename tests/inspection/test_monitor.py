@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,24 @@ def test_no_alarm_on_rows_like_the_reference_and_one_on_others(cascade):
     assert monitor.update(other_rows(100)) is True
     assert 2000 < monitor.alarm_row_ <= 2100
     assert monitor.statistic_.max() >= 1e5
+
+
+def test_a_prediction_of_the_cascade_serves_the_monitor(cascade):
+    by_rows, by_prediction = fitted(cascade), fitted(cascade)
+    for X in (rows(300, seed=2)[0], other_rows(100)):
+        alarm = by_rows.update(X)
+        assert by_prediction.update(cascade.predict_details(X)) is alarm
+    np.testing.assert_array_equal(by_prediction.statistic_, by_rows.statistic_)
+    assert by_prediction.n_seen_ == 400
+
+
+def test_a_prediction_of_other_classes_is_refused(cascade):
+    said = cascade.predict_details(rows(10, seed=2)[0])
+    of_two = replace(said, probabilities=said.probabilities[:, :2])
+    monitor = fitted(cascade)
+    with pytest.raises(ValueError, match="cascade with 2 classes"):
+        monitor.update(of_two)
+    assert monitor.n_seen_ == 0
 
 
 def test_alarm_stays_until_reset(cascade):
