@@ -16,6 +16,8 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d
 
+from sk_calex.utils._stage_answer import softmax_in_float64
+
 __all__: list[str] = []
 
 
@@ -207,6 +209,4 @@ def softmax64(logits: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
     if isinstance(logits, torch.Tensor):
         # To the CPU first: not every device has float64.
         logits = logits.detach().cpu().double().numpy()
-    z = np.asarray(logits, dtype=np.float64)
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    return softmax_in_float64(logits)

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sk_calex.utils._archive import (
-    Archive,
-    _digest_of_json,
-    read_archive,
-    write_archive,
-)
+from sk_calex.utils._archive import Archive, read_archive, write_archive
+from sk_calex.utils._checked_folder import digest_of_json
 
 
 def example():
@@ -34,7 +30,7 @@ def rewrite(folder, change):
     manifest = json.loads(path.read_text())
     change(manifest)
     manifest.pop("digest", None)
-    manifest["digest"] = _digest_of_json(manifest)
+    manifest["digest"] = digest_of_json(manifest)
     path.write_text(json.dumps(manifest))
 
 
@@ -207,6 +203,6 @@ def test_other_json_is_refused(folder, text):
 
 
 def test_huge_manifests_are_not_read(folder, monkeypatch):
-    monkeypatch.setattr("sk_calex.utils._archive._MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr("sk_calex.utils._checked_folder._MAX_MANIFEST_BYTES", 10)
     with pytest.raises(ValueError, match="bytes"):
         read_archive(folder)

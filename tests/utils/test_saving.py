@@ -34,7 +34,7 @@ from sk_calex.policies import (
     RegretPriced,
     SharedThreshold,
 )
-from sk_calex.utils._archive import _digest_of_json
+from sk_calex.utils._checked_folder import digest_of_json
 from sk_calex.utils._codec import CannotSaveError
 from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
 
@@ -290,7 +290,7 @@ def change_manifest(folder, change):
     manifest = json.loads(path.read_text())
     change(manifest)
     manifest.pop("digest")
-    manifest["digest"] = _digest_of_json(manifest)
+    manifest["digest"] = digest_of_json(manifest)
     path.write_text(json.dumps(manifest))
 
 
