@@ -293,7 +293,7 @@ def size_for(x: Any, template: Any) -> Any:
     template : tuple
         From `_template`.
     """
-    return _fill(len(x), template)
+    return _fill(x.shape[0], template)  # of torch.export, too, where it is open
 
 
 def _fill(n_rows: int, template: Any) -> Any:

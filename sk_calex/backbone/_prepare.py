@@ -13,7 +13,14 @@ from torch import Tensor
 from sk_calex.backbone._image_files import EncodedImages
 from sk_calex.utils._validation import check_finite
 
-__all__ = ["Batch", "NamedBatch", "check_preprocess", "prepare", "scrambled"]
+__all__ = [
+    "Batch",
+    "NamedBatch",
+    "check_preprocess",
+    "dtype_of",
+    "prepare",
+    "scrambled",
+]
 
 Batch = Tensor | dict[str, Tensor]
 """What a module is given: one tensor, or tensors by the names of its keywords."""
@@ -57,6 +64,15 @@ class NamedBatch:
     def nbytes(self) -> int:
         """Size of all tensors."""
         return sum(t.nbytes for t in self.tensors.values())
+
+
+def dtype_of(
+    batch: Tensor | NamedBatch | EncodedImages,
+) -> torch.dtype | dict[str, torch.dtype]:
+    """Tell the dtype of raw samples; of each tensor where they are named."""
+    if isinstance(batch, NamedBatch):
+        return {name: tensor.dtype for name, tensor in batch.items()}
+    return torch.uint8 if isinstance(batch, EncodedImages) else batch.dtype
 
 
 def prepare(

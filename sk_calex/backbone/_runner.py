@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from sk_calex.backbone._fingerprint import module_fingerprint
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.backbone._maps import tap_maps
 from sk_calex.backbone._outputs import SigmoidWatch, find_form
-from sk_calex.backbone._prepare import check_preprocess, prepare
+from sk_calex.backbone._prepare import check_preprocess, dtype_of, prepare
 from sk_calex.backbone._samples import SampleShape
 from sk_calex.backbone._stages import Batch, Stages, State
 from sk_calex.backbone._suggest import suggest
@@ -110,6 +110,8 @@ class Runner:
         Columns of the features, and the MACs of each stage.
     example_shape : tuple of int or None
         Shape of one sample after preprocessing, where it is one tensor.
+    sample_dtype : torch.dtype, or dict of torch.dtype
+        Of the raw samples that it was made with; by name where they are named.
     """
 
     # In one attribute, so that no thread sees a part of it.
@@ -129,6 +131,7 @@ class Runner:
     ) -> None:
         self.settings = settings
         self._sample_shape = sample_shape
+        self.sample_dtype = dtype_of(raw)
         self._output = output
         placed = self._place()
         check_preprocess(raw, settings.preprocess, placed.device, placed.dtype)
@@ -226,6 +229,31 @@ class Runner:
         which the folded copies do not see.
         """
         return self._current_cut().stages
+
+    def cut_plain(self) -> tuple[nn.Module, Stages, Batch]:
+        """Cut anew, on the CPU, into the module's own layers: none folded or packed.
+
+        Returns
+        -------
+        module : torch.nn.Module
+            The module on the CPU: itself, or a copy.
+        stages : Stages
+            Its stages.
+        example : Tensor or dict of Tensor
+            Two prepared samples.
+        """
+        runner = self.with_settings(replace(self.settings, device="cpu"))
+        placed = runner._place()
+        example = _drawn(self._example, placed.device, placed.dtype)
+        stages = Stages.split(
+            placed.module, self.layout.names, example, output=self._output
+        )
+        return placed.module, stages, example
+
+    def shape_outputs(self, stage: int, output: Tensor) -> Tensor:
+        """Make of what a stage gives what `advance` returns: features, or logits."""
+        shape = self._maps[stage] if stage < self.layout.n_taps else self._form
+        return self._round(shape(output))
 
     def _current_cut(self) -> _Cut:
         cut: _Cut | None = getattr(self, "_cut", None)
@@ -342,8 +370,7 @@ class Runner:
             What the stages after this one need.
         """
         output, state = self._cut.stages.advance(stage, state)
-        shape = self._maps[stage] if stage < self.layout.n_taps else self._form
-        return self._round(shape(output)), state
+        return self.shape_outputs(stage, output), state
 
     def keep(self, state: State, rows: NDArray[np.intp]) -> State:
         """Keep some samples of a state.

@@ -40,8 +40,8 @@ class ExitNet(nn.Module):
     """Base of the networks of branches: one head for each tap, and one loss for all.
 
     A subclass fills `heads` and writes `loss`; where the outputs of a branch are more
-    than class logits, or build on an earlier branch, also `exit` and `read`; and where
-    something is fitted to the trained heads, `finish`.
+    than class logits, or build on an earlier branch, also `exit` and `read_tensors`;
+    and where something is fitted to the trained heads, `finish`.
 
     Parameters
     ----------
@@ -138,6 +138,27 @@ class ExitNet(nn.Module):
         """
         raise NotImplementedError
 
+    def read_tensors(
+        self, branch: int, outputs: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Turn the outputs of a branch into class logits and the method's own gate.
+
+        Parameters
+        ----------
+        branch : int
+            Index of the branch.
+        outputs : Tensor of shape (n_samples, n_outputs)
+            As `exit` returns them, on the CPU.
+
+        Returns
+        -------
+        logits : Tensor of shape (n_samples, n_classes)
+            Their softmax are the probabilities.
+        gate : Tensor of float64, shape (n_samples,), or None
+            Confidence that the method itself computes; None where it has none.
+        """
+        return outputs, None
+
     def read(
         self, branch: int, outputs: Tensor
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
@@ -157,7 +178,8 @@ class ExitNet(nn.Module):
         gate : ndarray of float64, shape (n_samples,), or None
             Confidence that the method itself computes; None where it has none.
         """
-        return softmax64(outputs), None
+        logits, gate = self.read_tensors(branch, outputs.cpu())
+        return softmax64(logits), None if gate is None else gate.detach().numpy()
 
     def finish(self, rows: ExitRows) -> None:
         """Fit what builds on the trained heads, on the rows that trained them.

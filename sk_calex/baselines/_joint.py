@@ -14,7 +14,7 @@ from joblib import Memory
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_memory
-from torch import nn
+from torch import Tensor, nn
 
 from sk_calex.baselines._exit_net import ExitNet, ExitRows, fit_exit_net
 from sk_calex.branches._heads import fuse_for_inference
@@ -23,6 +23,7 @@ from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._fit_key import digest_for
+from sk_calex.cascade._onnx._answer_modules import AnswerModule
 from sk_calex.cascade._runtime import Answer, cached_sources, tabulate
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import Task, handing
@@ -232,6 +233,17 @@ class JointCascade(BaseCascade):
             partial(self._fused_net_.answer, branch) for branch in range(n_branches)
         ]
 
+    def _answer_modules(self) -> list[AnswerModule]:
+        if type(self.net_).read is not ExitNet.read:
+            raise TypeError(
+                f"{type(self.net_).__name__} overrides `read`, which works in numpy "
+                "and cannot be exported. Override `read_tensors` instead."
+            )
+        net = copy.deepcopy(self.net_).cpu().eval().requires_grad_(False)
+        # Full-batch training leaves float64, in which onnxruntime has no convolution.
+        net.heads.float()
+        return [_NetAnswer(net, branch) for branch in range(len(net.heads))]
+
     def _answers(self) -> list[Answer]:
         return [*self._branch_answers(), self._last_answer()]
 
@@ -267,6 +279,21 @@ class JointCascade(BaseCascade):
         net = self._net(cast(TrainingData, shapes), torch.Generator())
         net.load_state_dict(weights, assign=True)  # keeps their dtypes
         self._set_net(net.to(resolve_device(self.device)).eval())
+
+
+class _NetAnswer(AnswerModule):
+    """One branch of a net, unfolded, as a module that can be traced."""
+
+    def __init__(self, net: ExitNet, branch: int) -> None:
+        super().__init__()
+        self.net, self._branch = net, branch
+
+    def forward(
+        self, features: Tensor, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        tap = features.reshape(-1, *self.net.shapes[self._branch]).float()
+        outputs, memory = self.net.exit(self._branch, tap, memory)
+        return *self.net.read_tensors(self._branch, outputs), memory
 
 
 def _train_anywhere(

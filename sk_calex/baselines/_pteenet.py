@@ -20,7 +20,6 @@ from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, OwnGate
 from sk_calex.utils._codec import savable
 from sk_calex.utils._flops import depth_costs
-from sk_calex.utils._validation import softmax64
 
 from ._joint import JointCascade
 
@@ -94,12 +93,9 @@ class PTEENet(ExitNet):
             cost = cost.lerp(torch.full_like(cost, depth_cost), trust.sigmoid())
         return (weight * (self.cost_weight * cost - log_mixture)).mean()
 
-    def read(
-        self, branch: int, outputs: Tensor
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Softmax of the class logits, and the confidence as the gate."""
-        confidence = outputs[:, -1].cpu().double().sigmoid().numpy()
-        return softmax64(outputs[:, :-1]), confidence
+    def read_tensors(self, branch: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits, and the confidence as the gate."""
+        return outputs[:, :-1], outputs[:, -1].double().sigmoid()
 
 
 @savable

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -29,7 +28,6 @@ from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, SharedThreshold
 from sk_calex.utils._codec import savable
 from sk_calex.utils._progress import labelled
-from sk_calex.utils._validation import softmax64
 
 from ._joint import JointCascade
 
@@ -179,14 +177,14 @@ class ZTW(ExitNet):
         logits = outputs.cpu().double().unflatten(1, (-1, self.n_classes))
         return logits.log_softmax(dim=2)
 
-    def read(self, branch: int, outputs: Tensor) -> tuple[NDArray[np.float64], None]:
-        """Probabilities of the ensemble, or of the head alone."""
+    def read_tensors(self, branch: int, outputs: Tensor) -> tuple[Tensor, None]:
+        """Logits of the ensemble, or of the head alone."""
         if not self.ensemble:
-            return softmax64(outputs[:, -self.n_classes :]), None
+            return outputs[:, -self.n_classes :], None
         used = branch + 1
         weight = self.exponents[branch, :used].cpu().double().exp() / used
         mean = torch.einsum("nkc,k->nc", self._as_log_proba(outputs), weight)
-        return softmax64(mean + self.shifts[branch].cpu().double()), None
+        return mean + self.shifts[branch].cpu().double(), None
 
 
 @savable

@@ -174,6 +174,21 @@ class ExitPolicy(BaseEstimator):
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return said.confidence
 
+    def _scores_as_data(self) -> dict[str, Any] | None:
+        """Describe the scores by a name and numbers, to be computed without this class.
+
+        Returns
+        -------
+        data : dict or None
+            "score" is "confidence", "gap", "negative_entropy", "streak" or "gate"; or,
+            of a regression on confidence, entropy and gap, "linear", or "logistic" for
+            its sigmoid. Then "branches" gives one for each branch: "mean" and "scale"
+            of the signals, "coef", "intercept"; or None, for a score of -1. None where
+            there is no such description.
+        """
+        same = type(self)._scores is ExitPolicy._scores
+        return {"score": "confidence"} if same else None
+
     def scores(self, branch: int, said: Signals | ArrayLike) -> NDArray[np.float64]:
         """Compute what is compared with the thresholds.
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     )
     from ._cascade import CascadeClassifier
     from ._costs import measure_costs
+    from ._onnx._export import export_onnx
+    from ._onnx._onnx_cascade import OnnxCascade
     from ._prediction import CascadePrediction
 else:
     __getattr__, __dir__ = lazy_names(
@@ -29,15 +31,19 @@ else:
             "_cascade": ["CascadeClassifier"],
             "_costs": ["measure_costs"],
             "_prediction": ["CascadePrediction"],
+            "_onnx._export": ["export_onnx"],
+            "_onnx._onnx_cascade": ["OnnxCascade"],
         },
     )
 
 __all__ = [
     "CascadeClassifier",
     "CascadePrediction",
+    "OnnxCascade",
     "SurvivorAlignment",
     "effective_sample_size",
     "exit_probability",
+    "export_onnx",
     "measure_costs",
     "survivor_weights",
 ]

@@ -42,6 +42,7 @@ from sk_calex.cascade._knob import check_is_rule, check_knob, default_of
 from sk_calex.cascade._last_stage import (
     LastStage,
 )
+from sk_calex.cascade._onnx._answer_modules import AnswerModule, answer_module
 from sk_calex.cascade._predict import predict_codes, run_with_exits, stage_probabilities
 from sk_calex.cascade._prediction import (
     CascadePrediction,
@@ -348,6 +349,13 @@ class BaseCascade(
         n_classes = len(self.classes_)
         branches = [probabilities_of(branch, n_classes) for branch in self.branches_]
         return [*map(independent, branches), self._last_answer()]
+
+    def _answer_modules(self) -> list[AnswerModule]:
+        """Return what answers at each branch as modules that can be exported."""
+        return [
+            answer_module(branch, f"branch {k}")
+            for k, branch in enumerate(self.branches_)
+        ]
 
     def _last_answer(self) -> Answer:
         return independent(self._last_stage_.probabilities())

@@ -19,6 +19,7 @@ from sk_calex.utils._validation import note_features
 
 __all__ = [
     "Inputs",
+    "check_same_taps",
     "feature_batches",
     "fit_backbone",
     "input_batches",
@@ -90,7 +91,7 @@ def training_features(
     if fitted is not None:
         if set(layout.names) < set(fitted.names):  # some of its taps
             fitted = fitted.select(layout.names)
-        _check_same_taps(layout, fitted, "the backbone makes")
+        check_same_taps(layout, fitted, "the backbone makes")
         if layout.stage_macs is None:
             layout = fitted
     if layout.width != features.shape[1]:
@@ -132,7 +133,7 @@ def input_batches(cascade: Any, X: Any) -> Inputs:
     given = _layout_of(X) if cascade.input == "features" else None
     X = validate_data(cascade, X, dtype=_DTYPES, reset=False)
     if given is not None:
-        _check_same_taps(given, cascade.layout_, "the cascade was fitted on")
+        check_same_taps(given, cascade.layout_, "the cascade was fitted on")
     return Inputs(cached_sources(X, cascade.layout_), len(X))
 
 
@@ -153,7 +154,7 @@ def _layout_of(X: Any) -> TapLayout | None:
     return None if columns is None else TapLayout.from_feature_names(columns)
 
 
-def _check_same_taps(given: TapLayout, known: TapLayout, whose: str) -> None:
+def check_same_taps(given: TapLayout, known: TapLayout, whose: str) -> None:
     """Refuse features of other taps, which may well have as many columns."""
 
     def described(layout: TapLayout) -> tuple[Any, ...]:

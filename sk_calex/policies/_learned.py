@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -100,6 +101,9 @@ class LearnedGate(ExitPolicy):
         proba: NDArray[np.float64] = gate.predict_proba(signals_as_columns(said))[:, 1]
         return proba
 
+    def _scores_as_data(self) -> dict[str, Any]:
+        return {"score": "logistic", "branches": regressions_as_data(self.gates_)}
+
 
 @savable
 class RegretPriced(ExitPolicy):
@@ -159,6 +163,23 @@ class RegretPriced(ExitPolicy):
                 last = ends[np.argmax(total[ends])]
                 self.thresholds_[k] = just_below(scores[order], last)
                 reaching = reaching & (scores < self.thresholds_[k, 0])
+
+
+def regressions_as_data(
+    regressions: Sequence[Pipeline | None],
+) -> list[dict[str, Any] | None]:
+    """Describe regressions on scaled signals by their numbers, one for each branch."""
+
+    def numbers(regression: Pipeline) -> dict[str, Any]:
+        scaler, linear = (step for _, step in regression.steps)
+        return {
+            "mean": scaler.mean_.tolist(),
+            "scale": scaler.scale_.tolist(),
+            "coef": np.ravel(linear.coef_).tolist(),
+            "intercept": float(np.ravel(linear.intercept_)[0]),
+        }
+
+    return [None if each is None else numbers(each) for each in regressions]
 
 
 def signals_as_columns(said: Signals) -> NDArray[np.float64]:

@@ -115,6 +115,9 @@ class SharedThreshold(ExitPolicy):
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return said.gap if self.score == "gap" else said.confidence
 
+    def _scores_as_data(self) -> dict[str, Any]:
+        return {"score": self.score}
+
 
 @savable
 class EntropyThreshold(ExitPolicy):
@@ -149,6 +152,9 @@ class EntropyThreshold(ExitPolicy):
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return -said.entropy
+
+    def _scores_as_data(self) -> dict[str, Any]:
+        return {"score": "negative_entropy"}
 
 
 @savable
@@ -187,6 +193,9 @@ class Patience(ExitPolicy):
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return said.streak.astype(np.float64)
+
+    def _scores_as_data(self) -> dict[str, Any]:
+        return {"score": "streak"}
 
 
 @savable
@@ -233,3 +242,6 @@ class OwnGate(ExitPolicy):
                 "its own, such as PTEENetClassifier. Use SharedThreshold."
             )
         return said.gate
+
+    def _scores_as_data(self) -> dict[str, Any]:
+        return {"score": "gate"}

@@ -16,7 +16,7 @@ from sk_calex.calibration._answers import Signals
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.utils._codec import savable
 
-from ._learned import signals_as_columns
+from ._learned import regressions_as_data, signals_as_columns
 
 __all__ = ["OptimalStopping"]
 
@@ -126,3 +126,6 @@ class OptimalStopping(ExitPolicy):
             signals_as_columns(said)
         )
         return advantage
+
+    def _scores_as_data(self) -> dict[str, Any]:
+        return {"score": "linear", "branches": regressions_as_data(self.regressions_)}

@@ -14,7 +14,14 @@ from sk_calex.utils._archive import Archive, read_archive, write_archive
 from sk_calex.utils._codec import CannotSaveError, Decoder, Encoder
 from sk_calex.utils._versions import installed_parts
 
-__all__ = ["LoadError", "SavableMixin", "load", "model_card", "plain_seed"]
+__all__ = [
+    "LoadError",
+    "SavableMixin",
+    "library_versions",
+    "load",
+    "model_card",
+    "plain_seed",
+]
 
 #: Raised when an archive could no longer be read by the code before.
 _SCHEMA = 1
@@ -70,7 +77,7 @@ class SavableMixin:
                 "can write to."
             )
         archive = Archive(
-            name, _SCHEMA, content, encoder.tensors, encoder.blobs, _versions()
+            name, _SCHEMA, content, encoder.tensors, encoder.blobs, library_versions()
         )
         write_archive(path, archive, self._model_card())
 
@@ -178,12 +185,15 @@ def model_card(title: str, facts: Mapping[str, str], text: str) -> str:
         lines += ["| | |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in facts.items()]
         lines.append("")
-    written = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    written = ", ".join(
+        f"{name} {version}" for name, version in library_versions().items()
+    )
     lines += [f"Written by {written}.", ""]
     return "\n".join(lines)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return the versions of what writes a folder, by package."""
     needed = installed_parts()["needed"]
     names = ("sk_calex", "torch", "scikit-learn", "numpy", "safetensors")
     versions = {name: needed[name] for name in names}

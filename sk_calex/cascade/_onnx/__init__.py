@@ -1,0 +1,1 @@
+"""A cascade as ONNX graphs and numbers: written with torch, served without it."""

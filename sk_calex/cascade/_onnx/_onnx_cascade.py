@@ -1,0 +1,479 @@
+"""An exported cascade at work, with numpy and onnxruntime alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sk_calex.cascade._onnx._manifest import (
+    FORMAT,
+    KIND,
+    SCHEMA,
+    InputSpec,
+    Manifest,
+    StageSpec,
+    stage_file,
+)
+from sk_calex.utils._checked_folder import read_folder
+from sk_calex.utils._stage_answer import StageAnswer, softmax_in_float64
+
+__all__ = ["OnnxCascade"]
+
+# The largest message that protocol buffers hold.
+_MAX_GRAPH_BYTES = 2**31 - 1
+# A classifier may give a class no probability at all; logarithms must stay finite.
+_LEAST = 1e-12
+
+
+class OnnxCascade:
+    """Run a cascade that `export_onnx` wrote, without torch and scikit-learn.
+
+    Samples run through one graph after the other; those that exit leave, and only the
+    others go on. The rules decide in float64, by the same code as in the cascade that
+    was exported.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        What `export_onnx` wrote.
+    n_threads : int, default=None
+        Threads that onnxruntime uses within an operation. 1 where many processes or
+        requests share a machine; None for as many as there are cores.
+    providers : sequence of str, default=("CPUExecutionProvider",)
+        What onnxruntime runs on, in the order of preference.
+    batch_size : int, default=256
+        Samples run at once.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels.
+    depth_costs_ : ndarray of float64, shape (n_branches + 1,), or None
+        Cost of an answer at each depth, as of the cascade; None where it was not known.
+    thresholds_ : ndarray of float64, shape (n_branches, n_classes)
+        Thresholds of the exit rule.
+
+    Raises
+    ------
+    ImportError
+        If onnxruntime is not installed.
+    FileNotFoundError
+        If there is no such folder, or a file of it is missing.
+    ValueError
+        If a file is damaged, or was written by a later version; if a parameter is out
+        of range.
+
+    See Also
+    --------
+    export_onnx : Writes the folder.
+
+    Notes
+    -----
+    Every byte is compared with its digest before it is used, entries of the manifest
+    are checked one by one, and graphs cannot refer to files outside of the folder. A
+    digest tells damage, not forgery: whoever can write to the folder can change what is
+    answered.
+
+    Examples
+    --------
+    See `export_onnx`.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        n_threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        batch_size: int = 256,
+    ) -> None:
+        for name, value in {"n_threads": n_threads, "batch_size": batch_size}.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}={value!r} must be a positive integer.")
+        self._arguments = (os.fspath(folder), n_threads, tuple(providers), batch_size)
+        self._batch_size = batch_size
+        manifest, graphs = _read(Path(folder))
+        self.classes_ = manifest.classes
+        self.depth_costs_ = manifest.depth_costs
+        self.thresholds_ = manifest.rule.thresholds
+        self._engine = OnnxEngine(
+            manifest, graphs, Path(folder), n_threads, tuple(providers)
+        )
+
+    def predict(
+        self, X: Any, return_depth: bool = False
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.intp]]:
+        """Answer every sample at the first branch whose exit rule is met.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or mapping of str to array-like
+            Samples, as the exported cascade took them: of the same dtype, and by name
+            where they are several arrays.
+        return_depth : bool, default=False
+            Also return where each sample was answered.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Labels as in `classes_`.
+        depth : ndarray of intp, shape (n_samples,)
+            Index of the branch that answered, the number of branches for the last
+            stage; only with `return_depth`.
+
+        Raises
+        ------
+        ValueError
+            If `X` has another shape or dtype, or a value or a logit is not finite.
+        """
+        proba, depth = self._run(X)
+        labels = self.classes_[proba.argmax(axis=1)]
+        return (labels, depth) if return_depth else labels
+
+    def predict_proba(
+        self, X: Any, return_depth: bool = False
+    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """Compute probabilities by the branch that answers each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or mapping of str to array-like
+            Samples, as of `predict`.
+        return_depth : bool, default=False
+            Also return where each sample was answered.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_samples, n_classes)
+            Columns as in `classes_`.
+        depth : ndarray of intp, shape (n_samples,)
+            As of `predict`; only with `return_depth`.
+
+        Raises
+        ------
+        ValueError
+            If `X` has another shape or dtype, or a value or a logit is not finite.
+        """
+        proba, depth = self._run(X)
+        return (proba, depth) if return_depth else proba
+
+    def exit_depth(self, X: Any) -> NDArray[np.intp]:
+        """Compute where each sample is answered.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or mapping of str to array-like
+            Samples, as of `predict`.
+
+        Returns
+        -------
+        depth : ndarray of intp, shape (n_samples,)
+            Index of the branch, the number of branches for the last stage.
+
+        Raises
+        ------
+        ValueError
+            If `X` has another shape or dtype, or a value or a logit is not finite.
+        """
+        return self._run(X)[1]
+
+    def cost(self, X: Any) -> NDArray[np.float64]:
+        """Compute what is spent on each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or mapping of str to array-like
+            Samples, as of `predict`.
+
+        Returns
+        -------
+        cost : ndarray of float64, shape (n_samples,)
+            In the unit of `depth_costs_`: MACs, or as the cascade's `costs`.
+
+        Raises
+        ------
+        ValueError
+            If the costs were not known, or `X` is not as `predict` takes it.
+        """
+        if self.depth_costs_ is None:
+            raise ValueError(
+                "the costs of the depths were not known when the cascade was exported. "
+                "Set its parameter costs, and export it again."
+            )
+        return self.depth_costs_[self.exit_depth(X)]
+
+    def stage_probabilities(self, X: Any) -> NDArray[np.float64]:
+        """Compute the probabilities of every stage for every sample, without exits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or mapping of str to array-like
+            Samples, as of `predict`.
+
+        Returns
+        -------
+        proba : ndarray of float64, shape (n_stages, n_samples, n_classes)
+            Of the branches in cascade order and of the last stage.
+
+        Raises
+        ------
+        ValueError
+            If `X` has another shape or dtype, or a value or a logit is not finite.
+        """
+        batches, n = self._engine.batches(X, self._batch_size)
+        proba = np.empty((len(self.thresholds_) + 1, n, len(self.classes_)))
+        for rows, values in batches:
+            for k, said in self._engine.every_answer(values):
+                proba[k, rows] = said.proba
+        return proba
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, self._arguments
+
+    def __repr__(self) -> str:
+        return f"OnnxCascade({self._arguments[0]!r})"
+
+    def _run(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        engine = self._engine
+        batches, n = engine.batches(X, self._batch_size)
+        proba = np.empty((n, len(self.classes_)))
+        depth = np.empty(n, dtype=np.intp)
+        for rows, values in batches:
+            alive = np.arange(rows.start, rows.stop)
+            said = None
+            for k in range(engine.n_stages):
+                said = engine.answer(k, values, said)
+                if k == engine.n_stages - 1:
+                    proba[alive], depth[alive] = said.proba, k
+                    break
+                exits = engine.rule.exits(k, said)
+                if not exits.any():
+                    continue
+                out = alive[exits]
+                proba[out], depth[out] = said.proba[exits], k
+                on = np.flatnonzero(~exits)
+                if len(on) == 0:
+                    break
+                alive, said = alive[on], said.keep(on)
+                for name in values:
+                    values[name] = values[name][on]
+        return proba, depth
+
+
+class OnnxEngine:
+    """The graphs of a cascade, run one by one on the samples still under way.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        What the graphs take and give.
+    graphs : sequence of bytes
+        The graphs.
+    folder : Path
+        Where weights may lie that are not in the graphs.
+    n_threads, providers
+        As of `OnnxCascade`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        graphs: Sequence[bytes],
+        folder: Path,
+        n_threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        self._manifest, self.rule = manifest, manifest.rule
+        self.n_stages = len(manifest.stages)
+        self._n_classes = len(manifest.classes)
+        self._stages = [
+            _Graph(k, spec, data, folder, n_threads, list(providers))
+            for k, (spec, data) in enumerate(zip(manifest.stages, graphs, strict=True))
+        ]
+        self._done_with = manifest.last_uses()
+
+    def every_answer(
+        self, values: dict[str, NDArray[Any]]
+    ) -> Iterator[tuple[int, StageAnswer]]:
+        """Run every stage on all samples of a batch; give the stage and its answer."""
+        said = None
+        for k in range(self.n_stages):
+            said = self.answer(k, values, said)
+            yield k, said
+
+    def answer(
+        self, k: int, values: dict[str, NDArray[Any]], before: StageAnswer | None
+    ) -> StageAnswer:
+        """Run a stage on the samples under way, and keep the values that it makes."""
+        stage = self._stages[k]
+        values.update(stage.run(values))
+        logits, gate = values.pop("logits"), values.pop("gate", None)
+        for name in self._done_with[k] & values.keys():
+            del values[name]
+        _check_finite(logits, f"the logits of stage {k}", "Scale the samples.")
+        proba = stage.spec.spread(softmax_in_float64(logits), self._n_classes)
+        exponents = self._manifest.exponents
+        if exponents is None:
+            return StageAnswer(proba, before, gate=gate)
+        memory = np.log(np.maximum(proba, _LEAST))[:, None]
+        if before is not None:
+            memory = np.concatenate([before.memory, memory], axis=1)
+        weight = np.exp(exponents[k, : k + 1]) / (k + 1)
+        mean = np.einsum("nkc,k->nc", memory, weight)
+        return StageAnswer(softmax_in_float64(mean), before, gate=gate, memory=memory)
+
+    def batches(
+        self, X: Any, size: int
+    ) -> tuple[Iterator[tuple[slice, dict[str, NDArray[Any]]]], int]:
+        """Check samples; return batches of them by name, and the number of samples."""
+        arrays = self._check(X)
+        n = len(next(iter(arrays.values())))
+
+        def batches() -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
+            for start in range(0, n, size):
+                rows = slice(start, min(start + size, n))
+                yield rows, {name: array[rows] for name, array in arrays.items()}
+
+        return batches(), n
+
+    def _check(self, X: Any) -> dict[str, NDArray[Any]]:
+        """Return the arrays of X by the names of the graphs' inputs."""
+        specs = self._manifest.inputs
+        if not self._manifest.named:
+            return {specs[0].name: _as_input(X, specs[0], "X")}
+        names = [spec.name for spec in specs]
+        if not isinstance(X, Mapping) or set(X) != set(names):
+            given = sorted(map(str, X)) if isinstance(X, Mapping) else type(X).__name__
+            raise ValueError(
+                f"X must be a mapping from {names} to arrays, got {given}."
+            )
+        arrays = {s.name: _as_input(X[s.name], s, f"X[{s.name!r}]") for s in specs}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the arrays of X differ in length: {lengths}.")
+        return arrays
+
+
+class _Graph:
+    """One stage in onnxruntime."""
+
+    def __init__(
+        self,
+        stage: int,
+        spec: StageSpec,
+        data: bytes,
+        folder: Path,
+        n_threads: int | None,
+        providers: list[str],
+    ) -> None:
+        runtime = _import_onnxruntime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = n_threads or 0
+        # There is a session for each stage: threads of those that wait must not spin.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Of a graph that keeps weights in other files, none outside of the folder.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+        self.spec, self._outputs = spec, list(spec.outputs)
+        try:
+            session = runtime.InferenceSession(data, options, providers=providers)
+        except Exception as error:  # onnxruntime's own classes, one for each code
+            raise ValueError(
+                f"{folder / stage_file(stage)} is no graph that onnxruntime "
+                f"{runtime.__version__} runs: {error}"
+            ) from error
+        inputs = {value.name for value in session.get_inputs()}
+        outputs = {value.name for value in session.get_outputs()}
+        if inputs != set(spec.inputs) or not outputs >= set(spec.outputs):
+            raise ValueError(
+                f"{folder / stage_file(stage)} takes {sorted(inputs)} and gives "
+                f"{sorted(outputs)}, which is not what the manifest says."
+            )
+        self._session = session
+
+    def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        given = {name: values[name] for name in self.spec.inputs}
+        found = self._session.run(self._outputs, given)
+        return dict(zip(self._outputs, found, strict=True))
+
+
+def _read(folder: Path) -> tuple[Manifest, list[bytes]]:
+    manifest, files = read_folder(folder, FORMAT, _MAX_GRAPH_BYTES)
+    wrote = ", ".join(f"{k} {v}" for k, v in manifest["written_by"].items())
+    if manifest["schema"] > SCHEMA:
+        raise ValueError(
+            f"{str(folder)!r} was written with schema {manifest['schema']} by {wrote}; "
+            f"this version reads schemas up to {SCHEMA}. Update sk_calex."
+        )
+    try:
+        if manifest["kind"] != KIND:
+            raise ValueError(f"it holds a {manifest['kind']!r:.50}.")
+        content = Manifest.from_json(manifest.get("content"))
+    except ValueError as error:
+        raise ValueError(
+            f"{str(folder)!r} cannot be read: {error} It was written by {wrote}."
+        ) from error
+    missing = [stage_file(k) for k in range(len(content.stages))]
+    missing = [name for name in missing if name not in files]
+    if missing:
+        raise ValueError(f"the manifest of {str(folder)!r} does not list {missing}.")
+    return content, [files[stage_file(k)] for k in range(len(content.stages))]
+
+
+def _open(
+    folder: str, n_threads: int | None, providers: tuple[str, ...], batch_size: int
+) -> OnnxCascade:
+    """Open a folder again, where an `OnnxCascade` is unpickled."""
+    return OnnxCascade(
+        folder, n_threads=n_threads, providers=providers, batch_size=batch_size
+    )
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            "OnnxCascade runs its graphs by onnxruntime, which is not installed: "
+            "pip install onnxruntime, or pip install 'sk-calex[onnx]' to export, too."
+        ) from error
+    return onnxruntime
+
+
+def _as_input(given: Any, spec: InputSpec, name: str) -> NDArray[Any]:
+    """Check samples, and convert them where no value is changed by it."""
+    array, wanted = np.asarray(given), np.dtype(spec.dtype)
+    if array.ndim == 0 or array.shape[1:] != spec.shape:
+        raise ValueError(
+            f"{name} has the shape {array.shape}; expected (n_samples, "
+            f"{', '.join(map(str, spec.shape))})."
+        )
+    # Images of bytes are scaled by a graph for bytes; other integers may be features.
+    floats = wanted.kind == "f" and (array.dtype.kind == "f" or wanted.itemsize == 8)
+    fits = floats and array.dtype.kind in "fiub"
+    if not fits and (wanted.kind == "f" or not np.can_cast(array.dtype, wanted)):
+        raise ValueError(
+            f"{name} has the dtype {array.dtype}, but the cascade was exported for "
+            f"{wanted}, as in its fit. Give samples of that dtype."
+        )
+    if array.dtype.kind == "f":
+        _check_finite(array, name, "Remove or replace the samples concerned.")
+    with np.errstate(over="ignore"):
+        converted = array.astype(wanted, copy=False)
+    if converted is not array and wanted.kind == "f":
+        _check_finite(converted, f"{name} as {wanted}", "Scale the samples.")
+    return converted
+
+
+def _check_finite(values: NDArray[Any], what: str, advice: str) -> None:
+    """Refuse NaN and infinity: no exit may ever come from either."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+    if not finite:
+        raise ValueError(f"{what} contains NaN or infinity. {advice}")
