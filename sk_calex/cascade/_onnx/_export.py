@@ -118,19 +118,16 @@ def export_onnx(
 
     Examples
     --------
-    >>> import tempfile
     >>> from sklearn.datasets import load_iris
     >>> from sk_calex import CascadeClassifier, OnnxCascade, export_onnx
     >>> from sk_calex.policies import SharedThreshold
     >>> X, y = load_iris(return_X_y=True)
     >>> cascade = CascadeClassifier(calibrator=SharedThreshold(0.9), random_state=0)
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> export_onnx(cascade.fit(X, y), folder.name + "/iris")
-    >>> served = OnnxCascade(folder.name + "/iris")
-    >>> labels, depth = served.predict(X, return_depth=True)
-    >>> bool((labels == cascade.predict(X)).all())
+    >>> export_onnx(cascade.fit(X, y), "iris")  # doctest: +SKIP
+    >>> served = OnnxCascade("iris")  # doctest: +SKIP
+    >>> labels, depth = served.predict(X, return_depth=True)  # doctest: +SKIP
+    >>> bool((labels == cascade.predict(X)).all())  # doctest: +SKIP
     True
-    >>> folder.cleanup()
     """
     import_onnx_tools()
     if not isinstance(cascade, BaseCascade):

@@ -1,5 +1,6 @@
 """What is exported is the whole cascade, and what cannot be is named."""
 
+import doctest
 import json
 import sys
 
@@ -221,6 +222,15 @@ def fitted_on(images, labels, module=None, **params):
     return CascadeClassifier(
         backbone, branch=small_branch("gap"), calibrator=Quota(1.0), random_state=0
     ).fit(images, labels)
+
+
+def test_example_of_the_docstring_runs(tmp_path, monkeypatch):
+    """Doctest skips it: the extra may be missing."""
+    monkeypatch.chdir(tmp_path)
+    text = export_onnx.__doc__.replace("# doctest: +SKIP", "")
+    example = doctest.DocTestParser().get_doctest(text, {}, "export_onnx", None, 0)
+    assert doctest.DocTestRunner().run(example).failed == 0
+    assert (tmp_path / "iris" / "stage_1.onnx").exists()
 
 
 # -- what cannot be exported -----------------------------------------------------------
