@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import copyreg
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import os
 import random
@@ -15,37 +15,35 @@ import types
 import uuid
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sk_calex.backbone._installed import home_of, installed_as
 from sk_calex.utils._modes import BOOKKEEPING
 
 __all__ = ["module_fingerprint"]
 
 _PLAIN = bool | int | float | complex | np.generic | str | bytes | None
-# Known by their names: a new version of them computes the same up to rounding.
-_BY_NAME = frozenset({"builtins", "torch", "numpy", "sk_calex"})
-_BY_NAME |= sys.stdlib_module_names
 # Objects that hold no data, or whose data change from run to run: their class counts.
 _BY_CLASS = (
     *(type(threading.Lock()), type(threading.RLock()), type(os.environ)),
     *(np.random.Generator, np.random.RandomState, random.Random, torch.Generator),
     *(weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary),
 )
-# Members of a class that do not change what an object does once it is made.
-_NO_BEHAVIOUR = frozenset(
-    f"__{name}__"
-    for name in (
-        *("abstractmethods", "annotate_func", "annotations", "annotations_cache"),
-        *("copy", "deepcopy", "dict", "doc", "firstlineno", "getstate", "init"),
-        *("module", "new", "orig_bases", "parameters", "qualname", "reduce"),
-        *("reduce_ex", "repr", "setstate", "slotnames", "static_attributes", "str"),
-        "weakref",
-    )
-) | {"_abc_impl"}
+
+_T = TypeVar("_T")
+
+
+class _Bare(abc.ABC, Generic[_T]):
+    annotated: int
+
+
+# Members that Python gives to classes, or that are done with once an object is made.
+_NO_BEHAVIOUR = {*vars(_Bare), "__annotations_cache__", "__slotnames__"}
+_NO_BEHAVIOUR |= {"__init__", "__new__"}
 # Objects of a class that wrap functions, and where the functions are.
 _WRAPPERS: dict[type, tuple[str, ...]] = {
     staticmethod: ("__func__",),
@@ -238,26 +236,24 @@ class _Digest:
 
     def _add_class(self, cls: type) -> None:
         self._write("class", f"{cls.__module__}.{cls.__qualname__}".encode())
-        installed = _installed_as(cls.__module__)
+        installed = installed_as(cls.__module__)
         self.add(installed)
         for name, member in sorted(vars(cls).items()):
-            if name in _NO_BEHAVIOUR or isinstance(member, types.GetSetDescriptorType):
+            if name in _NO_BEHAVIOUR:
                 continue
             if installed is None:
                 self._add_named(name, member)
             elif isinstance(member, types.FunctionType):
-                # It may have been replaced by a function of the user's.
+                # It may have been replaced, by a function of the user's or another.
                 inside = inspect.unwrap(member)
-                if _installed_as(_home(inside)) is None:
-                    self._add_named(name, member)
-                else:
-                    self._add_named(name, inside.__code__ if installed else None)
+                own = installed_as(home_of(inside)) is None
+                self._add_named(name, member if own else inside.__qualname__)
         self._add_items("bases", cls.__bases__)
 
     def _add_function(self, function: types.FunctionType) -> None:
-        module = _home(function)
+        module = home_of(function)
         self._write("function", f"{module}.{function.__qualname__}".encode())
-        installed = _installed_as(module)
+        installed = installed_as(module)
         self.add(installed)
         closure = function.__closure__ or ()
         if installed == "" and not closure:
@@ -288,11 +284,6 @@ class _Digest:
         self.add([maker, args, state, list(items or ()), list(pairs or ())])
 
 
-def _home(function: Any) -> str:
-    """Name the module of a function; functools.wraps changes ``__module__``."""
-    return str(getattr(function, "__globals__", {}).get("__name__"))
-
-
 def _named_by(function: types.FunctionType) -> list[tuple[str, Any]]:
     """Find what the names in a function's code stand for in its module.
 
@@ -305,7 +296,7 @@ def _named_by(function: types.FunctionType) -> list[tuple[str, Any]]:
         value = function.__globals__.get(name, sys.modules.get(name))
         if not isinstance(value, types.ModuleType):
             continue
-        if _installed_as(value.__name__) is None:
+        if installed_as(value.__name__) is None:
             spaces.append(vars(value))
     return [(name, space[name]) for space in spaces for name in names if name in space]
 
@@ -323,33 +314,6 @@ def _contents(cell: types.CellType) -> list[Any]:
         return [cell.cell_contents]
     except ValueError:  # empty: the name is not bound yet
         return []
-
-
-def _installed_as(module: str | None) -> str | None:
-    """Tell how an installed module is known; None for code of the user's own."""
-    package = str(module).partition(".")[0]
-    return "" if package in _BY_NAME else _recorded(package)
-
-
-@functools.cache
-def _recorded(package: str) -> str | None:
-    """Digest the hashes of a package's files, as its installer recorded them.
-
-    None for code that is not installed, installed for editing, or without a record.
-    """
-    try:
-        record = importlib.metadata.distribution(package).read_text("RECORD")
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        if not hasattr(sys.modules.get(package), "__path__"):
-            return None  # a script or a file beside it, as most modules of users are
-        names = importlib.metadata.packages_distributions().get(package, [])
-        if not names:
-            return None
-        record = importlib.metadata.distribution(names[0]).read_text("RECORD")
-    lines = (record or "").splitlines()
-    files = [x for x in lines if x.startswith(f"{package}/") and "sha256=" in x]
-    text = "\n".join(sorted(files)).encode()
-    return hashlib.blake2b(text, digest_size=16).hexdigest() if files else None
 
 
 _tokens: dict[int, tuple[str, Any]] = {}

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torchvision.transforms import Compose, v2
 
-from sk_calex.backbone import _fingerprint
+from sk_calex.backbone import _fingerprint, _installed
 from sk_calex.backbone._fingerprint import module_fingerprint
 from tests._models import SHAPE, TinyNet, as_stages, tiny_vit
 
@@ -469,6 +469,29 @@ def test_data_beside_the_code_count(change, parts):
         assert differ(values[0], values[2])
 
 
+def test_of_members_in_dunders_those_of_the_user_count():
+    source = """
+class C:
+    '''{words}'''
+    __array_priority__ = {number}
+    size: {words}
+
+    def __init__(self):
+        self.given = {value}
+"""
+    first, *others = (
+        class_from(source.format(words=words, number=number, value=value)).C()
+        for words, number, value in [
+            ("int", 1, "2"),
+            ("str", 1, "1 + 1"),
+            ("int", 3, "2"),
+            ("int", 1, "4"),
+        ]
+    )
+    assert digest(first) == digest(others[0])
+    assert differ(first, *others[1:])
+
+
 def test_parameters_of_a_global_module_count():
     one, two = (made(f"v2.Normalize([{mean}], [1.0])") for mean in (0.1, 0.2))
     assert differ(one.pre, two.pre)
@@ -635,12 +658,12 @@ def test_a_method_put_on_an_installed_class_counts(monkeypatch):
 
 
 def test_installed_packages_count_by_the_hashes_of_their_files(monkeypatch):
-    recorded = _fingerprint._recorded
+    recorded = _installed._recorded
     assert recorded("torchvision") == recorded.__wrapped__("torchvision")
     assert len({recorded(name) for name in ("torchvision", "PIL", "sklearn")}) == 3
     assert recorded("tests") is recorded("no_such_package") is None
     before = digest(v2.ToImage())
-    monkeypatch.setattr(_fingerprint, "_recorded", lambda package: "another version")
+    monkeypatch.setattr(_installed, "_recorded", lambda package: "another version")
     assert digest(v2.ToImage()) != before
 
 
