@@ -36,7 +36,8 @@ LAST_STAGE = {"BTSEEClassifier": TREE, "NoAlignmentClassifier": TREE}
 SMALL = CascadeClassifier(branch=LogisticRegression(), cv=2, random_state=0)
 
 INNER_SPLIT = {
-    "check_sample_weight_equivalence_on_dense_data": "the split inside is another one"
+    f"check_sample_weight_equivalence_on_{kind}_data": "the split inside is another one"
+    for kind in ("dense", "sparse")
 }
 
 

@@ -34,8 +34,7 @@ class TapLayout:
         Multiply-accumulates of each stage for one sample, counted by torch: one entry a
         tap and one for the rest of the backbone. None where unknown.
     shared : bool, default=False
-        Whether tap and output are the same columns (the identity tap of plain 2-D
-        data).
+        Whether taps and outputs are the same columns (plain 2-D data).
 
     Raises
     ------
@@ -80,20 +79,25 @@ class TapLayout:
             )
 
     @classmethod
-    def identity(cls, n_features: int) -> TapLayout:
-        """Layout of plain 2-D data: the tap and the last stage both see all columns.
+    def identity(cls, n_features: int, n_taps: int = 1) -> TapLayout:
+        """Layout of plain 2-D data: taps and last stage all see all columns.
 
         Parameters
         ----------
         n_features : int
             Number of columns.
+        n_taps : int, default=1
+            Number of branches.
 
         Returns
         -------
         layout : TapLayout
-            Layout with one tap named "x", whose stages cost nothing.
+            Layout whose stages cost nothing, with a tap named "x", or several named
+            "branch_1", "branch_2", ...
         """
-        return cls(("x",), ((n_features,),), n_features, (0, 0), shared=True)
+        names = [f"branch_{k + 1}" for k in range(n_taps)] if n_taps > 1 else ["x"]
+        shapes = ((n_features,),) * n_taps
+        return cls(tuple(names), shapes, n_features, (0,) * (n_taps + 1), shared=True)
 
     @classmethod
     def from_feature_names(cls, names: Iterable[Any]) -> TapLayout | None:
@@ -153,21 +157,24 @@ class TapLayout:
         start = sum(sizes[:stage])
         return slice(start, start + sizes[stage])
 
-    def block(self, X: NDArray[Any], stage: int) -> NDArray[Any]:
+    def block(self, X: Any, stage: int) -> Any:
         """Columns of one stage, as a view.
 
         Parameters
         ----------
         X : ndarray of shape (n_samples, width)
-            Feature matrix.
+            Feature matrix. Where all stages share the columns, also a sparse matrix or
+            a data frame.
         stage : int
             Tap index, or `n_taps` for the outputs.
 
         Returns
         -------
         block : ndarray of shape (n_samples, size)
-            A view of `X`.
+            A view of `X`, or `X` itself where all stages share the columns.
         """
+        if self.shared:
+            return X
         return np.asarray(X)[:, self.columns(stage)]
 
     def _positions(self, names: Iterable[str]) -> list[int]:
@@ -262,7 +269,9 @@ class TapLayout:
             The names.
         """
         blocks = list(zip(self.names, self.shapes, strict=True))
-        if not self.shared:
+        if self.shared:
+            blocks = [("x", (self.n_outputs,))]
+        else:
             blocks.append(("output", (self.n_outputs,)))
         names = [
             f"{name}[{','.join(map(str, index))}]"

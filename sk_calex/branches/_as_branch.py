@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context, get_config
 from sklearn.base import clone, is_classifier
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
 from sk_calex.branches._base import BaseBranch
+from sk_calex.branches._input_kinds import describe, name_refusal, takes_missing
 from sk_calex.branches._training import soften
 from sk_calex.utils._progress import bar
-from sk_calex.utils._validation import check_finite, softmax64
+from sk_calex.utils._validation import check_finite, softmax64, take_rows
 
 __all__ = [
     "Probabilities",
@@ -34,8 +38,11 @@ __all__ = [
 # A repeated row must carry at least this share of its sample to be worth its memory.
 _LEAST_SHARE = 0.01
 
-Probabilities = Callable[[Tensor], NDArray[np.float64]]
-"""Features of one stage, (n_samples, *shape), to probabilities (n_samples, C)."""
+Probabilities = Callable[[Any], NDArray[np.float64]]
+"""Features of one stage, (n_samples, *shape), to probabilities (n_samples, C).
+
+A tensor; for classifiers on plain 2-D data also a sparse matrix or a data frame.
+"""
 
 
 def clone_for_taps(
@@ -97,7 +104,7 @@ def seed_estimator(estimator: Any, seed: int) -> None:
 
 def fit_as_branch(
     branch: Any,
-    X: NDArray[Any],
+    X: Any,
     shape: tuple[int, ...],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
@@ -114,7 +121,8 @@ def fit_as_branch(
     branch : classifier
         Fitted in place.
     X : ndarray of shape (n_samples, n_features)
-        Flattened features of the tap; may be a memory map.
+        Flattened features of the tap; may be a memory map. For classifiers that take
+        it also a sparse matrix or a data frame.
     shape : tuple of int
         Shape of one sample's features, for a torch branch that has none of its own.
     y : ndarray of int, shape (n_samples,)
@@ -152,7 +160,7 @@ def fit_as_branch(
     with bar(unit="fit", total=1) as shown:
         fitted = fit_with_weights(
             branch,
-            X[rows],
+            take_rows(X, rows),
             labels,
             weight,
             "branch",
@@ -199,7 +207,7 @@ def _class_shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]
 
 def fit_with_weights(
     estimator: Any,
-    X: NDArray[Any],
+    X: Any,
     y: NDArray[np.intp],
     weight: NDArray[np.float64],
     role: str,
@@ -207,13 +215,15 @@ def fit_with_weights(
 ) -> Any:
     """Fit a classifier with weights, or without where all are equal and it takes none.
 
-    Equal weights are passed on, too: their size matters to a penalised classifier.
+    Equal weights are passed on, too: their size matters to a penalised classifier. A
+    pipeline hands them to its last step; its other steps see rows of positive weight
+    alike.
 
     Parameters
     ----------
     estimator : classifier
         Fitted in place.
-    X : ndarray of shape (n_samples, n_features)
+    X : array, sparse matrix or data frame of shape (n_samples, n_features)
         Features.
     y : ndarray of int, shape (n_samples,)
         Class codes.
@@ -234,17 +244,39 @@ def fit_with_weights(
     ValueError
         If the weights differ and the classifier's ``fit`` takes none.
     """
-    if has_fit_parameter(estimator, "sample_weight"):
-        return estimator.fit(X, y, sample_weight=weight)
-    if np.ptp(weight) == 0:
-        return estimator.fit(X, y)
+    argument = _weight_argument(estimator)
+    weights = {} if argument is None else {argument: weight}
+    if weights or np.ptp(weight) == 0:
+        # With metadata routing a pipeline would need a request from each of its steps.
+        routing = get_config()["enable_metadata_routing"] and argument in weights
+        routing = routing and argument == "sample_weight"
+        with (
+            name_refusal(role, estimator, X),
+            config_context(enable_metadata_routing=routing),
+        ):
+            return estimator.fit(X, y, **weights)
     raise ValueError(
-        f"{role}={estimator!r} takes no sample_weight, and the weights of its samples "
-        f"differ. {advice}"
+        f"{role}={describe(estimator)} takes no sample_weight, and the weights of its "
+        f"samples differ. {advice}"
     )
 
 
-def probabilities_of(estimator: Any, n_classes: int) -> Probabilities:
+def _weight_argument(estimator: Any) -> str | None:
+    """Name under which `fit` takes sample weights: of a pipeline, its last step's."""
+    if has_fit_parameter(estimator, "sample_weight"):
+        return "sample_weight"
+    if isinstance(estimator, BaseSearchCV):  # hands on what it is given
+        return _weight_argument(estimator.estimator)
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        inner = _weight_argument(last)
+        return None if inner is None else f"{name}__{inner}"
+    return None
+
+
+def probabilities_of(
+    estimator: Any, n_classes: int, codes: NDArray[np.intp] | None = None
+) -> Probabilities:
     """Return the function that gives a fitted classifier's probabilities.
 
     Parameters
@@ -253,15 +285,20 @@ def probabilities_of(estimator: Any, n_classes: int) -> Probabilities:
         Fitted on class codes, perhaps on some of the classes only.
     n_classes : int
         Number of all classes.
+    codes : ndarray of intp, default=None
+        Class code of each of its outputs; None: its `classes_`.
 
     Returns
     -------
     probabilities : callable
-        From features (n_samples, *shape), a tensor, to float64 probabilities of shape
+        From features (n_samples, *shape) to float64 probabilities of shape
         (n_samples, n_classes). Classes that the classifier never saw get 0. It raises
-        ValueError where features or probabilities are not finite.
+        ValueError where features or probabilities are not finite; a NaN in features is
+        let through to classifiers that take it.
     """
-    codes = np.asarray(estimator.classes_, dtype=np.intp)
+    if codes is None:
+        codes = np.asarray(estimator.classes_, dtype=np.intp)
+    name = type(estimator).__name__
 
     def spread(proba: NDArray[np.float64]) -> NDArray[np.float64]:
         if len(codes) == n_classes:
@@ -280,14 +317,18 @@ def probabilities_of(estimator: Any, n_classes: int) -> Probabilities:
 
         return ask_head
 
-    def ask(features: Tensor) -> NDArray[np.float64]:
-        rows = features.flatten(1).cpu().numpy()
-        check_finite(rows, f"the features for {type(estimator).__name__}", "Scale X.")
-        proba = estimator.predict_proba(rows)
+    may_lack = takes_missing(estimator)
+
+    def ask(features: Any) -> NDArray[np.float64]:
+        rows = features
+        if isinstance(features, Tensor):
+            rows = features.flatten(1).cpu().numpy()
+            present = rows[~np.isnan(rows)] if may_lack else rows
+            check_finite(present, f"the features for {name}", "Scale X.")
+        with name_refusal("classifier", estimator, rows):
+            proba = estimator.predict_proba(rows)
         proba = np.asarray(proba, dtype=np.float64)
-        check_finite(
-            proba, f"the probabilities of {type(estimator).__name__}", "Scale X."
-        )
+        check_finite(proba, f"the probabilities of {name}", "Scale X.")
         return spread(proba)
 
     return ask

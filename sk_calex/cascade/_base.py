@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
@@ -43,6 +44,7 @@ from sk_calex.cascade._last_stage import (
     LastStage,
 )
 from sk_calex.cascade._onnx._answer_modules import AnswerModule, answer_module
+from sk_calex.cascade._plain_input import plain_tags
 from sk_calex.cascade._predict import predict_codes, run_with_exits, stage_probabilities
 from sk_calex.cascade._prediction import (
     CascadePrediction,
@@ -115,6 +117,10 @@ class BaseCascade(
 
     def _check_params(self) -> None:
         """Refuse parameters that `_parameter_constraints` cannot tell."""
+
+    def _readers(self) -> dict[str, list[Any]] | None:
+        """Classifiers that read plain 2-D data themselves, by parameter."""
+        return None
 
     def _split_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what reaches the training, and what only moves a trained cascade."""
@@ -656,8 +662,11 @@ class BaseCascade(
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags = copy.copy(tags.input_tags)
-        tags.input_tags.sparse = False
+        tags.input_tags.sparse = tags.input_tags.allow_nan = False
         if reads_samples(self):
             tags.input_tags.two_d_array = False
             tags.input_tags.three_d_array = True
+        elif self.input == "samples":
+            kinds = plain_tags(self._readers())
+            tags.input_tags = dataclasses.replace(tags.input_tags, **kinds)
         return tags

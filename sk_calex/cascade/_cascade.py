@@ -22,6 +22,7 @@ from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._ensembles import Ensembles
 from sk_calex.cascade._fit_branches import count_trainings, fit_branches
+from sk_calex.cascade._last_stage import final_estimator_for
 from sk_calex.cascade._runtime import Answer
 from sk_calex.cascade._training_data import TrainingData, check_n_folds
 from sk_calex.utils._callbacks import Task
@@ -44,13 +45,16 @@ class CascadeClassifier(BaseCascade):
     ----------
     backbone : FrozenBackbone, default=None
         The frozen classifier; in a `FrozenEstimator` it is not fitted again. None: `X`
-        is plain 2-D data with a single branch before `final_estimator`, or, with
-        ``input="features"``, the output of `FrozenBackbone.transform`.
+        is plain 2-D data, read by the branches and `final_estimator` themselves (they
+        say whether it may be sparse, have missing values or be a data frame with
+        categories), or, with ``input="features"``, the output of
+        `FrozenBackbone.transform`.
     branch : classifier or list of classifiers, default=None
         Template of the branches, or one for each tap: any classifier with
-        `predict_proba`. None chooses by cost: for maps and tokens the richest
-        `PrototypePoolingClassifier` that costs at most a twentieth of what follows its
-        tap, or ``BranchClassifier("gap")``; for vectors ``LogisticRegression``.
+        `predict_proba`. On plain 2-D data one branch, or as many as the list has. None
+        chooses by cost: for maps and tokens the richest `PrototypePoolingClassifier`
+        that costs at most a twentieth of what follows its tap, or
+        ``BranchClassifier("gap")``; for vectors ``LogisticRegression``.
     final_estimator : classifier, default=None
         Trained on the backbone's outputs and answering in its place: for a backbone
         that never saw the classes. None: the outputs are the classes' logits (for
@@ -243,6 +247,16 @@ class CascadeClassifier(BaseCascade):
         if isinstance(self.alignment, str):
             return SurvivorAlignment(self.alignment)
         return self.alignment
+
+    def _readers(self) -> dict[str, list[Any]]:
+        """Classifiers that read plain 2-D data themselves, by parameter."""
+        given = self.branch if isinstance(self.branch, list) else [self.branch]
+        (default,) = default_branches([(1,)], None, 2)
+        last = final_estimator_for(self.final_estimator, shared=True)
+        return {
+            "branch": [default if branch is None else branch for branch in given],
+            "final_estimator": [last],
+        }
 
     def _default_branch(self, layout: TapLayout) -> Any:
         """Template of the branches, or one for each tap, where `branch` is None."""

@@ -11,6 +11,7 @@ from joblib import Memory, Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
 
 from sk_calex.branches._as_branch import (
     count_target_classes,
@@ -31,7 +32,7 @@ from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import NO_TASK, Task, handed, handing
 from sk_calex.utils._parallel import for_workers, received
 from sk_calex.utils._progress import bar, showing
-from sk_calex.utils._validation import as_tensor
+from sk_calex.utils._validation import as_rows, take_rows
 
 __all__ = ["FittedBranches", "count_trainings", "fit_branches"]
 
@@ -282,7 +283,10 @@ class _BranchFitter:
         probabilities = probabilities_of(branch, self.data.n_classes)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            proba = probabilities(as_tensor(self.block[part]).reshape(-1, *self.shape))
+            features = as_rows(take_rows(self.block, part))
+            if isinstance(features, Tensor):
+                features = features.reshape(-1, *self.shape)
+            proba = probabilities(features)
             answers.put(self.tap, part, StageAnswer(proba))
             if kept is not None:
                 kept.put(self.tap, part, proba)
@@ -310,7 +314,7 @@ class _BranchFitter:
 
 def _fit_one_branch(
     template: Any,
-    block: NDArray[Any],
+    block: Any,
     shape: tuple[int, ...],
     labels: NDArray[np.intp],
     weight: NDArray[np.float64],

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Memory
+from joblib import hash as content_hash
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
@@ -208,14 +210,23 @@ def array_digest(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def digest_for(memory: Any, *arrays: NDArray[Any] | None) -> str:
+def digest_for(memory: Any, *arrays: Any) -> str:
     """One digest of several arrays, for a key in a cache; empty where it keeps nothing.
 
-    joblib's own hash of an array copies it, and is taken anew for every call.
+    joblib's own hash of an array copies it, and is taken anew for every call; it does
+    for sparse matrices and data frames.
     """
     if isinstance(memory, Memory) and memory.store_backend is None:
         return ""
-    return " ".join("none" if a is None else array_digest(a) for a in arrays)
+
+    def digest(part: Any) -> str:
+        if part is None:
+            return "none"
+        if isinstance(part, np.ndarray):
+            return array_digest(part)
+        return input_digest(part) or content_hash(part)
+
+    return " ".join(map(digest, arrays))
 
 
 def input_digest(X: Any) -> str | None:
@@ -225,8 +236,13 @@ def input_digest(X: Any) -> str | None:
     their columns are. Not digested are Datasets, lists and columns of objects.
     """
     kind = type(X).__name__
+    if issparse(X):
+        rows = X.tocsr()
+        parts = (array_digest(p) for p in (rows.data, rows.indices, rows.indptr))
+        return f"{kind} {rows.shape} {' '.join(parts)}"
     if hasattr(X, "columns") and hasattr(X, "to_numpy"):
-        kind = f"{kind} {list(X.columns)}"
+        # With the types: categories may be the same numbers as integers are.
+        kind = f"{kind} {list(X.columns)} {[str(dtype) for dtype in X.dtypes]}"
         X = X.to_numpy()
     elif isinstance(X, Tensor):
         X = X.detach().cpu()

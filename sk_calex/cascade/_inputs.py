@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
+from sk_calex.cascade._plain_input import read_plain
 from sk_calex.cascade._runtime import Source, cached_sources, staged_sources
 from sk_calex.utils._validation import note_features
 
@@ -27,9 +27,6 @@ __all__ = [
     "training_features",
     "unwrap_backbone",
 ]
-
-# The first is what other types become: not every integer is a float32.
-_DTYPES = [np.float64, np.float32, np.float16]
 
 
 def reads_samples(cascade: Any) -> bool:
@@ -62,7 +59,7 @@ def fit_backbone(cascade: Any, X: Any) -> FrozenBackbone:
 
 def training_features(
     cascade: Any, X: Any, check_layout: Callable[[TapLayout], None]
-) -> tuple[NDArray[Any], TapLayout]:
+) -> tuple[Any, TapLayout]:
     """Return the feature matrix of X at fit and its layout; sets `backbone_`.
 
     The backbone runs on all of X only after `check_layout` has accepted its outputs.
@@ -75,10 +72,15 @@ def training_features(
         cascade.backbone_ = backbone
         note_features(cascade, backbone)
         return np.asarray(backbone.transform(X)), backbone.layout_
-    layout = _layout_of(X) if cascade.input == "features" else None
-    features = validate_data(cascade, X, dtype=_DTYPES)
     if cascade.input == "samples":
-        return features, TapLayout.identity(features.shape[1])
+        rows = read_plain(cascade, X, cascade._readers(), reset=True)
+        branches = getattr(cascade, "branch", None)
+        n_branches = len(branches) if isinstance(branches, list) else 1
+        identity = TapLayout.identity(rows.shape[1], n_branches)
+        check_layout(identity)
+        return rows, identity
+    layout = _layout_of(X)
+    features = read_plain(cascade, X, None, reset=True)
     fitted = getattr(given, "layout_", None)
     if layout is None:
         layout = fitted
@@ -130,11 +132,13 @@ def input_batches(cascade: Any, X: Any) -> Inputs:
         runner = cascade.backbone_.runner()
         batches = staged_sources(runner, samples)
         return Inputs(batches, len(samples), runner.inference_mode)
-    given = _layout_of(X) if cascade.input == "features" else None
-    X = validate_data(cascade, X, dtype=_DTYPES, reset=False)
+    from_samples = cascade.input == "samples"
+    given = None if from_samples else _layout_of(X)
+    readers = cascade._readers() if from_samples else None
+    rows = read_plain(cascade, X, readers, reset=False)
     if given is not None:
         check_same_taps(given, cascade.layout_, "the cascade was fitted on")
-    return Inputs(cached_sources(X, cascade.layout_), len(X))
+    return Inputs(cached_sources(rows, cascade.layout_), rows.shape[0])
 
 
 def feature_batches(cascade: Any, X: Any) -> Inputs:

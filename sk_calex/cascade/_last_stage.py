@@ -21,7 +21,7 @@ from sk_calex.branches._as_branch import (
 from sk_calex.cascade._training_data import Folds
 from sk_calex.utils._codec import savable
 from sk_calex.utils._progress import bar, showing
-from sk_calex.utils._validation import as_tensor, check_finite, softmax64
+from sk_calex.utils._validation import as_rows, check_finite, softmax64, take_rows
 
 __all__ = [
     "LastStage",
@@ -60,16 +60,8 @@ class LastStage:
         if self.estimator is None:
             order = self.columns
             return lambda logits: backbone_probabilities(logits)[:, order]
-        return probabilities_of(
-            _WithCodes(self.estimator, self.columns), self.n_classes
-        )
-
-
-class _WithCodes:
-    """A fitted classifier whose classes are codes, whatever labels it was fitted on."""
-
-    def __init__(self, estimator: Any, codes: NDArray[np.intp]) -> None:
-        self.predict_proba, self.classes_ = estimator.predict_proba, codes
+        # By codes: a frozen one may have been fitted on other labels.
+        return probabilities_of(self.estimator, self.n_classes, self.columns)
 
 
 def backbone_probabilities(logits: Tensor) -> NDArray[np.float64]:
@@ -106,7 +98,7 @@ def read_backbone(
 
 def fit_final_estimator(
     template: Any,
-    outputs: NDArray[Any],
+    outputs: Any,
     codes: NDArray[np.intp],
     weight: NDArray[np.float64],
     folds: Folds,
@@ -125,7 +117,7 @@ def fit_final_estimator(
             return LastStage(template, columns, n_classes)
         fitted = fit_with_weights(
             clone(template),
-            outputs[rows],
+            take_rows(outputs, rows),
             codes[rows],
             weight[rows],
             "final_estimator",
@@ -134,7 +126,7 @@ def fit_final_estimator(
         return LastStage(fitted, np.asarray(fitted.classes_, np.intp), n_classes)
 
     def answer(stage: LastStage, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        return stage.probabilities()(as_tensor(outputs[rows]))
+        return stage.probabilities()(as_rows(take_rows(outputs, rows)))
 
     proba = np.full((len(codes), n_classes), 1 / n_classes)
     pairs = folds.pairs if folds.out_of_fold else ()

@@ -16,7 +16,7 @@ from sk_calex.backbone._samples import Samples
 from sk_calex.branches._as_branch import Probabilities
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._exit_rule import Policy
-from sk_calex.utils._validation import as_tensor
+from sk_calex.utils._validation import as_rows, take_rows
 
 __all__ = [
     "Answer",
@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 _CACHED_ROWS = 1024
+# Of plain 2-D data rows are small, and a call of scikit-learn's takes milliseconds.
+_PLAIN_ROWS = 65536
 
 Answer = Callable[[Tensor, "StageAnswer | None"], StageAnswer]
 """Features of one stage, and what the stage before said, to what this one says."""
@@ -37,8 +39,11 @@ Answer = Callable[[Tensor, "StageAnswer | None"], StageAnswer]
 class Source(Protocol):
     """A batch of samples on its way through the stages."""
 
-    def advance(self, stage: int) -> Tensor:
-        """Features of the samples still under way at a stage."""
+    def advance(self, stage: int) -> Any:
+        """Features of the samples still under way at a stage.
+
+        A tensor, but for sparse or framed rows of plain 2-D data.
+        """
         ...
 
     def keep(self, rows: NDArray[np.intp]) -> None:
@@ -49,17 +54,22 @@ class Source(Protocol):
 class _CachedSource:
     """Rows of a feature matrix: advancing is looking at other columns."""
 
-    def __init__(self, features: Tensor, layout: TapLayout) -> None:
+    def __init__(self, features: Any, layout: TapLayout) -> None:
         self._features, self._layout = features, layout
 
-    def advance(self, stage: int) -> Tensor:
+    def advance(self, stage: int) -> Any:
+        if not isinstance(self._features, Tensor):  # all columns are every stage's
+            return self._features
         block = self._features[:, self._layout.columns(stage)]
         if stage < self._layout.n_taps:
             return block.reshape(-1, *self._layout.shapes[stage])
         return block
 
     def keep(self, rows: NDArray[np.intp]) -> None:
-        self._features = self._features[torch.from_numpy(rows)]
+        if isinstance(self._features, Tensor):
+            self._features = self._features[torch.from_numpy(rows)]
+        else:
+            self._features = take_rows(self._features, rows)
 
 
 class _StagedSource:
@@ -78,12 +88,14 @@ class _StagedSource:
 
 
 def cached_sources(
-    features: NDArray[Any], layout: TapLayout, size: int = _CACHED_ROWS
+    features: Any, layout: TapLayout, size: int | None = None
 ) -> Iterator[tuple[slice, Source]]:
-    """Batches of a feature matrix, memory maps included."""
-    for start in range(0, len(features), size):
-        rows = slice(start, min(start + size, len(features)))
-        yield rows, _CachedSource(as_tensor(features[rows]), layout)
+    """Batches of a feature matrix or memory map, of sparse rows or of a data frame."""
+    if size is None:
+        size = _PLAIN_ROWS if layout.shared else _CACHED_ROWS
+    for start in range(0, features.shape[0], size):
+        rows = slice(start, min(start + size, features.shape[0]))
+        yield rows, _CachedSource(as_rows(take_rows(features, rows)), layout)
 
 
 def staged_sources(runner: Runner, samples: Samples) -> Iterator[tuple[slice, Source]]:

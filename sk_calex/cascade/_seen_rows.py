@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from torch import Tensor
 
 from sk_calex.backbone._image_files import are_paths
@@ -22,10 +23,11 @@ _SHOWN = 20  # rows that an error names
 def digest_rows(X: Any) -> NDArray[np.uint64] | None:
     """Digest of the content of each sample; None where reading all of X again is dear.
 
-    That is the case for Datasets, and impossible for objects. Files count by their
-    bytes. float64 counts as float32, so that a change of type does not hide a row.
+    That is the case for Datasets and sparse matrices, and impossible for objects. Files
+    count by their bytes. float64 counts as float32, so that a change of type does not
+    hide a row.
     """
-    if is_dataset(X):
+    if issparse(X) or is_dataset(X):
         return None
     if are_paths(X):
         files = Samples(X)

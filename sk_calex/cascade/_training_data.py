@@ -25,7 +25,8 @@ class TrainingData:
     Parameters
     ----------
     features : ndarray of shape (n_samples, n_columns)
-        Features of the taps and outputs of the backbone.
+        Features of the taps and outputs of the backbone. Without a backbone also a
+        sparse matrix or a data frame.
     layout : TapLayout
         Which columns are which tap.
     codes : ndarray of intp, shape (n_samples,)
@@ -41,7 +42,7 @@ class TrainingData:
         Source of the seeds that are still to be drawn.
     """
 
-    features: NDArray[Any]
+    features: Any
     layout: TapLayout
     codes: NDArray[np.intp]
     weight: NDArray[np.float64]
