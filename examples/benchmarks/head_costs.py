@@ -1,25 +1,39 @@
-"""What branches cost on common networks, and which ones the default chooses.
+"""What branches cost on common networks, which ones the default chooses, and how right.
 
-Random weights suffice: costs are counted by torch. Three taps each, images of 64 x 64,
+For costs, counted by torch, random weights suffice: three taps each, images of 64 x 64,
 10 classes. "richest" is a `PrototypePoolingClassifier()` at each tap, "chosen" what
 ``branch=None`` takes.
 
-    python examples/benchmarks/head_costs.py
+How right they are is measured on one trained network, the ResNet-18 for CIFAR-100 with
+20 coarse classes: branches trained on the first rows that trained the network,
+thresholds from one half of the 5,000 validation rows, accuracy on the other half. The
+test set is not read. ``SK_CALEX_DATA`` names the folder of the data; some minutes.
+
+    python examples/benchmarks/head_costs.py            # both
+    python examples/benchmarks/head_costs.py costs      # or one of them
+    python examples/benchmarks/head_costs.py accuracy
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
+import numpy as np
 import torch
-from _common import environment, write_json
+from _common import cifar_backbone, environment, read_json, write_json
+from sklearn.model_selection import PredefinedSplit
 from torch import nn
 from torchvision import models
 
-from sk_calex import BranchClassifier, FrozenBackbone, PrototypePoolingClassifier
-from sk_calex.branches._defaults import default_branches
-from sk_calex.branches._heads import build_head, fuse_for_inference
-from sk_calex.utils._flops import count_macs
+from sk_calex import (
+    BranchClassifier,
+    CascadeClassifier,
+    FrozenBackbone,
+    PrototypePoolingClassifier,
+)
+from sk_calex.branches._defaults import count_unfitted, default_branches
+from sk_calex.datasets import load_cifar100_coarse
 
 SIZE, N_CLASSES = 64, 10
 
@@ -59,28 +73,15 @@ NETWORKS: dict[str, tuple[Any, list[str]]] = {
 }
 
 
-def count_branch(branch: Any, shape: tuple[int, ...]) -> int:
-    """MACs of a branch that is not fitted."""
-    if isinstance(branch, PrototypePoolingClassifier):
-        head = build_head("prototype_augmented", shape, N_CLASSES, widths=branch.widths)
-    else:
-        head = build_head(branch.head, shape, N_CLASSES)
-    return count_macs(fuse_for_inference(head), torch.zeros(1, *shape))
-
-
 def describe(branch: Any) -> str:
     if isinstance(branch, BranchClassifier):
         return branch.head
     return f"prototype_augmented {tuple(branch.widths)}"
 
 
-def main() -> None:
-    record = {
-        "what": "MACs of branches as a share of the backbone's, by network.",
-        "environment": environment(),
-        "settings": {"image_size": SIZE, "n_classes": N_CLASSES, "weights": "random"},
-        "networks": {},
-    }
+def measure_costs() -> dict[str, Any]:
+    """Costs of the heads, for each network."""
+    networks: dict[str, Any] = {}
     for name, (build, taps) in NETWORKS.items():
         torch.manual_seed(0)
         backbone = FrozenBackbone(build(num_classes=N_CLASSES).eval(), taps=taps)
@@ -89,13 +90,17 @@ def main() -> None:
         stages = list(layout.stage_macs)
         chosen = default_branches(layout.shapes, stages, N_CLASSES)
         macs = {
-            "richest": [
-                count_branch(PrototypePoolingClassifier(), s) for s in layout.shapes
-            ],
-            "chosen": list(map(count_branch, chosen, layout.shapes)),
+            rule: [
+                count_unfitted(branch, shape, N_CLASSES)
+                for branch, shape in zip(branches, layout.shapes, strict=True)
+            ]
+            for rule, branches in {
+                "richest": [PrototypePoolingClassifier()] * len(chosen),
+                "chosen": chosen,
+            }.items()
         }
         shares = {rule: sum(heads) / sum(stages) for rule, heads in macs.items()}
-        record["networks"][name] = {
+        networks[name] = {
             "taps": taps,
             "shapes": layout.shapes,
             "stage_macs": stages,
@@ -105,6 +110,85 @@ def main() -> None:
         }
         told = ", ".join(f"{rule} {share:.1%}" for rule, share in shares.items())
         print(f"{name}: {sum(stages) / 1e6:.1f} MMACs; {told}", flush=True)
+    return networks
+
+
+# What `branch=None` chooses from, and its choice.
+CANDIDATES: dict[str, Any] = {
+    "96, 128": PrototypePoolingClassifier(),
+    "48, 64": PrototypePoolingClassifier(widths=(48, 64)),
+    "24, 32": PrototypePoolingClassifier(widths=(24, 32)),
+    "gap": BranchClassifier("gap"),
+    "chosen": None,
+}
+N_TRAIN, SEED = 6000, 0
+
+
+def measure_accuracy() -> dict[str, Any]:
+    """Accuracy of each branch, and what the cascade saves, for each candidate."""
+    data = load_cifar100_coarse(split="train")
+    rng = np.random.default_rng(SEED)
+    calibration, judged = np.array_split(rng.permutation(data.val), 2)
+    train = data.train[:N_TRAIN]
+    backbone = cifar_backbone().fit(data.data[:2])
+
+    rows = np.r_[train, calibration]
+    split = PredefinedSplit(np.where(np.isin(rows, calibration), 0, -1))
+    features = backbone.transform(data.data[rows])
+    X, y = backbone.transform(data.data[judged]), data.target[judged]
+    record: dict[str, Any] = {
+        "settings": {
+            "network": "resnet18_cifar100_coarse",
+            "n_train": len(train),
+            "n_calibration": len(calibration),
+            "n_judged": len(judged),
+            "seed": SEED,
+            "margin": CascadeClassifier().margin,
+            "alignment": "none",
+        },
+        "stage_macs": list(backbone.layout_.stage_macs),
+        "candidates": {},
+    }
+    for name, branch in CANDIDATES.items():
+        # Without survivor weights no branch depends on those before it.
+        cascade = CascadeClassifier(
+            branch=branch,
+            input="features",
+            alignment="none",
+            cv=split,
+            random_state=SEED,
+        )
+        cascade.fit(features, data.target[rows])
+        right = cascade.stage_probabilities(X).argmax(axis=2) == y
+        labels = cascade.predict(X)
+        record["candidates"][name] = {
+            "heads": list(map(describe, cascade.branches_)),
+            "head_macs": cascade._branch_macs(),
+            "branch_accuracy": right[:-1].mean(axis=1).tolist(),
+            "backbone_accuracy": float(right[-1].mean()),
+            "accuracy": float(np.mean(labels == y)),
+            "flops_saved": cascade.flops_reduction(X),
+        }
+        told = record["candidates"][name]
+        print(name, {k: v for k, v in told.items() if k != "heads"}, flush=True)
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=("costs", "accuracy"))
+    part = parser.parse_args().part
+    record = {
+        **read_json("head_costs"),
+        "what": "MACs of branches as a share of the backbone's, by network; and how "
+        "right they are on one trained network.",
+        "environment": environment(),
+        "settings": {"image_size": SIZE, "n_classes": N_CLASSES, "weights": "random"},
+    }
+    if part in (None, "costs"):
+        record["networks"] = measure_costs()
+    if part in (None, "accuracy"):
+        record["accuracy"] = measure_accuracy()
     print(write_json("head_costs", record))
 
 

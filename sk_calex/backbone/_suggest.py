@@ -17,7 +17,7 @@ from sk_calex.backbone._maps import DEFAULT_POOL, tap_maps
 from sk_calex.backbone._stages import Batch, take_rows
 from sk_calex.backbone._trace import TracedModule
 from sk_calex.backbone._whole import WholeModule, check_module, check_whole
-from sk_calex.branches._heads import build_head
+from sk_calex.branches._defaults import count_unfitted, default_branch_for
 from sk_calex.utils._flops import count_macs, unchecked_macs
 from sk_calex.utils._modes import inference_mode_for
 
@@ -31,8 +31,6 @@ _SPREAD = (0.15, 0.75)
 _DEPTH_PRICE = 0.03
 # A tap must leave something to save, and come after something.
 _LEAST_SHARE = 0.02
-
-_HEAD = "conv"
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,9 @@ class TapCandidate:
     macs : float
         Share of the module's MACs that is spent up to there, from 0 to 1.
     head : float
-        MACs of a branch's default head on its pooled features, as a share of the
-        module's.
+        MACs of the branch that ``branch=None`` chooses by cost there, on the pooled
+        features, as a share of the module's. Above 5 % of what follows the tap even the
+        cheapest head is dear.
     suggested : bool
         Whether it is among the taps that are proposed.
     """
@@ -155,8 +154,8 @@ def suggest_taps(
     >>> _ = module(x)  # makes the weights
     >>> suggest_taps(module, x, n=2)
       tap  features            MACs    head
-    * 0  64 x 32 x 32        4.5%    6.7%
-    * 1  128 x 16 x 16      52.2%    8.9%
+    * 0  64 x 32 x 32        4.5%    2.2%
+    * 1  128 x 16 x 16      52.2%    1.4%
     """
     check_module(module)
     if n < 1:
@@ -194,20 +193,16 @@ def suggest(
     shares = np.array([share for _, _, share in places])
     names = [name for name, _, _ in places]
     proposed = _spread(names, shares, n)
-    heads: dict[tuple[int, ...], float] = {}
+    n_classes = max(2, n_outputs)
     total = max(1, count_macs(whole, *batches[0]))
     candidates = []
     for name, shape, share in places:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # FrozenBackbone says it
             (tap,) = tap_maps(module, [name], [shape], pool=DEFAULT_POOL, layout=None)
-        if tap.shape not in heads:
-            head = build_head(_HEAD, tap.shape, max(2, n_outputs))
-            features = torch.zeros(1, *tap.shape, dtype=head.dtype)
-            heads[tap.shape] = count_macs(head, features) / total
-        candidates.append(
-            TapCandidate(name, shape, share, heads[tap.shape], name in proposed)
-        )
+        branch = default_branch_for(tap.shape, n_classes, (1 - share) * total)
+        head = count_unfitted(branch, tap.shape, n_classes) / total
+        candidates.append(TapCandidate(name, shape, share, head, name in proposed))
     return SuggestedTaps(candidates)
 
 

@@ -16,6 +16,7 @@ from sk_calex.utils._flops import count_macs
 
 __all__ = [
     "BranchCostWarning",
+    "count_unfitted",
     "default_branch_for",
     "default_branches",
     "warn_of_costly_branches",
@@ -111,11 +112,43 @@ def default_branch_for(
         limit = _SHARE_OF_SAVED * macs_saved
         if _count_trunk_macs(shape, widths) > limit:
             continue  # the whole head costs more still, and takes longer to build
-        head = build_head("prototype_augmented", shape, n_classes, widths=widths)
-        example = torch.zeros(1, *shape, dtype=head.dtype)
-        if count_macs(fuse_for_inference(head), example) <= limit:
+        if count_unfitted(branch, shape, n_classes) <= limit:
             return branch
     return BranchClassifier("gap")
+
+
+def count_unfitted(branch: Any, shape: tuple[int, ...], n_classes: int) -> int:
+    """Count the MACs of one answer of a default branch, before it is fitted.
+
+    Parameters
+    ----------
+    branch : classifier
+        One that `default_branch_for` returns.
+    shape : tuple of int
+        Shape of one sample's features.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    macs : int
+        Multiply-accumulates, as after a fit.
+
+    Examples
+    --------
+    >>> from sk_calex.branches import BranchClassifier
+    >>> from sk_calex.branches._defaults import count_unfitted
+    >>> count_unfitted(BranchClassifier("gap"), (64, 8, 8), 10)
+    640
+    """
+    if isinstance(branch, LogisticRegression):
+        return math.prod(shape) * (n_classes if n_classes > 2 else 1)
+    if isinstance(branch, PrototypePoolingClassifier):
+        head = build_head("prototype_augmented", shape, n_classes, widths=branch.widths)
+    else:
+        head = build_head(branch.head, shape, n_classes)
+    example = torch.zeros(1, *shape, dtype=head.dtype)
+    return count_macs(fuse_for_inference(head), example)
 
 
 def _count_trunk_macs(shape: tuple[int, ...], widths: Sequence[int]) -> int:
@@ -153,7 +186,8 @@ def warn_of_costly_branches(
         f"{backbone:,.0f}. A sample that no branch answers pays for all of them. Give "
         "cheaper branches, such as branch=BranchClassifier('gap') or "
         "PrototypePoolingClassifier(widths=(24, 32)), or fewer taps; branch=None "
-        "chooses by cost.",
+        "chooses by cost. Where it is time that counts, give costs=measure_costs("
+        "cascade, X).",
         BranchCostWarning,
         stacklevel=2,
     )

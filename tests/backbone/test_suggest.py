@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from sk_calex import FrozenBackbone, suggest_taps
+from sk_calex import CascadeClassifier, FrozenBackbone, suggest_taps
 from sk_calex.backbone._suggest import _spread
-from sk_calex.branches._heads import build_head
-from sk_calex.utils._flops import count_macs
+from sk_calex.branches._defaults import count_unfitted, default_branch_for
 from tests._models import TinyNet, images, tiny_vit
 
 from ._stage_models import Around, Lambda, chain
@@ -44,9 +43,21 @@ def test_costs_are_those_of_the_stages(resnet, suggested):
     shares = np.cumsum(layout.stage_macs)[:-1] / total
     np.testing.assert_allclose([c.macs for c in suggested.candidates], shares)
     for candidate, shape in zip(suggested.candidates, layout.shapes, strict=True):
-        head = build_head("conv", shape, 5)
-        macs = count_macs(head, torch.zeros(1, *shape, dtype=head.dtype))
-        assert candidate.head == pytest.approx(macs / total)
+        saved = total * (1 - candidate.macs)
+        branch = default_branch_for(shape, 5, saved)
+        assert candidate.head == pytest.approx(count_unfitted(branch, shape, 5) / total)
+
+
+def test_heads_are_those_that_a_cascade_fits_by_default(resnet):
+    """What is counted before a fit is what the fit counts."""
+    X = np.random.default_rng(0).normal(size=(24, 3, 64, 64)).astype(np.float32)
+    taps = ["layer1", "layer3"]
+    cascade = CascadeClassifier(FrozenBackbone(resnet, taps), cv=0.5, random_state=0)
+    cascade.set_params(branch=None, alignment="none").fit(X, np.arange(24) % 5)
+    heads = {c.tap: c.head for c in suggest_taps(resnet, X[:2]).candidates}
+    total = sum(cascade.layout_.stage_macs)
+    fitted = [branch.macs_ / total for branch in cascade.branches_]
+    assert fitted == pytest.approx([heads[tap] for tap in taps])
 
 
 def test_the_proposal_is_spread_over_the_macs(suggested):
