@@ -16,13 +16,17 @@ from sk_calex.branches._as_branch import macs_of
 from sk_calex.branches._defaults import warn_of_costly_branches
 from sk_calex.cascade._inputs import input_batches
 from sk_calex.utils._flops import depth_costs
+from sk_calex.utils._html import si
 
 __all__ = [
+    "cost_name",
+    "cost_unit",
     "depth_prices",
     "measure_costs",
     "read_costs",
     "stage_and_head_macs",
     "warn_of_branch_costs",
+    "with_unit",
 ]
 
 
@@ -84,6 +88,31 @@ def warn_of_branch_costs(cascade: Any) -> None:
     except ValueError:
         return  # of a kind that cannot be counted: `depth_costs_` says so
     warn_of_costly_branches(heads, stages)
+
+
+def cost_unit(cascade: Any) -> str:
+    """Unit of the costs of a cascade: "MACs", that of its `costs`, or empty."""
+    if cascade.costs is None:
+        return "MACs"
+    return str(cascade.costs.get("unit", "")) if isinstance(cascade.costs, dict) else ""
+
+
+def cost_name(cascade: Any) -> str:
+    """What a cascade saves, in words: "FLOPs", a unit of its own, or "cost"."""
+    return "FLOPs" if cascade.costs is None else cost_unit(cascade) or "cost"
+
+
+def with_unit(cost: float, unit: str) -> str:
+    """Write a cost: three digits and its unit; of MACs the thousands have letters.
+
+    Examples
+    --------
+    >>> from sk_calex.cascade._costs import with_unit
+    >>> with_unit(27648, "MACs"), with_unit(0.01234, "ms"), with_unit(5, "")
+    ('27.6 k MACs', '0.0123 ms', '5')
+    """
+    number = si(cost) if unit == "MACs" else f"{cost:.3g}"
+    return f"{number} {unit}".rstrip()
 
 
 def read_costs(costs: Any, n_branches: int) -> tuple[NDArray[np.float64], float]:

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 
 from sk_calex.calibration._exit_rule import first_exits
-from sk_calex.cascade._costs import stage_and_head_macs
+from sk_calex.cascade._costs import cost_name, depth_prices, stage_and_head_macs
 from sk_calex.utils._flops import depth_costs
 from sk_calex.utils._saving import model_card, plain_seed
 
@@ -58,6 +58,10 @@ def cascade_card(cascade: Any) -> str:
         stages, heads = stage_and_head_macs(cascade)
         saved = 1 - weight @ depth_costs(stages, heads)[depth] / sum(stages)
         facts["FLOPs saved, heads counted"] = f"{saved:.1%}"
+    if cascade.costs is not None:
+        per_depth, plain = depth_prices(cascade)
+        saved = 1 - weight @ per_depth[depth] / plain
+        facts[f"{cost_name(cascade)} saved, by `costs`"] = f"{saved:.1%}"
     name = type(cascade).__name__
     network = ", backbone=module" if cascade.backbone_ is not None else ""
     text = (

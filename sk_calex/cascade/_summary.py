@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from sk_calex.backbone._summary import stage_cells, unfitted_taps
 from sk_calex.calibration._exit_rule import first_exits
-from sk_calex.cascade._costs import stage_and_head_macs
-from sk_calex.utils._flops import depth_costs
+from sk_calex.cascade._costs import (
+    cost_unit,
+    depth_prices,
+    stage_and_head_macs,
+    with_unit,
+)
 from sk_calex.utils._html import Cell, picked, si, table
 
 __all__ = ["cascade_summary"]
@@ -57,7 +61,7 @@ def cascade_summary(cascade: Any) -> str:
         f"{name}: {branches}, {len(cascade.classes_)} classes, {_rule_name(cascade)}",
         _HEADER,
         rows,
-        outcome.note(prices.shares),
+        outcome.note(prices.shares, prices.unit or "cost"),
     )
 
 
@@ -114,19 +118,24 @@ def _labels(labels: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class _Prices:
-    """MACs of the heads, and of an answer at each depth; None where unknown."""
+    """MACs of the heads; cost and unit of an answer at each depth. None: unknown."""
 
     heads: list[int] | None
     costs: NDArray[np.float64] | None
     whole: float
+    unit: str
 
     @classmethod
     def of(cls, cascade: Any) -> _Prices:
         try:
-            stages, heads = stage_and_head_macs(cascade)
+            _, heads = stage_and_head_macs(cascade)
         except ValueError:  # of the stages or of a head
-            return cls(None, None, 0)
-        return cls(heads, depth_costs(stages, heads), float(sum(stages)))
+            heads = None
+        try:
+            costs, whole = depth_prices(cascade)
+        except ValueError:
+            costs, whole = None, 0.0
+        return cls(heads, costs, whole, cost_unit(cascade))
 
     @property
     def shares(self) -> NDArray[np.float64] | None:
@@ -136,13 +145,19 @@ class _Prices:
         return self.costs / self.whole
 
     def cells(self, stage: int) -> Iterator[Cell | str]:
-        if self.heads is None or self.costs is None:
-            yield from ("?", "?")
+        if self.heads is None:
+            yield "?"
+        else:
+            yield si(self.heads[stage]) if stage < len(self.heads) else ""
+        if self.costs is None:
+            yield "?"
             return
-        yield si(self.heads[stage]) if stage < len(self.heads) else ""
         cost, shares = self.costs[stage], self.shares
         share = "" if shares is None else f" ({100 * shares[stage]:.0f} %)"
-        yield Cell(si(cost) + share, f"{cost:,.0f} MACs")
+        if self.unit == "MACs":
+            yield Cell(si(cost) + share, f"{cost:,.0f} MACs")
+        else:
+            yield with_unit(cost, self.unit) + share
 
 
 @dataclass(frozen=True)
@@ -174,7 +189,7 @@ class _CalibrationOutcome:
         right = np.average(self.right[here], weights=self.weight[here])
         yield f"{100 * right:.1f} % of {here.sum():,}"
 
-    def note(self, shares: NDArray[np.float64] | None) -> str:
+    def note(self, shares: NDArray[np.float64] | None, unit: str) -> str:
         """Accuracy and saving; says which samples they are of."""
         right, last = (
             100 * np.average(a, weights=self.weight)
@@ -186,6 +201,7 @@ class _CalibrationOutcome:
         )
         if shares is not None:
             saved = 1 - np.average(shares[self.depth], weights=self.weight)
-            kind = "fewer" if saved >= 0 else "more"
-            text += f"; {100 * abs(saved):.0f} % {kind} MACs than the backbone"
+            less = "fewer" if unit == "MACs" else "less"
+            kind = less if saved >= 0 else "more"
+            text += f"; {100 * abs(saved):.0f} % {kind} {unit} than the backbone"
         return text + "."

@@ -18,7 +18,7 @@ from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import first_exits
 from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.cascade._base import BaseCascade
-from sk_calex.cascade._costs import depth_prices
+from sk_calex.cascade._costs import cost_name, depth_prices
 from sk_calex.cascade._predict import stage_table
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
@@ -73,6 +73,9 @@ def margin_curve(
             Accuracy of the last stage on all samples.
         n_samples : float
             Number of samples; with weights, their effective number (Kish).
+        cost_name : str
+            What ``flops_reduction`` is a share of: "FLOPs", or for a cascade with
+            `costs` their ``"unit"``, such as "ms", or "cost".
 
     Raises
     ------
@@ -152,6 +155,9 @@ def operating_curve(
             Accuracy of the last stage on all samples.
         n_samples : float
             Number of samples; with weights, their effective number (Kish).
+        cost_name : str
+            What ``flops_reduction`` is a share of: "FLOPs", or for a cascade with
+            `costs` their ``"unit"``, such as "ms", or "cost".
 
     Raises
     ------
@@ -179,6 +185,7 @@ def operating_curve(
         depth_share=np.array([point.depth_share for point in points]),
         backbone_accuracy=outcomes.backbone_accuracy,
         n_samples=outcomes.effective_size,
+        cost_name=cost_name(cascade),
     )
 
 

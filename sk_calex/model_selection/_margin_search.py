@@ -406,7 +406,8 @@ class MarginSearchCV(FoundCascade):
             print(
                 f"{knob}={best.value}: accuracy {best.accuracy:.4f} (backbone "
                 f"{self.backbone_accuracy_:.4f}), {best.flops_reduction:.1%} of the "
-                f"FLOPs saved; {len(points)} operating points, {self.search_}"
+                f"{landscape.cost_name} saved; {len(points)} operating points, "
+                f"{self.search_}"
             )
 
     def _input_of_best(self, X: Any) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_calex.cascade._costs import cost_name
+
 from ._curves import Outcomes
 
 __all__ = ["Constraint", "Landscape", "Measured", "best_joint", "best_shared"]
@@ -76,12 +78,17 @@ class Constraint:
         return (-missing, accuracy, flops_reduction)
 
     def missed_by(
-        self, accuracy: float, flops_reduction: float, baseline: float, where: str
+        self,
+        accuracy: float,
+        flops_reduction: float,
+        baseline: float,
+        where: str,
+        cost: str = "FLOPs",
     ) -> str:
         """Message where even the nearest point misses."""
         nearest = (
             f"the nearest, {where}, has an accuracy of {accuracy:.4f} and saves "
-            f"{flops_reduction:.4f} of the FLOPs."
+            f"{flops_reduction:.4f} of the {cost}."
         )
         if self.max_accuracy_drop is not None:
             return (
@@ -136,6 +143,11 @@ class Landscape:
         """Number of branches."""
         return self.folds[0].table.n_stages - 1
 
+    @property
+    def cost_name(self) -> str:
+        """What is saved: "FLOPs", or the unit of the cascade's `costs`."""
+        return cost_name(self.folds[0].cascade)
+
     def at(self, value: Any) -> Measured:
         """A point: a value of the knob, or a tuple of margins."""
         if value not in self.measured:
@@ -162,6 +174,7 @@ class Landscape:
                 best.flops_reduction,
                 self.backbone_accuracy,
                 f"{what}={best.value!r}",
+                self.cost_name,
             )
             raise ValueError(message)
 

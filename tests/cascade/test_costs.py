@@ -1,5 +1,6 @@
 """Costs in another unit than MACs: given or measured, they go everywhere."""
 
+import copy
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sk_calex import (
     CascadeClassifier,
     CascadeDisplay,
+    ExitRiskController,
     MarginSearchCV,
     accuracy_at_flops_scorer,
     cheapest_within,
@@ -23,6 +25,7 @@ from sk_calex import (
     operating_curve,
 )
 from sk_calex.baselines import SDNClassifier
+from sk_calex.cascade._costs import with_unit
 from sk_calex.policies import RegretPriced
 from tests._cascade_models import images, small_branch, tiny_backbone
 
@@ -190,3 +193,61 @@ def test_a_module_is_measured_stage_by_stage(fitted):
     np.testing.assert_array_equal(fitted.predict(TEST), before)
     with pytest.raises(ValueError, match="n_repeats=0 must be at least 1"):
         measure_costs(fitted, TEST, n_repeats=0)
+
+
+def test_what_is_saved_is_named_in_the_unit_of_the_costs(fitted):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from sk_calex import ExitDepthDisplay
+
+    named = {
+        "ms": {**PARTS, "unit": "ms"},
+        "cost": [1.0, 2.0, 4.0],
+        "FLOPs": None,
+    }
+    for name, costs in named.items():
+        other = copy.copy(fitted).set_params(costs=costs)
+        curve = operating_curve(other, TEST, TRUTH, [0.0, 0.3])
+        assert curve.cost_name == name
+        for display in (
+            CascadeDisplay.from_curve(curve),
+            CascadeDisplay.from_estimator(other, TEST, TRUTH, margins=[0.0, 0.3]),
+        ):
+            assert display.ax_.get_xlabel() == f"{name} saved (%)"
+        ticks = ExitDepthDisplay.from_estimator(other, TEST).ax_.get_xticklabels()
+        unit = {"ms": "ms", "cost": "", "FLOPs": "MACs"}[name]
+        shown = [with_unit(cost, unit) for cost in other.depth_costs_]
+        assert [tick.get_text().split("\n")[1] for tick in ticks] == shown
+        assert f"{shown[0].removesuffix(' MACs')} (" in other._repr_html_()
+
+
+def test_a_display_of_other_answers_names_its_cost():
+    pytest.importorskip("matplotlib").use("Agg")
+    rows = {"y_true": [0, 1], "y_pred": [0, 1], "depth": [0, 1]}
+    prices = {"costs": [1.0, 2.0], "backbone_cost": 2.0, "cost_name": "cents"}
+    display = CascadeDisplay.from_predictions(**rows, **prices)
+    assert display.ax_.get_xlabel() == "cents saved (%)"
+    results = {"mean_accuracy": [0.9], "std_accuracy": [0.0]}
+    results |= {"mean_flops_reduction": [0.2], "std_flops_reduction": [0.0]}
+    results["margin"] = [0.1]
+    display = CascadeDisplay.from_cv_results(results, cost_name="ms")
+    assert display.ax_.get_xlabel() == "ms saved (%)"
+
+
+def test_messages_and_reports_name_the_unit(fitted, tmp_path):
+    search = MarginSearchCV(
+        CascadeClassifier(costs={"stages": [1, 1], "heads": [1], "unit": "ms"}),
+        flops_budget=1.0,
+        cv=2,
+    )
+    with pytest.raises(ValueError, match=r"saves .* of the ms\."):
+        search.fit(FLAT, CODES)
+    other = copy.copy(fitted).set_params(costs={**PARTS, "unit": "ms"})
+    controller = ExitRiskController(other, max_risk=0.9, confidence_level=0.5)
+    new, labels = images(60, seed=2)
+    assert "of the plain backbone's ms saved" in controller.fit(new, labels).report()
+    controller.save(tmp_path / "controller")
+    card = (tmp_path / "controller" / "README.md").read_text()
+    assert "ms saved (an estimate)" in card
+    other.save(tmp_path / "cascade")
+    assert "ms saved, by `costs`" in (tmp_path / "cascade" / "README.md").read_text()

@@ -16,6 +16,7 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.cascade._alignment import effective_sample_size
+from sk_calex.cascade._costs import cost_name as name_of_cost
 from sk_calex.inspection._reports import label_codes
 from sk_calex.model_selection import pareto_front
 from sk_calex.model_selection._curves import Outcomes
@@ -87,7 +88,8 @@ class CascadeDisplay:
     name : str, default=None
         Name in the legend. None: the curve has no entry.
     cost_name : str, default="FLOPs"
-        What is saved, for the axis and the title; "cost" for a cascade with `costs`.
+        What is saved, for the axis and the title. Of a cascade with `costs` it is their
+        ``"unit"``, such as "ms", or "cost".
 
     Attributes
     ----------
@@ -240,7 +242,7 @@ class CascadeDisplay:
             n_samples=outcomes.effective_size,
             value_name=knob_of(cascade).rpartition("__")[2],
             name=type(cascade).__name__ if name is None else name,
-            cost_name="FLOPs" if cascade.costs is None else "cost",
+            cost_name=name_of_cost(cascade),
         )
         return display.plot(ax, pareto=pareto, **kwargs)
 
@@ -287,6 +289,7 @@ class CascadeDisplay:
             n_samples=curve.get("n_samples"),
             value_name="margin" if "margins" in curve else None,
             name=name,
+            cost_name=curve.get("cost_name", "FLOPs"),
         )
         return display.plot(ax, pareto=pareto, **kwargs)
 
@@ -304,6 +307,7 @@ class CascadeDisplay:
         values: ArrayLike | None = None,
         pareto: bool | str = False,
         name: str | None = None,
+        cost_name: str = "FLOPs",
         ax: Axes | FigureBase | None = None,
         **kwargs: Any,
     ) -> CascadeDisplay:
@@ -334,6 +338,8 @@ class CascadeDisplay:
             As of :meth:`plot`.
         name : str, default=None
             Name in the legend. None: the curve has no entry.
+        cost_name : str, default="FLOPs"
+            What is saved, for the axis and the title: "ms", "cost", ...
         ax : matplotlib Axes, Figure or SubFigure, default=None
             What to draw on. None: a new figure.
         **kwargs : dict
@@ -367,7 +373,7 @@ class CascadeDisplay:
         points = points_of_predictions(
             y_true, y_pred, depth, costs, backbone_cost, backbone_pred, sample_weight
         )
-        display = cls(**points, values=values, name=name)
+        display = cls(**points, values=values, name=name, cost_name=cost_name)
         weight = check_sample_weight(sample_weight, column_or_1d(y_true))
         display.n_samples = effective_sample_size(weight)
         return display.plot(ax, pareto=pareto, **kwargs)
@@ -382,6 +388,7 @@ class CascadeDisplay:
         best_index: int | None = None,
         pareto: bool | str = False,
         name: str | None = None,
+        cost_name: str = "FLOPs",
         ax: Axes | FigureBase | None = None,
         **kwargs: Any,
     ) -> CascadeDisplay:
@@ -402,6 +409,8 @@ class CascadeDisplay:
             As of :meth:`plot`; useful where the grid varies more than the knob.
         name : str, default=None
             Name in the legend. None: the curve has no entry.
+        cost_name : str, default="FLOPs"
+            What is saved, for the axis and the title: "ms", "cost", ...
         ax : matplotlib Axes, Figure or SubFigure, default=None
             What to draw on. None: a new figure.
         **kwargs : dict
@@ -420,7 +429,7 @@ class CascadeDisplay:
             If matplotlib is not installed.
         """
         points = points_of_cv_results(cv_results, accuracy, flops, best_index)
-        display = cls(**points, name=name)
+        display = cls(**points, name=name, cost_name=cost_name)
         return display.plot(ax, pareto=pareto, spread="bars", **kwargs)
 
     def plot(

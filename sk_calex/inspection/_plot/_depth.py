@@ -13,9 +13,9 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from sk_calex.cascade._costs import cost_unit, with_unit
 from sk_calex.inspection._reports import depth_names as names_of
 from sk_calex.model_selection._estimators import cascade_in, input_of
-from sk_calex.utils._html import si
 from sk_calex.utils._intervals import clopper_pearson
 
 from ._style import axes_on, legend_label, short_labels
@@ -50,7 +50,9 @@ class ExitDepthDisplay:
     depth_names : sequence of str, default=None
         Names of the depths. None: "depth 0", "depth 1", ...
     depth_costs : array-like of shape (n_depths,), default=None
-        MACs of an answer at each depth, shown with its name.
+        Cost of an answer at each depth, shown with its name.
+    cost_unit : str, default="MACs"
+        Unit of the costs; that of a cascade with `costs` is its own, such as "ms".
     n_samples : int, default=None
         Number of samples behind the shares, for their intervals. None: no intervals.
     class_counts : array-like of shape (n_classes,), default=None
@@ -92,6 +94,7 @@ class ExitDepthDisplay:
         classes: ArrayLike | None = None,
         depth_names: Sequence[str] | None = None,
         depth_costs: ArrayLike | None = None,
+        cost_unit: str = "MACs",
         n_samples: int | None = None,
         class_counts: ArrayLike | None = None,
     ) -> None:
@@ -100,6 +103,7 @@ class ExitDepthDisplay:
         self.classes = classes
         self.depth_names = depth_names
         self.depth_costs = depth_costs
+        self.cost_unit = cost_unit
         self.n_samples = n_samples
         self.class_counts = class_counts
 
@@ -153,8 +157,7 @@ class ExitDepthDisplay:
         cascade = cascade_in(estimator)
         check_is_fitted(cascade)
         try:
-            # Shown as MACs, so not in the unit of `costs`.
-            costs = cascade.depth_costs_ if cascade.costs is None else None
+            costs = cascade.depth_costs_
         except ValueError:  # of a stage or a head they are not known
             costs = None
         names = names_of(cascade)
@@ -164,6 +167,7 @@ class ExitDepthDisplay:
             n_depths=len(names),
             depth_names=names,
             depth_costs=costs,
+            cost_unit=cost_unit(cascade),
             ax=ax,
             sort=sort,
             **kwargs,
@@ -178,6 +182,7 @@ class ExitDepthDisplay:
         n_depths: int | None = None,
         depth_names: Sequence[str] | None = None,
         depth_costs: ArrayLike | None = None,
+        cost_unit: str = "MACs",
         ax: Axes | FigureBase | None = None,
         sort: str = "cost",
         **kwargs: Any,
@@ -195,7 +200,9 @@ class ExitDepthDisplay:
         depth_names : sequence of str, default=None
             Names of the depths.
         depth_costs : array-like of shape (n_depths,), default=None
-            MACs of an answer at each depth.
+            Cost of an answer at each depth.
+        cost_unit : str, default="MACs"
+            Unit of the costs, such as "ms".
         ax : matplotlib Axes, Figure or SubFigure, default=None
             What to draw on. None: a new figure.
         sort : {"cost", "label"}, default="cost"
@@ -246,6 +253,7 @@ class ExitDepthDisplay:
             classes=classes,
             depth_names=depth_names,
             depth_costs=depth_costs,
+            cost_unit=cost_unit,
             n_samples=len(depths),
             class_counts=class_counts,
         )
@@ -311,7 +319,7 @@ class ExitDepthDisplay:
         if costs is None:
             return names
         priced = zip(names, costs, strict=True)
-        return [f"{name}\n{si(cost)} MACs" for name, cost in priced]
+        return [f"{name}\n{with_unit(cost, self.cost_unit)}" for name, cost in priced]
 
     def _rows(
         self, share: NDArray[np.float64], sort: str

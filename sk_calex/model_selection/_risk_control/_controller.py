@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.calibration._answers import StageTable
 from sk_calex.cascade._base import BaseCascade
-from sk_calex.cascade._costs import depth_prices
+from sk_calex.cascade._costs import cost_name, depth_prices
 from sk_calex.cascade._predict import stage_table
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import (
@@ -233,8 +233,9 @@ class ExitRiskController(SavableMixin, FoundCascade):
             self._validate_params()
             self._certify(X, y, sample_weight)
         if self.is_fallback_:
+            cost = cost_name(cascade_in(self.best_estimator_))
             warnings.warn(
-                "nothing that saves FLOPs could be certified"
+                f"nothing that saves {cost} could be certified"
                 + self._explain_fallback()
                 + " best_estimator_ lets no sample exit.",
                 UserWarning,
@@ -279,11 +280,12 @@ class ExitRiskController(SavableMixin, FoundCascade):
         self.estimator = FrozenEstimator(self.best_estimator_)
 
     def _model_card(self) -> str:
+        cost = cost_name(cascade_in(self.best_estimator_))
         facts = {
             "largest loss that is promised": f"{self.max_risk:.2%}",
             "confidence": f"{self.confidence_level:.0%}",
             "certifying rows": f"{self.n_samples_}",
-            "FLOPs saved (an estimate)": f"{self.best_flops_reduction_:.1%}",
+            f"{cost} saved (an estimate)": f"{self.best_flops_reduction_:.1%}",
         }
         return model_card(type(self).__name__, facts, self.report())
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sk_calex.cascade._costs import cost_name
+from sk_calex.model_selection._estimators import cascade_in
+
 __all__ = ["certificate_report"]
 
 
@@ -12,11 +15,12 @@ def certificate_report(controller: Any) -> str:
     results, risk = controller.path_results_, controller.max_risk
     n, level = controller.n_samples_, controller.confidence_level
     drop = controller.risk == "accuracy_drop"
+    cost = cost_name(cascade_in(controller.best_estimator_))
     if controller.is_fallback_:
         promise = (
-            "No operating point that saves FLOPs could be certified. No sample exits: "
-            "every one is answered as the last stage does, and the heads are paid for. "
-            "Serve the backbone itself."
+            f"No operating point that saves {cost} could be certified. No sample "
+            "exits: every one is answered as the last stage does, and the heads are "
+            "paid for. Serve the backbone itself."
         )
     elif drop:
         promise = (
@@ -42,7 +46,7 @@ def certificate_report(controller: Any) -> str:
         f"{_short_p(results.p_value[best])}.",
         f"Estimates, which bound nothing: {'a drop' if drop else 'a disagreement'} of "
         f"{100 * results.risk_estimate[best]:.2f} points there, and "
-        f"{results.flops_reduction[best]:.1%} of the plain backbone's FLOPs saved.",
+        f"{results.flops_reduction[best]:.1%} of the plain backbone's {cost} saved.",
         "Not said: anything about data of another kind than the certifying rows, about "
         "the accuracy of the last stage, about single classes or branches, or about "
         f"what is saved. A test set of {n:,} rows or fewer may show a larger "
