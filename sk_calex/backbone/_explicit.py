@@ -15,7 +15,7 @@ __all__ = ["ExplicitStage", "explicit_stages", "is_explicit"]
 
 
 def is_explicit(module: nn.Module, taps: Sequence[str]) -> bool:
-    """Whether a module is an nn.Sequential and all taps are direct children of it."""
+    """Tell whether a module is an nn.Sequential with all taps as direct children."""
     plain = type(module).forward is nn.Sequential.forward
     return plain and module._modules.keys() >= set(taps)
 

@@ -97,12 +97,12 @@ class ExportedModule:
         return leaving[0]
 
     def outputs(self) -> dict[str, fx.Node]:
-        """Nodes of the modules that give one value to what follows them."""
+        """Return the nodes of the modules that give one value to what follows them."""
         found = ((name, self._leaving(name)) for name in self._calls)
         return {name: nodes[0] for name, nodes in found if len(nodes) == 1}
 
     def _leaving(self, name: str) -> list[fx.Node]:
-        """Nodes inside a module that others outside of it use."""
+        """Return the nodes inside a module that others outside of it use."""
         inside = self._calls.get(name, set())
         return [
             node
@@ -114,7 +114,7 @@ class ExportedModule:
 
 
 def _calls(nodes: list[fx.Node]) -> dict[str, set[fx.Node]]:
-    """Nodes that each module has run, by its name."""
+    """Return the nodes that each module has run, by its name."""
     calls: dict[str, set[fx.Node]] = {}
     for node in nodes:
         for path, _ in node.meta.get("nn_module_stack", {}).values():
@@ -131,7 +131,7 @@ def _value(
     kept: dict[str, str],
     name: str,
 ) -> Any:
-    """The module's own parameter or buffer, or a constant of its code."""
+    """Return the module's own parameter or buffer, or a constant of its code."""
     if name not in kept:
         constants = program.graph_signature.inputs_to_lifted_tensor_constants
         return program.constants[constants[name]]
@@ -144,7 +144,7 @@ def _value(
 
 
 def _is_check(node: fx.Node) -> bool:
-    """Whether a node only checks what was true of the example."""
+    """Tell whether a node only checks what was true of the example."""
     name = str(node.target)
     return not node.users and ("_assert" in name or "sym_constrain" in name)
 

@@ -301,7 +301,7 @@ def _workers_are_threads() -> bool:
 
 
 def _check_can_be_sent(shipment: Shipment, n_jobs: int | None) -> None:
-    """Pickle what workers need, which is kept for them, or say what to do instead."""
+    """Pickle what workers need, or raise an error that says what to do instead."""
     try:
         shipment.pickle()
     except Exception as error:  # whatever a part of it raises

@@ -74,7 +74,7 @@ class FrozenBackbone(
     taps : sequence of str, or "auto"
         Names of the submodules whose outputs are tapped, in the order of execution,
         such as ``["layer1", "layer2"]`` or ``["layer2.0"]``. "auto": three that
-        `suggest_taps` proposes, spread over the MACs; `layout_` tells which.
+        `suggest_taps` proposes, spread over the MACs; `layout_` names them.
     pool : int, tuple of int, dict or None, default=8
         Grid to which feature maps (C, H, W) are averaged:
 
@@ -337,7 +337,7 @@ class FrozenBackbone(
         return runner.fingerprint()
 
     def transform(self, X: Any) -> NDArray[Any]:
-        """Features of the taps and the outputs of the module.
+        """Compute the features of the taps and the outputs of the module.
 
         Parameters
         ----------
@@ -414,7 +414,7 @@ class FrozenBackbone(
         return FeatureArray.wrap(out, self.layout_)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities of the plain backbone.
+        """Compute the probabilities of the plain backbone.
 
         Parameters
         ----------
@@ -439,7 +439,7 @@ class FrozenBackbone(
         return np.concatenate([softmax64(runner.outputs(raw)) for _, raw in batches])
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Answers of the plain backbone.
+        """Predict the labels with the plain backbone.
 
         Parameters
         ----------
@@ -461,7 +461,7 @@ class FrozenBackbone(
         return winners if self.classes is None else np.asarray(self.classes)[winners]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Names of the columns.
+        """Return the names of the columns.
 
         Parameters
         ----------

@@ -131,11 +131,11 @@ class ModuleGraph:
         return steps, live
 
     def varying(self) -> set[fx.Node]:
-        """Nodes whose values depend on the samples and not on their shapes alone."""
+        """Find nodes whose values depend on more of the samples than their shapes."""
         return self._classify()[0]
 
     def count_crossing(self) -> dict[fx.Node, int]:
-        """How many values later nodes need if the module is cut after each node."""
+        """Count the values that later nodes need from a cut after each node."""
         varying, _ = self._classify()
         nodes = [*self.inputs, *self.nodes]
         order = {node: i for i, node in enumerate(nodes)}
@@ -153,7 +153,7 @@ class ModuleGraph:
         return counts
 
     def _classify(self) -> tuple[set[fx.Node], list[fx.Node]]:
-        """Nodes whose values depend on the samples, and those that read shapes of them.
+        """Find nodes that depend on the samples, and those that read their shapes.
 
         All others depend on parameters, constants and shapes alone. They have no place
         in the state: the stages that use them compute them anew.
@@ -173,7 +173,7 @@ class ModuleGraph:
         return varying, shapes
 
     def _find_written(self, varying: set[fx.Node]) -> set[fx.Node]:
-        """Nodes made from constants that are written into, with what they view."""
+        """Find nodes made from constants that are written into, with what they view."""
         written: set[fx.Node] = set()
         for node in reversed(self.nodes):
             if node in written and node not in varying:
@@ -189,7 +189,7 @@ class ModuleGraph:
         varying: set[fx.Node],
         batches: Sequence[State],
     ) -> dict[fx.Node, Any]:
-        """How the values of shape nodes follow from the number of samples."""
+        """Learn how the values of shape nodes follow from the number of samples."""
         if not shapes:
             return {}
         inside = [node for node in self.nodes if node in varying]
@@ -284,7 +284,7 @@ class _StepBuilder:
 
 
 def size_for(x: Any, template: Any) -> Any:
-    """Value of a shape node for as many samples as ``x`` has rows.
+    """Compute the value of a shape node for as many samples as ``x`` has rows.
 
     Parameters
     ----------
@@ -333,7 +333,7 @@ def _reads_shape(node: fx.Node) -> bool:
 
 
 def _written_by(node: fx.Node) -> list[fx.Node]:
-    """Nodes whose values a node writes into."""
+    """Return the nodes whose values a node writes into."""
     targets: list[Any] = []
     if node.op == "call_method" and str(node.target).endswith("_"):
         if not str(node.target).endswith("__"):
@@ -368,7 +368,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def _foldable(
     nodes: Sequence[fx.Node], kept: set[fx.Node], values: Mapping[fx.Node, Any]
 ) -> dict[fx.Node, fx.Node]:
-    """Normalisations among nodes that the convolution before them can take over.
+    """Find normalisations that the convolution before them can take over.
 
     From each to its convolution, in the same stage, whose output nothing else uses.
     """
@@ -396,7 +396,7 @@ def _fits(layer: Any, norm: Any) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether a hook watches a module's values."""
+    """Tell whether a hook watches a module's values."""
     # It would see the folded value, or none at all.
     return bool(module._forward_hooks or module._forward_pre_hooks)
 

@@ -25,7 +25,7 @@ _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0)  # as opening a FIFO would, for its 
 
 
 def are_paths(X: Any) -> bool:
-    """Whether X is a sequence of paths, going by its first item."""
+    """Tell whether X is a sequence of paths, by its first item."""
     if isinstance(X, np.ndarray):
         may_be = X.ndim == 1 and X.dtype.kind in "OTU"
     else:
@@ -110,14 +110,14 @@ class ImageFiles:
         return len(self._paths)
 
     def first(self) -> Tensor:
-        """The first image, of shape (1, 3, h, w); its file is not read again."""
+        """Return the first image, of shape (1, 3, h, w); its file is not read again."""
         batch = self.read(slice(0, 1))
         self._kept = {0: batch.contents[0]}
         ((_, image),) = batch.decoded()
         return image[None]
 
     def read(self, rows: slice) -> EncodedImages:
-        """Contents of some files.
+        """Read the contents of some files.
 
         Raises
         ------

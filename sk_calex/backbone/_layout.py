@@ -1,4 +1,4 @@
-"""Which columns of a feature matrix are which tap."""
+"""The layout of a feature matrix: the columns of each tap and of the outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["FeatureArray", "TapLayout"]
 @savable
 @dataclass(frozen=True)
 class TapLayout:
-    """The columns of a feature matrix: one block a tap, then the backbone's outputs.
+    """The columns of a feature matrix: one block per tap, then the backbone's outputs.
 
     Parameters
     ----------
@@ -31,15 +31,15 @@ class TapLayout:
     n_outputs : int
         Columns of the last block, the backbone's logits.
     stage_macs : tuple of int, default=None
-        Multiply-accumulates of each stage for one sample, counted by torch: one entry a
-        tap and one for the rest of the backbone. None where unknown.
+        Multiply-accumulates of each stage for one sample, counted by torch: one entry
+        per tap and one for the rest of the backbone. None where unknown.
     shared : bool, default=False
         Whether taps and outputs are the same columns (plain 2-D data).
 
     Raises
     ------
     ValueError
-        If these do not fit each other.
+        If lengths differ, there is no tap, or a size is not positive.
 
     Examples
     --------
@@ -64,8 +64,8 @@ class TapLayout:
         sizes = [size for shape in self.shapes for size in shape]
         if not self.names or len(self.names) != len(self.shapes):
             raise ValueError(
-                f"names={self.names} and shapes={self.shapes} must be one each a tap, "
-                "for at least one tap."
+                f"names={self.names} and shapes={self.shapes} must have one entry per "
+                "tap each, for at least one tap."
             )
         if not all(self.shapes) or min(*sizes, self.n_outputs) < 1:
             raise ValueError(
@@ -75,12 +75,12 @@ class TapLayout:
         if self.stage_macs is not None and len(self.stage_macs) != self.n_taps + 1:
             raise ValueError(
                 f"stage_macs={self.stage_macs} must have {self.n_taps + 1} entries: "
-                "one a tap and one for the rest of the backbone."
+                "one per tap and one for the rest of the backbone."
             )
 
     @classmethod
     def identity(cls, n_features: int, n_taps: int = 1) -> TapLayout:
-        """Layout of plain 2-D data: taps and last stage all see all columns.
+        """Make the layout of plain 2-D data: every stage sees all columns.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class TapLayout:
             return None
         n_outputs = math.prod(last.pop("output"))
         layout = cls(tuple(last), tuple(last.values()), n_outputs)
-        # The width first: what a name claims may be too much to write out.
+        # The width first: a crafted name may claim too many columns to write out.
         same = layout.width == len(names) and layout.feature_names().tolist() == names
         return layout if same else None
 
@@ -139,7 +139,7 @@ class TapLayout:
         return self.n_outputs if self.shared else self.columns(self.n_taps).stop
 
     def columns(self, stage: int) -> slice:
-        """Columns of a tap, or of the backbone's outputs.
+        """Return the columns of a tap, or of the backbone's outputs.
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class TapLayout:
         return slice(start, start + sizes[stage])
 
     def block(self, X: Any, stage: int) -> Any:
-        """Columns of one stage, as a view.
+        """Return the columns of one stage, as a view.
 
         Parameters
         ----------
@@ -178,7 +178,7 @@ class TapLayout:
         return np.asarray(X)[:, self.columns(stage)]
 
     def _positions(self, names: Iterable[str]) -> list[int]:
-        """Indices of taps by their names, in depth order."""
+        """Find the indices of taps by their names, in depth order."""
         wanted = [names] if isinstance(names, str) else list(names)
         unknown = [name for name in wanted if name not in self.names]
         if unknown or not wanted or len(set(wanted)) < len(wanted):
@@ -189,7 +189,7 @@ class TapLayout:
         return sorted(self.names.index(name) for name in wanted)
 
     def select(self, names: Iterable[str]) -> TapLayout:
-        """Layout of some of the taps: what a backbone tapped there only would give.
+        """Select some of the taps: the layout of a backbone that has no others.
 
         Parameters
         ----------
@@ -214,22 +214,22 @@ class TapLayout:
         >>> layout.select(["b"])
         TapLayout(names=('b',), shapes=((2,),), n_outputs=3, stage_macs=(30, 5), ...)
         """
-        kept = self._positions(names)
+        positions = self._positions(names)
         macs = self.stage_macs
         if macs is not None:
-            ends = [*(k + 1 for k in kept), len(macs)]
+            ends = [*(k + 1 for k in positions), len(macs)]
             starts = [0, *ends[:-1]]
             macs = tuple(sum(macs[a:b]) for a, b in zip(starts, ends, strict=True))
         return TapLayout(
-            tuple(self.names[k] for k in kept),
-            tuple(self.shapes[k] for k in kept),
+            tuple(self.names[k] for k in positions),
+            tuple(self.shapes[k] for k in positions),
             self.n_outputs,
             macs,
             self.shared,
         )
 
     def select_columns(self, names: Iterable[str]) -> NDArray[np.intp]:
-        """Columns of some of the taps and of the backbone's outputs.
+        """Select the columns of some of the taps and of the backbone's outputs.
 
         Parameters
         ----------
@@ -254,14 +254,14 @@ class TapLayout:
         >>> layout.select_columns(["b"])
         array([4, 5, 6, 7, 8])
         """
-        kept = self._positions(names)
+        positions = self._positions(names)
         if self.shared:
             return np.arange(self.width)
-        blocks = [self.columns(stage) for stage in [*kept, self.n_taps]]
+        blocks = [self.columns(stage) for stage in [*positions, self.n_taps]]
         return np.concatenate([np.arange(b.start, b.stop) for b in blocks])
 
     def feature_names(self) -> NDArray[np.object_]:
-        """Names of the columns, such as ``layer1[0,3,7]`` and ``output[2]``.
+        """Name the columns, such as ``layer1[0,3,7]`` and ``output[2]``.
 
         Returns
         -------
@@ -282,10 +282,10 @@ class TapLayout:
 
 
 class FeatureArray(np.ndarray):
-    """A feature matrix that remembers its `TapLayout`.
+    """A feature matrix with its `TapLayout`.
 
-    An ordinary array in all else. Selecting rows, copies and pickles keep the layout;
-    selecting columns drops it, and arithmetic gives plain arrays.
+    Otherwise an ordinary array. Selecting rows, copying and pickling keep the layout;
+    selecting columns drops it, and arithmetic returns plain arrays.
     `FrozenBackbone.transform` returns one, so that a cascade in a pipeline knows which
     columns are which tap.
 
@@ -401,7 +401,7 @@ class FeatureArray(np.ndarray):
         return self._moved(super().compress(condition, axis, out), axis)
 
     def transpose(self, *axes: Any) -> Any:
-        """Transpose, as `numpy.ndarray.transpose` does.
+        """Transpose as `numpy.ndarray.transpose` does.
 
         Parameters
         ----------

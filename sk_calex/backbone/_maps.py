@@ -66,7 +66,7 @@ class TapMap:
         return output
 
     def key(self) -> tuple[Any, ...]:
-        """What counts in the fingerprint of features."""
+        """Return what counts in the fingerprint of features."""
         return self.moved, self.averaged, self.grid
 
 
@@ -83,7 +83,7 @@ def tap_maps(
     Parameters
     ----------
     module : torch.nn.Module
-        The backbone, which tells channels from pixels.
+        The backbone, from whose layers the axis of channels is known.
     names : sequence of str
         Names of the taps.
     shapes : sequence of tuple of int
@@ -218,7 +218,7 @@ def _find_layout(module: nn.Module, tap: str, shape: tuple[int, ...]) -> str | N
 
 
 def _parts_around(module: nn.Module, tap: str) -> Iterator[nn.Module]:
-    """The tapped module and those around it, from the inside out."""
+    """Find the tapped module and those around it, from the inside out."""
     path = tap.split(".") if tap else []
     while True:
         with suppress(AttributeError):  # of the name of an operation
@@ -229,7 +229,7 @@ def _parts_around(module: nn.Module, tap: str) -> Iterator[nn.Module]:
 
 
 def _axis_beside_a_square(shape: tuple[int, ...]) -> int | None:
-    """The axis of channels where the two others, height and width, are equal."""
+    """Find the axis of channels where the two others, height and width, are equal."""
     if len(shape) != 3 or (shape[0] == shape[1]) == (shape[1] == shape[2]):
         return None
     return -1 if shape[0] == shape[1] else 0
@@ -238,7 +238,7 @@ def _axis_beside_a_square(shape: tuple[int, ...]) -> int | None:
 def _axis_of_channels(
     module: nn.Module, tap: str, shape: tuple[int, ...]
 ) -> int | None:
-    """The axis that is as long as the layers in and around the tap are wide.
+    """Find the axis that is as long as the layers in and around the tap are wide.
 
     Convolutions and their norms have channels first, linear layers and layer norms
     last. The innermost module whose layers speak for one of the two decides.

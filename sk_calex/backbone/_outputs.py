@@ -50,7 +50,7 @@ class OutputForm:
         return outputs.clamp(min=torch.finfo(outputs.dtype).tiny).log()
 
     def key(self) -> tuple[bool, bool]:
-        """What counts in the fingerprint of features."""
+        """Return what counts in the fingerprint of features."""
         return self.probabilities, self.single
 
 
@@ -128,5 +128,5 @@ class SigmoidWatch(TorchDispatchMode):
         return result
 
     def has_made(self, tensor: Tensor) -> bool:
-        """Whether a tensor, or what it is a view of, comes from a sigmoid."""
+        """Tell whether a tensor, or what it is a view of, comes from a sigmoid."""
         return tensor.untyped_storage().data_ptr() in self._made

@@ -52,7 +52,7 @@ class NamedBatch:
         )
 
     def items(self) -> list[tuple[str, Tensor]]:
-        """Names and tensors."""
+        """Return names and tensors."""
         return list(self.tensors.items())
 
     @property

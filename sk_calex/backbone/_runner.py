@@ -32,7 +32,7 @@ __all__ = ["RunSettings", "Runner", "state_of"]
 _SCHEMA = 7
 
 
-# Taps that taps="auto" asks for.
+# Number of taps with taps="auto".
 _N_AUTO = 3
 
 # Held while stages are cut, of any runner: rarely, and torch traces one at a time.
@@ -52,7 +52,7 @@ class RunSettings:
     cached: bool
 
     def same_as(self, other: RunSettings) -> bool:
-        """Whether all settings are the same objects, or equal names and numbers."""
+        """Tell whether settings are the same objects, or equal names and numbers."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return all(
             a is b or (isinstance(a, str | int) and type(a) is type(b) and a == b)
@@ -160,7 +160,7 @@ class Runner:
         self._cut = self._note(placed, stages)
 
     def with_settings(self, settings: RunSettings) -> Runner:
-        """A runner of the same layout, with other settings."""
+        """Return a runner of the same layout, with other settings."""
         new = copy.copy(self)
         new.settings = settings
         return new
@@ -222,7 +222,7 @@ class Runner:
         return _Cut(placed, stages, made_from, fingerprint)
 
     def stages(self) -> Stages:
-        """The module cut at its taps, on the device.
+        """Return the module cut at its taps, on the device.
 
         Batch normalisation is folded into the convolutions before it; all other weights
         are shared with the module. Cut again where weights were written to meanwhile,
@@ -292,7 +292,7 @@ class Runner:
         )
 
     def fingerprint_of_stages(self) -> str:
-        """The fingerprint, after cutting again if the stages do not belong to it."""
+        """Return the fingerprint, after cutting again if the stages are outdated."""
         cut = self._current_cut()
         fingerprint = self._digest(cut.placed)
         if fingerprint != cut.fingerprint:
@@ -304,7 +304,7 @@ class Runner:
 
     @contextmanager
     def inference_mode(self) -> Iterator[None]:
-        """Context in which stages run: eval and inference mode, and autocast as set.
+        """Enter eval and inference mode, and autocast as set, in which stages run.
 
         The one place that looks whether the stages are still those of the module: once
         for each call of a public method. Training flags and autocast are as before when
@@ -397,7 +397,7 @@ class Runner:
         return output.float()
 
     def features(self, raw: Any) -> NDArray[Any]:
-        """Features of one piece of raw samples, batch by batch.
+        """Compute the features of one piece of raw samples, batch by batch.
 
         Parameters
         ----------
@@ -433,7 +433,7 @@ class Runner:
         return out
 
     def outputs(self, raw: Any) -> Tensor:
-        """Outputs of the plain module, uncut, for one batch.
+        """Compute the outputs of the plain module, uncut, for one batch.
 
         Parameters
         ----------
@@ -468,7 +468,7 @@ def _described(batch: Batch) -> str:
 
 
 def _spare(example: Batch) -> Any:
-    """What to keep of an example: integers, which are ids; of floats their shape."""
+    """Reduce an example: integers, which are ids, stay; of floats, the shape."""
     if isinstance(example, Tensor):
         is_float = example.is_floating_point()
         return tuple(example.shape[1:]) if is_float else example.detach().cpu()
@@ -499,7 +499,7 @@ def _check_kind(batch: Any, kept: Any, name: str) -> None:
 
 
 def _drawn(kept: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Make an example again of what was kept."""
+    """Make an example from what `_spare` left of one."""
     if isinstance(kept, dict):
         return {name: _drawn(value, device, dtype) for name, value in kept.items()}
     if isinstance(kept, Tensor):
@@ -509,7 +509,7 @@ def _drawn(kept: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
-    """Which tensors the modules hold, where, and how often each was written to.
+    """Identify the tensors of modules: which, where, and how often each was written to.
 
     Cheap, but blind to writes through ``.data``, which torch does not count.
     """

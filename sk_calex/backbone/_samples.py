@@ -95,7 +95,7 @@ class Samples:
         return _shape_of(self._first)
 
     def shape_before(self, preprocess: Any) -> SampleShape:
-        """Shape of every sample; files may have any size where it is preprocessed."""
+        """Return the shape of every sample; files may have any size if preprocessed."""
         if self._is_files and preprocess is not None:
             return (3, None, None)
         return self.sample_shape
@@ -107,11 +107,11 @@ class Samples:
 
     @property
     def on_demand(self) -> bool:
-        """Whether samples are read when they are asked for, so anybody may do it."""
+        """Whether samples are read on demand, which any process may do."""
         return self._is_dataset or self._is_files
 
     def raw(self, rows: slice) -> Any:
-        """Rows as they were given: a tensor, a `NamedBatch`, or `EncodedImages`.
+        """Return rows as they were given: a tensor, a `NamedBatch`, or `EncodedImages`.
 
         Always a copy: what is done to it in place does not reach the caller's data,
         and torch never sees a read-only memory map.
@@ -181,7 +181,7 @@ class Samples:
         return _tensor(stacked)
 
     def batches(self, size: int) -> Iterator[tuple[slice, Any]]:
-        """Successive (rows, raw batch) of at most `size` samples."""
+        """Yield successive (rows, raw batch) of at most `size` samples."""
         for start in range(0, len(self), size):
             rows = slice(start, min(start + size, len(self)))
             yield rows, self.raw(rows)
@@ -206,7 +206,7 @@ def is_dataset(X: Any, name: str = "X") -> bool:
 
 
 def _is_item(item: Any) -> bool:
-    """Whether a list's first entry is a Dataset's item, not a sample as numbers."""
+    """Tell whether the first entry of a list is a Dataset's item, not a sample."""
     if isinstance(item, Mapping):
         return True
     if not isinstance(item, tuple) or len(item) < 2:

@@ -72,7 +72,7 @@ class Shipment:
                     self._timer.start()
 
     def pickle(self) -> NDArray[np.uint8]:
-        """Pickle the content, the first time that it is asked for."""
+        """Pickle the content at its first use."""
         with self.lock:
             if self._pickled is None:
                 buffer = io.BytesIO()

@@ -55,7 +55,7 @@ class Stages:
     convolutions that `fast` changes.
     Split again after replacing any (``module.to(device)`` replaces buffers).
     A stage never writes into its inputs: where a layer works in place on a value
-    that was handed out at a cut (a ReLU right after the tap), it gets a copy.
+    that a stage has returned (a ReLU right after the tap), it gets a copy.
 
     Stages hold compiled functions and are not meant to be pickled: keep the
     module and the taps, and split again.
@@ -328,7 +328,7 @@ _Cut = Callable[[bool], tuple[list[Step], list[list[str]]]]
 def _ways(
     whole: WholeModule, names: tuple[str, ...], batches: Sequence[State]
 ) -> dict[str, _Cut]:
-    """Ways to cut a module; each gives the steps and the names of the state."""
+    """List the ways to cut a module; each gives the steps and the state's names."""
     module = whole.module
     if isinstance(module, nn.Sequential) and is_explicit(module, names):
         return {"explicit": partial(_slice, whole, names, batches)}
@@ -401,7 +401,7 @@ def _check_rows(
     live: Sequence[str],
     n_rows: int,
 ) -> None:
-    """Check that what is handed out at a cut has one row per sample."""
+    """Check that what a stage returns has one row per sample."""
     if not _has_rows(output, n_rows):
         what = f"tap {names[k]!r}" if k < len(names) else "the module's output"
         raise CannotCutError(
@@ -448,7 +448,7 @@ def _without_side_effects(step: Step, state: State) -> Step:
     """Return ``step``, or if it writes into its inputs, ``step`` on copies of those.
 
     In-place layers are harmless inside a module. At a cut they are not: a ReLU
-    right after a tap would change the tap's output after it was handed out.
+    right after a tap would change the tap's output after it was returned.
 
     Parameters
     ----------

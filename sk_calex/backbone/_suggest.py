@@ -259,7 +259,7 @@ def _measure(
 def _run_nodes(
     graph: ModuleGraph, batches: Sequence[State]
 ) -> tuple[dict[fx.Node, tuple[int, ...]], dict[fx.Node, int]]:
-    """Shapes per sample of floating point nodes with rows, and MACs up to each node."""
+    """Measure shapes per sample of nodes with rows, and MACs up to each node."""
     shapes: dict[fx.Node, tuple[int, ...]] = {}
     spent: dict[fx.Node, int] = {}
     total = 0
@@ -305,7 +305,7 @@ class _Call:
 
 
 def _spread(names: Sequence[str], shares: Any, n: int) -> set[str]:
-    """Names next to shares of the MACs that are spread evenly."""
+    """Choose the names next to shares of the MACs that are spread evenly."""
     targets = np.linspace(*_SPREAD, n) if n > 1 else [sum(_SPREAD) / 2]
     price = _DEPTH_PRICE * np.array([name.count(".") for name in names])
     chosen: set[str] = set()

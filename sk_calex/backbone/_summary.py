@@ -11,7 +11,7 @@ __all__ = ["backbone_summary", "stage_cells"]
 
 
 def backbone_summary(backbone: Any) -> str:
-    """Taps of a `FrozenBackbone`; shapes and MACs once it is fitted."""
+    """Write the table of a `FrozenBackbone`: taps, and once fitted shapes and MACs."""
     name = f"{type(backbone).__name__} of {type(backbone.module).__name__}"
     layout = getattr(backbone, "layout_", None)
     if layout is None:
@@ -26,7 +26,7 @@ def backbone_summary(backbone: Any) -> str:
 
 
 def unfitted_taps(caption: str, backbone: Any) -> str:
-    """Names of the taps alone; nothing where they are no names."""
+    """Write the table of the taps alone; empty where they are not given by name."""
     taps = backbone.taps
     if not isinstance(taps, list | tuple) or not all(isinstance(t, str) for t in taps):
         return ""
@@ -36,7 +36,7 @@ def unfitted_taps(caption: str, backbone: Any) -> str:
 
 
 def stage_cells(layout: TapLayout, stage: int | None) -> list[Cell | str]:
-    """Name, shape, number of columns and MACs of a stage; None: of those left out."""
+    """Return name, shape, number of columns and MACs of a stage; None: dots."""
     if stage is None:
         return ["…"] * 4
     last = stage == layout.n_taps

@@ -111,7 +111,7 @@ class TracedModule:
         return _first_part(outputs[0].node)
 
     def outputs(self) -> dict[str, fx.Node]:
-        """Nodes of the modules that were called once and gave one traced value."""
+        """Find the nodes of modules that were called once and gave one traced value."""
         return {
             name: _first_part(self._tracer.outputs[module][0].node)
             for name, module in self._tracer.modules.items()
@@ -121,7 +121,7 @@ class TracedModule:
 
 
 def _part(node: fx.Node) -> bool:
-    """Whether a node takes one part of a tuple, by its number."""
+    """Tell whether a node takes one part of a tuple, by its number."""
     return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
@@ -144,7 +144,7 @@ def _parts_first(nodes: list[fx.Node]) -> list[fx.Node]:
 
 
 def _first_part(node: fx.Node) -> fx.Node:
-    """The first part of a tuple that is only taken apart; any other node itself."""
+    """Return the first part of a tuple that is only taken apart, else the node."""
     if node.users and all(_part(user) for user in node.users):
         return next((user for user in node.users if user.args[1] == 0), node)
     return node

@@ -63,7 +63,7 @@ class WholeModule(nn.Module):
         return self.module(**batch)
 
     def batch(self, tensors: State) -> Any:
-        """The batch as the module knows it: a tensor, or tensors by name."""
+        """Return the batch as the module knows it: a tensor, or tensors by name."""
         if self._keys is None:
             return tensors[0]
         return dict(zip(self._keys, tensors, strict=True))
@@ -173,7 +173,7 @@ def _run(whole: WholeModule, batch: State) -> Any:
 
 
 def close(a: Tensor, b: Tensor, amp: torch.dtype | None = None) -> bool:
-    """Whether two outputs are equal up to rounding: half the digits, on their scale."""
+    """Tell whether outputs are equal to half of their digits, on their scale."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     # GPUs may multiply float32 in TF32.

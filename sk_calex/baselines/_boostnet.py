@@ -30,7 +30,7 @@ class BoostNet(LabelNet):
     def exit(
         self, branch: int, tap: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs ``F_k = z_k + E_k``, memory ``E_{k+1} = t F_k``."""
+        """Compute outputs ``F_k = z_k + E_k`` and memory ``E_{k+1} = t F_k``."""
         outputs = self.heads[branch](tap)
         if memory is not None:
             outputs = outputs + memory
@@ -50,7 +50,8 @@ class BoostNetClassifier(JointCascade):
         The knob, above 0, as of `Quota`: the share of samples answered at depth k is
         proportional to ``quota_decay ** k``. The authors sweep it from 0.05 to 1.95.
     shrinkage : float, default=0.5
-        How much of the sum so far is handed on, in [0, 1]; 0 is branches on their own.
+        Share of the sum so far that the next branch adds to, in [0, 1]; 0: independent
+        branches.
     head : str, default="conv"
         Head of the branches, a name of `sk_calex.branches._heads.HEADS`.
     head_params : dict, default=None

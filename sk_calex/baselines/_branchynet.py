@@ -32,7 +32,7 @@ class BranchyNetClassifier(JointCascade):
         features that carry their layout.
     threshold : float, default=0.5
         The knob: exit where the entropy of the probabilities, in nats, is at most this.
-        From 0, where nobody exits, to just above ``log(n_classes)``, where all do.
+        From 0, where no sample exits, to just above ``log(n_classes)``, where all do.
     branch_weights : array-like of shape (n_branches,), default=None
         Weights of the branches' losses, positive. None: all 1.
     head : str, default="conv"

@@ -29,7 +29,7 @@ class BTSEEClassifier(CascadeClassifier):
         of `CascadeClassifier`.
     alignment_margin : float or "same", default=-0.1
         Margin of the thresholds that say which samples survive an earlier branch in
-        training. "same" uses `margin`, and then another margin asks for another fit.
+        training. "same" uses `margin`; another margin then needs another fit.
     branch : classifier or list of classifiers, default=None
         Template of the branches. None means ``BranchClassifier("conv1d")``.
     min_support : float, default=10
@@ -82,7 +82,7 @@ class BTSEEClassifier(CascadeClassifier):
         exit at the first k with max p_k >= tau[k, c_k],  c_k = argmax p_k
 
     where tau[k, c] is the smallest threshold at which the held-out samples in S_k that
-    are predicted as c keep the precision that the margin asks for. It is
+    are predicted as c keep the precision that the margin demands. It is
     `CascadeClassifier` with these settings, bit for bit:
 
         branch=BranchClassifier("conv1d"), targets="argmax",

@@ -28,7 +28,7 @@ from sk_calex.branches._solvers import (
     lbfgs_loop,
 )
 from sk_calex.calibration._answers import StageAnswer
-from sk_calex.utils._callbacks import handed
+from sk_calex.utils._callbacks import current_task
 from sk_calex.utils._flops import count_macs
 from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import as_tensor, check_finite, softmax64
@@ -56,7 +56,7 @@ class ExitNet(nn.Module):
 
     Notes
     -----
-    `memory` is what a branch hands to the next: a tensor with a row a sample, so that
+    `memory` is what a branch passes to the next: a tensor with a row a sample, so that
     samples can leave in between.
 
     `separable` says that each branch has a loss of its own, whose gradient goes to its
@@ -95,7 +95,7 @@ class ExitNet(nn.Module):
     def exit(
         self, branch: int, tap: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the outputs of a branch, and what it hands to the next.
+        """Compute the outputs of a branch, and what it passes to the next.
 
         Parameters
         ----------
@@ -310,7 +310,7 @@ class LabelNet(ExitNet):
     def loss(
         self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
     ) -> Tensor:
-        """``sum_k v_k mean w CE(z_k, y)``; see `ExitNet.loss`."""
+        """Compute ``sum_k v_k mean w CE(z_k, y)``; see `ExitNet.loss`."""
         losses = [
             v * F.cross_entropy(z, labels, reduction="none")
             for v, z in zip(self.branch_weights, outputs, strict=False)
@@ -332,7 +332,7 @@ class ExitRows:
     def tensors(
         self, index: Tensor, device: torch.device, dtype: torch.dtype
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Taps, labels, last stage and weights of some of the rows."""
+        """Return taps, labels, last stage and weights of some of the rows."""
         where = torch.from_numpy(self.rows)[index]
         block = as_tensor(self.features).index_select(0, where)
         taps = [
@@ -408,7 +408,7 @@ def fit_exit_net(
     net.to(device, dtype)
     if solver == "lbfgs":
         with (
-            handed().part("training"),
+            current_task().part("training"),
             _full_batch(net, rows, repeat, device) as (taps, loss),
         ):
             train = partial(
@@ -424,7 +424,7 @@ def fit_exit_net(
     elif solver == "adam_full_batch":
         updates = max_iter or default_max_iter(solver)
         with (
-            handed().part("training", updates) as task,
+            current_task().part("training", updates) as task,
             _full_batch(net, rows, repeat, device) as (taps, loss),
         ):
             history = full_batch_adam_loop(
@@ -444,7 +444,7 @@ def fit_exit_net(
 
         updates = max(1, n // min(batch_size, n))
         epochs = max_iter or max(12, -(-400 // updates))
-        with handed().part("training", epochs) as task:
+        with current_task().part("training", epochs) as task:
             history = adam_loop(
                 net,
                 loss_of,

@@ -26,7 +26,7 @@ from sk_calex.cascade._fit_key import digest_for
 from sk_calex.cascade._onnx._answer_modules import AnswerModule
 from sk_calex.cascade._runtime import Answer, cached_sources, tabulate
 from sk_calex.cascade._training_data import TrainingData
-from sk_calex.utils._callbacks import Task, handing
+from sk_calex.utils._callbacks import Task, use_task
 from sk_calex.utils._modes import trainable
 from sk_calex.utils._progress import showing
 from sk_calex.utils._validation import resolve_device
@@ -132,7 +132,7 @@ class JointCascade(BaseCascade):
     }
 
     def _net(self, data: TrainingData, generator: torch.Generator) -> ExitNet:
-        """The untrained network for the taps of a data."""
+        """Build the untrained network for the taps of the training data."""
         raise NotImplementedError
 
     def _check_params(self) -> None:
@@ -143,7 +143,7 @@ class JointCascade(BaseCascade):
     def _train(self, data: TrainingData, task: Task) -> None:
         pairs = data.folds.pairs
         n_nets = 1 + (len(pairs) if data.folds.out_of_fold else 0)
-        with task.part("heads", n_nets) as part, handing(part):
+        with task.part("heads", n_nets) as part, use_task(part):
             answers = self._train_nets(data)
         held = data.folds.calibration
         self.calibration_ = CalibrationSet(answers, data.codes[held], data.weight[held])
@@ -214,7 +214,7 @@ class JointCascade(BaseCascade):
         self._head_macs_ = self._fused_net_.macs()
 
     def _table_of_rows(self, data: TrainingData, rows: NDArray[np.intp]) -> StageTable:
-        """Answers of the stages to some rows of the training data."""
+        """Tabulate the answers of the stages to some rows of the training data."""
         n_stages = data.layout.n_taps + 1
         table = StageTable.empty(n_stages, len(rows), data.n_classes)
         for start in range(0, len(rows), _ROWS):
@@ -310,7 +310,7 @@ def _train_anywhere(
 
 
 def _describe(net: nn.Module) -> list[Any]:
-    """What joblib can tell networks apart by: tensors it hashes by where they lie."""
+    """Describe a network by what joblib can hash: of tensors it hashes the address."""
     inherited = set(vars(nn.Module()))
     content: list[Any] = []
     for name, module in net.named_modules():

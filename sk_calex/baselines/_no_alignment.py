@@ -84,7 +84,7 @@ class NoAlignmentClassifier(CascadeClassifier):
         exit at the first k with max p_k >= tau[k, c_k],  c_k = argmax p_k
 
     where tau[k, c] is the smallest threshold at which the held-out samples, all of
-    them, that are predicted as c keep the precision that the margin asks for. It is
+    them, that are predicted as c keep the precision that the margin demands. It is
     `CascadeClassifier` with these settings, bit for bit:
 
         alignment="none", targets="argmax",

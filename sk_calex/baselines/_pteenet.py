@@ -73,7 +73,7 @@ class PTEENet(ExitNet):
     def loss(
         self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
     ) -> Tensor:
-        """``mean w (lambda C_0 - log Y_0[t])``, t the last stage's answer.
+        """Compute ``mean w (lambda C_0 - log Y_0[t])``, t the last stage's answer.
 
         The recursion runs on the logarithm of the one probability that the loss looks
         at: ``log Y_k = logaddexp(log h_k + log y_k, log(1 - h_k) + log Y_{k+1})``. The
@@ -94,7 +94,7 @@ class PTEENet(ExitNet):
         return (weight * (self.cost_weight * cost - log_mixture)).mean()
 
     def read_tensors(self, branch: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits, and the confidence as the gate."""
+        """Split outputs into class logits, and the confidence as the gate."""
         return outputs[:, :-1], outputs[:, -1].double().sigmoid()
 
 
@@ -292,7 +292,7 @@ class PTEENetClassifier(JointCascade):
         return net
 
     def _relative_costs(self, n_branches: int) -> NDArray[np.float64]:
-        """Cost of each depth over the plain backbone's; by depth alone if unknown."""
+        """Compute each depth's cost over the backbone's; by depth alone if unknown."""
         try:
             stages, heads = stage_and_head_macs(self)
         except ValueError:

@@ -70,7 +70,7 @@ class ZTWHead(BranchHead):
         self.classifier = linear(n_pooled + n_before, n_classes, generator)
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        """Logits (n, n_classes); `before` are those of the branch before."""
+        """Compute logits (n, n_classes); `before` are those of the branch before."""
         u = relu(self.conv(self._as_map(x)))
         u = mixed_pool(u, self.grid, self.alpha)
         return self.classifier(u if before is None else torch.cat([u, before], dim=1))
@@ -121,7 +121,7 @@ class ZTW(ExitNet):
     def exit(
         self, branch: int, tap: Tensor, memory: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits of all branches so far, (n, (branch + 1) * n_classes), twice."""
+        """Join logits of all branches so far: (n, (branch + 1) * n_classes), twice."""
         if memory is None:
             logits = self.heads[branch](tap)
             return logits, logits
@@ -134,7 +134,7 @@ class ZTW(ExitNet):
     def loss(
         self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
     ) -> Tensor:
-        """``sum_k mean w CE(z_k, y)``; see `ExitNet.loss`."""
+        """Compute ``sum_k mean w CE(z_k, y)``; see `ExitNet.loss`."""
         losses = [
             F.cross_entropy(z[:, -self.n_classes :], labels, reduction="none")
             for z in outputs
@@ -162,7 +162,7 @@ class ZTW(ExitNet):
             self.shifts[k] = mean.shift.detach().to(self.shifts)
 
     def _log_proba(self, rows: ExitRows) -> Tensor:
-        """Of all branches on the rows, (n, K, C), float64, on the CPU."""
+        """Compute those of all branches on the rows, (n, K, C), float64, on the CPU."""
         parameter = next(self.parameters())
         parts = []
         with torch.no_grad():
@@ -178,7 +178,7 @@ class ZTW(ExitNet):
         return logits.log_softmax(dim=2)
 
     def read_tensors(self, branch: int, outputs: Tensor) -> tuple[Tensor, None]:
-        """Logits of the ensemble, or of the head alone."""
+        """Return the logits of the ensemble, or of the head alone."""
         if not self.ensemble:
             return outputs[:, -self.n_classes :], None
         used = branch + 1
@@ -295,8 +295,8 @@ class ZTWClassifier(JointCascade):
     ten at epoch 15. The convolution has a stride of 2 on maps larger than 4 x 4 and a
     width that does not follow the tap's, at a fraction of the cost; on tokens it is a
     linear layer at each position (our definition). The code may normalise the logits
-    that are handed on, which leaves of two classes only the sign; here they are not. An
-    answer at the threshold itself exits, where the code asks for more than it.
+    that are passed on, which leaves of two classes only the sign; here they are not. An
+    answer at the threshold itself exits, where the code requires more than it.
 
     The heads are over-confident on the rows that trained them, and the ensembles are
     fitted there: their probabilities are sharper than they are right, and where a head

@@ -1,4 +1,4 @@
-"""Seed, fit, ask and count any scikit-learn classifier as a branch.
+"""Seed, fit, run and count any scikit-learn classifier as a branch.
 
 The one place that knows torch branches from other classifiers.
 """
@@ -197,7 +197,7 @@ def count_target_classes(
 
 
 def _class_shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weight of each class in a row that is repeated once for each class."""
+    """Return the weight of each class in a row that is repeated once for each class."""
     share: NDArray[np.float64] = soften(soft, getattr(branch, "temperature", 1.0))
     # Where no class has that much, the largest shares count.
     least = np.minimum(_LEAST_SHARE, share.max(axis=1, keepdims=True))
@@ -310,16 +310,16 @@ def probabilities_of(
     if isinstance(estimator, BaseBranch):
         branch, shape = estimator, estimator.feature_shape_
 
-        def ask_head(features: Tensor) -> NDArray[np.float64]:
+        def compute_by_head(features: Tensor) -> NDArray[np.float64]:
             # A branch may read the tap in another shape than the tap has.
             logits = branch.answer_logits(features.reshape(-1, *shape))
             return spread(softmax64(logits))
 
-        return ask_head
+        return compute_by_head
 
     may_lack = takes_missing(estimator)
 
-    def ask(features: Any) -> NDArray[np.float64]:
+    def compute(features: Any) -> NDArray[np.float64]:
         rows = features
         if isinstance(features, Tensor):
             rows = features.flatten(1).cpu().numpy()
@@ -331,11 +331,11 @@ def probabilities_of(
         check_finite(proba, f"the probabilities of {name}", "Scale X.")
         return spread(proba)
 
-    return ask
+    return compute
 
 
 def macs_of(estimator: Any, role: str) -> int:
-    """Multiply-accumulates of one answer of a fitted classifier.
+    """Count the multiply-accumulates of one answer of a fitted classifier.
 
     Parameters
     ----------
@@ -374,7 +374,7 @@ def macs_of(estimator: Any, role: str) -> int:
 
 
 def _count_learned(estimator: Any) -> float | None:
-    """MACs by what a fitted estimator holds; None: unknown."""
+    """Count MACs by what a fitted estimator holds; None: unknown."""
     if getattr(estimator, "macs_", None) is not None:
         return float(estimator.macs_)
     for name in ("best_estimator_", "calibrated_classifiers_"):

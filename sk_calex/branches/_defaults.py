@@ -152,7 +152,7 @@ def count_unfitted(branch: Any, shape: tuple[int, ...], n_classes: int) -> int:
 
 
 def _count_trunk_macs(shape: tuple[int, ...], widths: Sequence[int]) -> int:
-    """MACs of a trunk's layers: 3x3 convolutions on maps, linear ones on tokens."""
+    """Count MACs of a trunk's layers: 3x3 convolutions on maps, linear on tokens."""
     is_map = len(shape) == 3
     n_in, positions = (shape[0], shape[1:]) if is_map else (shape[-1], shape[:1])
     if is_map and min(positions) > 4:

@@ -64,7 +64,7 @@ class _SmoothSlopeReLU(torch.autograd.Function):
 
 
 def relu(x: Tensor) -> Tensor:
-    """Rectify, in place where the gradient need not be smooth."""
+    """Apply ReLU, in place where the gradient need not be smooth."""
     if _gradients_are_smooth():
         return cast(Tensor, _SmoothSlopeReLU.apply(x))
     return F.relu(x, inplace=True)

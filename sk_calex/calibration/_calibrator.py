@@ -48,7 +48,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
     margin : float or sequence of float, default=0.0
         How much precision may be given up against the reference, the last stage:
         finite and below 1; a sequence holds one margin for each branch. Negative
-        margins ask for more than the reference has; a bar is never above 1. Inside a
+        margins demand more than the reference has; a bar is never above 1. Inside a
         `CascadeClassifier` leave it at 0: there the cascade's own `margin` counts.
     margin_mode : {"relative", "absolute", "local"}, default="relative"
         Where the margin holds:
@@ -94,7 +94,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
     support_ : ndarray of float64, shape (n_branches, n_classes)
         Sample weight at or above the threshold.
     bars_ : ndarray of float64, shape (n_branches, n_classes)
-        Precision that was asked for. With "local", that of the reference on the samples
+        Precision that was required. With "local", that of the reference on the samples
         that exit as the class, less the margin: NaN where the class is disabled, and
         `precision_` may lie a little below it, as classes share a trend.
     reference_precision_ : ndarray of float64, shape (n_classes,)
@@ -206,7 +206,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
             Not used; for the interface of the exit rules.
         reference_precision : array-like of shape (n_classes,), default=None
             For one branch: precision of the backbone for each predicted class, in
-            [0, 1]; NaN where unknown, which asks for 1. None means all ones. Not used
+            [0, 1]; NaN where unknown, which counts as 1. None means all ones. Not used
             by "local".
         reference_correct : array-like of bool, shape (n_samples,), default=None
             For one branch: whether the backbone is right on each sample, which "local"

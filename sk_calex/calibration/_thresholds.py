@@ -90,7 +90,7 @@ def precision_bars(
         Precision of the backbone for each predicted class; NaN where unknown.
     margin : float
         Finite and below 1. Positive margins accept less precision than the backbone's,
-        negative ones ask for more.
+        negative ones demand more.
     margin_mode : {"relative", "absolute"}, default="relative"
         ``(1 - margin) * precision`` or ``precision - margin``.
 
@@ -134,7 +134,7 @@ def precision_bars(
 class BranchThresholds:
     """Outcome of one branch's calibration; every array has shape (n_classes,).
 
-    `bars` is the precision asked for. With local margins it is the reference's own on
+    `bars` is the required precision. With local margins it is the reference's own on
     the samples that exit, less the margin; NaN where none do.
     """
 
@@ -182,7 +182,7 @@ class _Prefixes:
         self.ends = self.last | np.append(self.scores[1:] != self.scores[:-1], True)
 
     def weight_of(self, which: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Weight of some samples in the prefix that ends at each row."""
+        """Sum the weight of some samples in the prefix that ends at each row."""
         return self.sum_in_class(self.weight * which[self.order])
 
     def sum_in_class(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -193,19 +193,19 @@ class _Prefixes:
         return sums
 
     def total(self, correct: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Weight of each prefix."""
+        """Return the weight of each prefix."""
         # Two sums, so that an all-right prefix is at exactly 1 and an all-wrong one 0.
         return self.weight_of(correct) + self.weight_of(~correct)
 
     def longest(self, meets: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Last row of each class that meets a condition, -1 where none does."""
+        """Find each class's last row that meets a condition, -1 where none does."""
         chosen = np.flatnonzero(meets)
         rows = np.full(self.n_classes, -1)
         rows[self.classes[chosen]] = chosen  # the last assignment wins
         return rows
 
     def thresholds(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """A hair below the scores of these rows, and above the next lower ones."""
+        """Find thresholds just below the scores of these rows, above the next lower."""
         following = self.scores[np.minimum(rows + 1, len(self.scores) - 1)]
         below = np.where(self.last[rows], -np.inf, following)
         gap = np.minimum((self.scores[rows] - below) / 2, HAIR)
@@ -222,7 +222,7 @@ def _outcome(
     correct: NDArray[np.bool_],
     bars: NDArray[np.float64],
 ) -> BranchThresholds:
-    """Thresholds at the chosen rows, -1 where a class has none, and their figures."""
+    """Return thresholds at the chosen rows, -1 where a class has none, and figures."""
     n_classes = prefixes.n_classes
     thresholds = np.full(n_classes, np.inf)
     precision = np.full(n_classes, np.nan)
@@ -246,7 +246,7 @@ def find_thresholds(
     min_support: float,
     rule: str,
 ) -> BranchThresholds:
-    """Lowest threshold of each predicted class whose prefix meets the class's bar."""
+    """Find the lowest threshold of each predicted class whose prefix meets its bar."""
     by_score = np.argsort(-scores, kind="stable")
     prefixes = _Prefixes(scores, predicted, weight, len(bars), by_score)
     total = prefixes.total(correct)
@@ -270,7 +270,7 @@ def find_local_thresholds(
     min_support: float,
     shrinkage: float,
 ) -> BranchThresholds:
-    """Lowest threshold of each class from which on no exit costs more than the margin.
+    """Find the lowest threshold of each class above which no exit costs too much.
 
     What an exit costs falls with the confidence, alike for all classes but for an
     offset: each class's mean deviation from that trend, as if `shrinkage` samples
@@ -307,7 +307,7 @@ def _falling_trend(
     cost: NDArray[np.int8],
     weight: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Isotonic regression of the cost, falling with the score, at each score.
+    """Fit an isotonic regression of the cost, falling with the score, at each score.
 
     `by_score` sorts the scores from high to low: the sort is the dear part.
     """
@@ -329,13 +329,13 @@ def exits_at(
     predicted: NDArray[np.intp],
     thresholds: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """The gate of one branch: who reaches the threshold of its predicted class."""
+    """Tell which samples reach the threshold of their predicted class at one branch."""
     mask: NDArray[np.bool_] = scores >= thresholds[predicted]
     return mask
 
 
 def just_below(falling: NDArray[np.float64], last: int) -> float:
-    """Threshold that admits the scores up to `last` of a falling sequence, no more.
+    """Find a threshold that admits scores up to `last` of a falling sequence, no more.
 
     A hair below the last one, as with CalexNet's thresholds: the last bits of a score,
     which depend on the size of the batch, cannot flip a calibration sample.
@@ -346,7 +346,7 @@ def just_below(falling: NDArray[np.float64], last: int) -> float:
 
 
 def prefix_ends(falling: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Where a prefix of falling scores may end: ties stay together."""
+    """Find where a prefix of falling scores may end: ties stay together."""
     return np.flatnonzero(np.diff(falling, append=-np.inf) < 0)
 
 

@@ -1,4 +1,4 @@
-"""A warning where the calibration rows are too few for what is asked of them."""
+"""A warning where calibration rows are too few to choose thresholds from."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class SurvivorAlignment(BaseEstimator):
         - "soft": the probability of surviving the earlier branches, mixed with all
           samples alike (see `mixture`). What measured best.
         - "hard": the survivors alone, as BTS-EE does.
-        - "none": all samples alike; the quickest, as no earlier branch has to be asked
+        - "none": all samples alike; the quickest, as no earlier branch has to run
           about the training rows.
     margin : float, sequence of float or "same", default=0.05
         Margin of the thresholds from which the weights are made, with the settings of
@@ -400,12 +400,12 @@ class TrainingProfile:
         """Keep some of the branches; NaN where another one now comes before."""
         rows = list(branches)
         follows = np.array(rows) == np.array([-1, *rows[:-1]]) + 1
-        kept = np.where(follows, 1.0, np.nan)[:, None]
+        known = np.where(follows, 1.0, np.nan)[:, None]
         return replace(
             self,
             class_weight=self.class_weight[rows],
-            confidence_weight=kept * self.confidence_weight[rows],
-            plain_confidence_weight=kept * self.plain_confidence_weight[rows],
+            confidence_weight=known * self.confidence_weight[rows],
+            plain_confidence_weight=known * self.plain_confidence_weight[rows],
         )
 
 

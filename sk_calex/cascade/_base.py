@@ -214,7 +214,7 @@ class BaseCascade(
     # -- the exit rule and its knob ----------------------------------------------
 
     def _knob_moves(self, calibrator: ExitPolicy) -> bool:
-        """Whether the cascade's own knob sets that of a calibrator."""
+        """Tell whether the cascade's own knob sets that of a calibrator."""
         return False
 
     @property
@@ -351,7 +351,7 @@ class BaseCascade(
     # -- running -----------------------------------------------------------------
 
     def _answers(self) -> list[Answer]:
-        """Functions that answer, of all stages in cascade order."""
+        """Return the functions that answer, one per stage in cascade order."""
         n_classes = len(self.classes_)
         branches = [probabilities_of(branch, n_classes) for branch in self.branches_]
         return [*map(independent, branches), self._last_answer()]
@@ -470,7 +470,7 @@ class BaseCascade(
         -------
         predictions : iterator of CascadePrediction
             What `predict_details` returns, for one batch after another; each is
-            computed when it is asked for.
+            computed at its first use.
 
         Raises
         ------
@@ -548,7 +548,7 @@ class BaseCascade(
         return depth_prices(self)[0]
 
     def _branch_macs(self) -> list[int]:
-        """MACs of the heads, one per branch."""
+        """Return the MACs of the heads, one per branch."""
         return [macs_of(branch, "branch") for branch in self.branches_]
 
     def cost(self, X: Any) -> NDArray[np.float64]:

@@ -96,7 +96,7 @@ class CascadeClassifier(BaseCascade):
         - splitter with one split (such as ``PredefinedSplit``): one part trains, the
           other calibrates;
         - int, or a splitter that partitions the samples: out-of-fold answers calibrate,
-          and the branches that are kept are trained on all samples. For small data.
+          and the final branches are trained on all samples. For small data.
     costs : array-like of shape (n_branches + 1,) or dict, default=None
         Cost of an answer at each depth, in a unit of your own (milliseconds, money), or
         a dict with ``"stages"`` and ``"heads"`` as `measure_costs` returns it. Where it
@@ -105,7 +105,7 @@ class CascadeClassifier(BaseCascade):
         Whether `X` holds samples or the output of `FrozenBackbone.transform`.
     memory : str or joblib.Memory, default=None
         Where fitted branches are cached, as in `sklearn.pipeline.Pipeline`. Only for a
-        folder that nobody else can write to: joblib unpickles what lies there.
+        folder that no one else can write to: joblib unpickles what lies there.
     n_jobs : int, default=None
         Folds trained at once, by joblib.
     random_state : int, RandomState instance or None, default=None
@@ -259,7 +259,7 @@ class CascadeClassifier(BaseCascade):
         }
 
     def _default_branch(self, layout: TapLayout) -> Any:
-        """Template of the branches, or one for each tap, where `branch` is None."""
+        """Choose branches where `branch` is None: a template, or one for each tap."""
         n_classes = len(self.classes_)
         return default_branches(layout.shapes, layout.stage_macs, n_classes)
 
@@ -282,14 +282,14 @@ class CascadeClassifier(BaseCascade):
         return calibrator.knob == self.knob
 
     def _alignment_rule(self) -> SurvivorThresholdCalibrator:
-        """Settings of the thresholds from which training weights are made."""
+        """Return the settings of the thresholds that training weights are made from."""
         rule = self._exit_rule()
         if isinstance(rule, SurvivorThresholdCalibrator):
             return rule
         return self._rule()
 
     def _alignment_thresholds(self) -> NDArray[np.float64]:
-        """Thresholds that made the training weights, shape (n_branches, n_classes)."""
+        """Compute the thresholds that the training weights were made from."""
         rule = self._alignment_rule().set_params(margin=self._alignment_margin())
         return self._fit_rule(rule).thresholds_
 
@@ -366,12 +366,12 @@ class CascadeClassifier(BaseCascade):
                 "ensemble=True weighs all branches before a stage, so none can be left "
                 "out. Choose taps with ensemble=False, then fit those with True."
             )
-        kept = copy.copy(self)
-        kept.layout_ = self.layout_.select(self.layout_.names[k] for k in taps)
-        kept.branches_ = [self.branches_[k] for k in taps]
-        kept.training_profile_ = self.training_profile_.select(taps)
-        kept.calibration_ = self.calibration_.select_stages([*taps, -1])
-        return kept
+        new = copy.copy(self)
+        new.layout_ = self.layout_.select(self.layout_.names[k] for k in taps)
+        new.branches_ = [self.branches_[k] for k in taps]
+        new.training_profile_ = self.training_profile_.select(taps)
+        new.calibration_ = self.calibration_.select_stages([*taps, -1])
+        return new
 
     # -- the exit rule -----------------------------------------------------------
 

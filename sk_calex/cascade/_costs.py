@@ -223,7 +223,7 @@ def measure_costs(cascade: Any, X: Any, *, n_repeats: int = 3) -> Bunch:
 
 
 def _time_stages(cascade: Any, X: Any) -> NDArray[np.float64]:
-    """Milliseconds per sample of each stage and each answer, shape (2, n_stages)."""
+    """Measure milliseconds per sample of each stage and answer, shape (2, n_stages)."""
     answers, inputs = cascade._answers(), input_batches(cascade, X)
     spent = np.zeros((2, len(answers)))
     with inputs.mode():

@@ -41,7 +41,7 @@ class LogMean(nn.Module):
         self.shift = nn.Parameter(none, requires_grad=shift)
 
     def forward(self, log_proba: Tensor) -> Tensor:
-        """Logits of the mean, shape (n, C)."""
+        """Compute the logits of the mean, shape (n, C)."""
         weight = self.exponents.exp() / len(self.exponents)
         return torch.einsum("nkc,k->nc", log_proba, weight) + self.shift
 

@@ -29,7 +29,7 @@ from sk_calex.cascade._alignment import (
 )
 from sk_calex.cascade._fit_key import digest_for
 from sk_calex.cascade._training_data import TrainingData
-from sk_calex.utils._callbacks import NO_TASK, Task, handed, handing
+from sk_calex.utils._callbacks import NO_TASK, Task, current_task, use_task
 from sk_calex.utils._parallel import for_workers, received
 from sk_calex.utils._progress import bar, showing
 from sk_calex.utils._validation import as_rows, take_rows
@@ -50,7 +50,7 @@ class FittedBranches:
     answers : StageTable
         Answers of all stages to the calibration samples.
     proba : ndarray of float64, shape (n_stages, n_samples, n_classes), or None
-        Their probabilities; only where they were asked for.
+        Their probabilities; only with `keep_proba`.
     effective_sample_sizes : ndarray of float64, shape (n_branches,)
         Of the training weights of each branch.
     profile : TrainingProfile
@@ -152,10 +152,10 @@ def fit_branches(
             if folds.out_of_fold:
                 with task.part(f"out of fold {name}"):
                     fitter.score_out_of_fold(folds.pairs, answers, n_jobs, kept)
-                with handing(task.part(f"branch {name}")):
+                with use_task(task.part(f"branch {name}")):
                     branch = fitter.fit_on(train)
             else:
-                with handing(task.part(f"branch {name}")):
+                with use_task(task.part(f"branch {name}")):
                     branch = fitter.fit_on(train)
                 fitter.score(branch, calibration, answers, kept)
                 if weighs_on and alignment.cross_fit:
@@ -196,9 +196,9 @@ def fit_branches(
 def _soft_targets(
     final: NDArray[np.float64], labels: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """Probabilities to imitate: those of the last stage, over the classes of y alone.
+    """Take the last stage's probabilities over the classes of y alone, to imitate.
 
-    A branch cannot learn a class that it is never shown, and never answers with it.
+    A branch cannot learn a class without training rows, and never predicts it.
     """
     present = np.isin(np.arange(final.shape[1]), labels)
     if present.all():
@@ -250,7 +250,7 @@ class _BranchFitter:
         self.content = content, columns.start, columns.stop
 
     def weights_on(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Training weights on some rows; the others get 0: absent, without a copy."""
+        """Return training weights on some rows; the others get 0, which is absence."""
         weight = np.zeros_like(self.weight)
         weight[rows] = self.weight[rows]
         used = weight > 0
@@ -305,7 +305,7 @@ class _BranchFitter:
         # Not every backend of joblib gives results one by one.
         kind = "list" if shown.disable else "generator"
         # One bar over the folds: theirs would run over each other.
-        with shown, showing(0, ""), handing(NO_TASK):
+        with shown, showing(0, ""), use_task(NO_TASK):
             fitted = map(received, Parallel(n_jobs, return_as=kind)(every))
             for branch, (_, held) in zip(fitted, pairs, strict=True):
                 self.score(branch, held, answers, kept)
@@ -322,6 +322,6 @@ def _fit_one_branch(
     content: tuple[str, int, int],
 ) -> Any:
     """Train one branch; `content` stands for the data in the key of a cache."""
-    branch, task = clone(template), handed()
+    branch, task = clone(template), current_task()
     with task.handed_to(branch), task:
         return fit_as_branch(branch, block, shape, labels, weight, soft)

@@ -2,8 +2,8 @@
 
 A search fits a clone for every candidate and fold. Clones that differ only in what
 moves a trained cascade, such as the margin, would train the same branches again. They
-carry one `SharedFits`, handed on by `clone`: it lives as long as they do, is bounded,
-is never pickled or copied, and changes no result.
+carry one `SharedFits`, which `clone` passes on. It lives as long as they do, is
+bounded, is never pickled or copied, and changes no result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sk_calex.utils._fitted_state import drop_fitted_state, fitted_state
 
 __all__ = ["SharedFits", "recall_or_keep", "recall_table", "size_of"]
 
-#: Fits that are kept, and what they may take in memory; the oldest in use go first.
+#: The most fits, and the most memory they take; the least recently used go first.
 MAX_FITS = 128
 MAX_BYTES = 256 * 2**20
 #: Sets of samples for which a fit keeps what its stages said: a search scores on few.
@@ -37,7 +37,7 @@ MAX_TABLES = 4
 class Fit:
     """One training: the attributes it set, and what its stages said of samples.
 
-    `stamp` tells whether the trained objects are still what they were.
+    `stamp` changes if the trained objects are replaced or written to.
     """
 
     state: dict[str, Any]
@@ -122,8 +122,8 @@ def recall_or_keep(
 ) -> Iterator[bool]:
     """Give a cascade the attributes of a clone that was trained alike, if there is one.
 
-    The context says whether there was. If not, what is trained inside the ``with`` is
-    kept for other clones. A cascade that was never cloned neither looks nor keeps.
+    The context's value is whether there is one. If not, what is trained inside the
+    ``with`` is stored for other clones. Without clones, nothing is stored.
     """
     fits: SharedFits | None = cascade.__dict__.get("_shared_fits")
     request = None

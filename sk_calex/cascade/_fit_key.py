@@ -44,7 +44,7 @@ _BY_IDENTITY = (
 
 
 class _CannotTellError(Exception):
-    """A value whose content cannot be told, or that changes with use."""
+    """A value whose content cannot be hashed, or that changes with use."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _Description:
         self.keeps: list[Any] = []
 
     def seed(self, random_state: Any) -> Any:
-        """A random state: a number, or none."""
+        """Describe a random state: a number, or none."""
         if random_state is None:
             self.draws = True
         elif not isinstance(random_state, int | np.integer):
@@ -197,7 +197,7 @@ class _Description:
 
 
 def array_digest(array: NDArray[Any]) -> str:
-    """SHA-256 of dtype, shape and values, block by block; not of objects."""
+    """Hash dtype, shape and values of an array, block by block; not of objects."""
     rows = np.asarray(array)
     digest = sha256(f"{rows.dtype.str}{rows.shape}".encode())
     if rows.ndim == 0:
@@ -211,7 +211,7 @@ def array_digest(array: NDArray[Any]) -> str:
 
 
 def digest_for(memory: Any, *arrays: Any) -> str:
-    """One digest of several arrays, for a key in a cache; empty where it keeps nothing.
+    """Hash several arrays for a key in a cache; empty where it keeps nothing.
 
     joblib's own hash of an array copies it, and is taken anew for every call; it does
     for sparse matrices and data frames.
@@ -230,7 +230,7 @@ def digest_for(memory: Any, *arrays: Any) -> str:
 
 
 def input_digest(X: Any) -> str | None:
-    """Digest of samples or features; None where it cannot be told cheaply.
+    """Digest of samples or features; None where that would take long.
 
     Image files count by their bytes, feature matrices and data frames also by what
     their columns are. Not digested are Datasets, lists and columns of objects.

@@ -142,7 +142,7 @@ def input_batches(cascade: Any, X: Any) -> Inputs:
 
 
 def feature_batches(cascade: Any, X: Any) -> Inputs:
-    """Like `input_batches`, from features: every stage can see every sample."""
+    """Return `input_batches` of features, of which every stage can see every sample."""
     check_is_fitted(cascade)
     if cascade.backbone_ is not None:
         features = cascade.backbone_.transform(X)

@@ -146,7 +146,7 @@ def fit_final_estimator(
 
 
 def _codes_of_frozen(frozen: Any, classes: NDArray[Any]) -> NDArray[np.intp]:
-    """Class code of each column of a fitted classifier's probabilities."""
+    """Find the class code of each column of a fitted classifier's probabilities."""
     position = {label: i for i, label in enumerate(classes.tolist())}
     labels = np.asarray(frozen.classes_).tolist()
     unknown = [label for label in labels if label not in position]
@@ -185,7 +185,7 @@ def output_order(
 
 
 def all_classes(found: NDArray[Any], given: ArrayLike | None) -> NDArray[Any]:
-    """Sorted classes of a cascade: those of y, or all that the backbone tells apart."""
+    """Return the sorted classes of a cascade: those of y, or all of the backbone's."""
     if given is None:
         return found
     named = np.unique(np.asarray(given))

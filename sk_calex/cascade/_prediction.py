@@ -129,7 +129,7 @@ class _Predictor(Protocol):
 def predict_batches(
     predictor: _Predictor, batches: Iterable[Any], batch_size: int
 ) -> Iterator[CascadePrediction]:
-    """Run `predict_details` on one batch after another, as results are asked for.
+    """Run `predict_details` on one batch after another, as results are consumed.
 
     What is wrong with `batches` as a whole is said here, not at the first result.
     """

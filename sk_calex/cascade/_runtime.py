@@ -40,7 +40,7 @@ class Source(Protocol):
     """A batch of samples on its way through the stages."""
 
     def advance(self, stage: int) -> Any:
-        """Features of the samples still under way at a stage.
+        """Return the features, at a stage, of the samples still under way.
 
         A tensor, but for sparse or framed rows of plain 2-D data.
         """
@@ -90,7 +90,7 @@ class _StagedSource:
 def cached_sources(
     features: Any, layout: TapLayout, size: int | None = None
 ) -> Iterator[tuple[slice, Source]]:
-    """Batches of a feature matrix or memory map, of sparse rows or of a data frame."""
+    """Yield batches of a feature matrix, of sparse rows or of a data frame."""
     if size is None:
         size = _PLAIN_ROWS if layout.shared else _CACHED_ROWS
     for start in range(0, features.shape[0], size):
@@ -99,7 +99,7 @@ def cached_sources(
 
 
 def staged_sources(runner: Runner, samples: Samples) -> Iterator[tuple[slice, Source]]:
-    """Batches of samples, run through a module stage by stage.
+    """Yield batches of samples, run through a module stage by stage.
 
     To be used up inside ``with runner.inference_mode()``. Entered here, that would
     outlive an error in the caller for as long as its traceback is kept.
@@ -172,7 +172,7 @@ def run_cascade(
 def every_answer(
     sources: Iterable[tuple[slice, Source]], answers: list[Answer]
 ) -> Iterator[tuple[int, slice, StageAnswer]]:
-    """Stage, rows and what it says of them: every stage, every sample, no exits."""
+    """Yield stage, rows and answer: every stage, every sample, no exits."""
     for rows, source in sources:
         said = None
         for stage, answer in enumerate(answers):

@@ -50,14 +50,14 @@ def digest_rows(X: Any) -> NDArray[np.uint64] | None:
 
 
 def _as_integers(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """First half of each key: of a million rows, none is taken for another."""
+    """Take the first half of each key: of a million rows, no two then collide."""
     return np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()
 
 
 def join_digests(
     one: NDArray[np.uint64] | None, two: NDArray[np.uint64] | None
 ) -> NDArray[np.uint64] | None:
-    """Digests of the rows of both; None where one of them is unknown."""
+    """Join the digests of two sets of rows; None where one of them is unknown."""
     return None if one is None or two is None else np.concatenate([one, two])
 
 
@@ -76,7 +76,7 @@ def check_rows_are_new(cascade: Any, X: Any, what: str, reason: str) -> None:
     seen, given = getattr(cascade, "row_digests_", None), digest_rows(X)
     if seen is None or given is None:
         warnings.warn(
-            f"it cannot be told whether X holds rows of the cascade's fit, because "
+            f"it is not known whether X holds rows of the cascade's fit, because "
             f"{'that' if seen is None else 'this'} X was not an array, a tensor or "
             f"image files. {what} is void if it does: {reason}",
             UserWarning,

@@ -32,7 +32,7 @@ _HEADER = (
 
 
 def cascade_summary(cascade: Any) -> str:
-    """Stages, heads and exits of a fitted cascade; taps of one that is not."""
+    """Write the table of a cascade: stages, heads and exits; before a fit the taps."""
     name = type(cascade).__name__
     if not _is_whole(cascade):
         backbone = cascade.backbone
@@ -66,7 +66,7 @@ def cascade_summary(cascade: Any) -> str:
 
 
 def _is_whole(cascade: Any) -> bool:
-    """Whether it is fitted: a fit leaves all of it, or nothing."""
+    """Tell whether it is fitted: a fit leaves all of it, or nothing."""
     return hasattr(cascade, "calibrator_")
 
 
@@ -86,7 +86,7 @@ def _head_name(cascade: Any, stage: int) -> str:
 
 
 def _threshold_cells(cascade: Any, stage: int) -> Iterator[Cell | str]:
-    """How many classes exit at a branch, and the range of their thresholds."""
+    """Write how many classes exit at a branch, and the range of their thresholds."""
     classes = cascade.classes_
     thresholds = getattr(cascade.calibrator_, "thresholds_", None)
     if thresholds is None or stage >= len(thresholds):
@@ -190,7 +190,7 @@ class _CalibrationOutcome:
         yield f"{100 * right:.1f} % of {here.sum():,}"
 
     def note(self, shares: NDArray[np.float64] | None, unit: str) -> str:
-        """Accuracy and saving; says which samples they are of."""
+        """Write accuracy and saving, with the samples that they are of."""
         right, last = (
             100 * np.average(a, weights=self.weight)
             for a in (self.right, self.last_right)

@@ -58,7 +58,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Folds:
-    """Row indices: what trains the branches that are kept, and what calibrates.
+    """Row indices: what trains the final branches, and what calibrates.
 
     One pair: `train` and `calibration` are disjoint, branches are trained once. Several
     pairs partition the rows: calibration scores are out of fold, and the branches that
@@ -69,7 +69,7 @@ class Folds:
 
     @property
     def train(self) -> NDArray[np.intp]:
-        """Rows that train the branches that are kept."""
+        """Rows that train the final branches."""
         if len(self.pairs) == 1:
             return self.pairs[0][0]
         return self.calibration
@@ -143,7 +143,7 @@ def check_n_folds(
     counts = np.bincount(codes, minlength=len(classes))
     if n_folds > counts.max():
         raise ValueError(
-            f"{name}={n_folds} asks for more folds than any class has rows: the most "
+            f"{name}={n_folds} makes more folds than any class has rows: the most "
             f"frequent, {classes.tolist()[counts.argmax()]!r}, has {counts.max()}. "
             f"Give a smaller {name}, or more samples."
         )

@@ -1,7 +1,7 @@
-"""What the loaders share: the data folder, checked reads, checked downloads.
+"""The data folder, checked reads and checked downloads of all loaders.
 
-Every file is taken for hostile: nothing is unpickled, nothing is extracted to disk,
-and what a file says about its own size is checked before memory is reserved for it.
+No file is trusted: nothing is unpickled or extracted to disk, and the size that a
+file states for itself is checked before memory is reserved for it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def fetch(
     page: str,
     note: str = "",
 ) -> None:
-    """Download `url` to `path`, or say which of the `tried` paths were missing."""
+    """Download `url` to `path`, or raise an error that names the missing paths."""
     missing = f"Data not found; looked for {', '.join(map(str, tried))}.{note}"
     by_hand = f"Or put {path.name} (MD5 {md5}, see {page}) at {path} by hand."
     if not download:
@@ -96,7 +96,7 @@ def fetch(
 
 
 def check_md5(path: Path, md5: str) -> None:
-    """Refuse a file that is not, byte for byte, the published one."""
+    """Raise an error if a file differs from the published one."""
     with path.open("rb") as stream:
         found = hashlib.file_digest(
             stream, lambda: hashlib.md5(usedforsecurity=False)
@@ -104,7 +104,7 @@ def check_md5(path: Path, md5: str) -> None:
     if found != md5:
         raise ValueError(
             f"{path} has MD5 {found}, the official file has {md5}: it is incomplete or "
-            "altered. Delete it and load again."
+            "changed. Delete it and load again."
         )
 
 

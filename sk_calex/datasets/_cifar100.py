@@ -139,8 +139,8 @@ def load_cifar100_coarse(
     Notes
     -----
     Where ``backbones/split.npz`` exists in `data_home`, its arrays ``train`` and
-    ``val`` are the split: a backbone that was trained elsewhere says there which
-    images it has not seen. Otherwise the split is drawn with a fixed seed.
+    ``val`` are the split: that of a backbone trained elsewhere, which has not seen
+    ``val``. Otherwise the split is drawn with a fixed seed.
 
     Examples
     --------

@@ -112,8 +112,8 @@ def load_cinic10(
     OSError
         If the download fails.
     ValueError
-        If `split` is unknown, a class has not 9,000 images, a file is no PNG image of
-        32x32 pixels, or the archive has the wrong checksum.
+        If `split` is unknown, a class does not have 9,000 images, a file is not a PNG
+        image of 32x32 pixels, or the archive has the wrong checksum.
 
     Examples
     --------

@@ -129,7 +129,7 @@ def load_digits_images(
 
 
 def _split(target: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Source rows of train, val and test: always the same."""
+    """Return the source rows of train, val and test: always the same."""
     rows = np.arange(len(target))
     train, rest = train_test_split(rows, test_size=0.5, stratify=target, random_state=0)
     val, test = train_test_split(

@@ -27,7 +27,7 @@ _LARGEST_SUM = 1e100
 
 
 def confidence_bins(confidence: ArrayLike) -> NDArray[np.intp]:
-    """Cells of confidences on a grid that is the same for all data.
+    """Place confidences in cells of a grid that is the same for all data.
 
     Fine near 1, where most confidences lie. A grid that followed the data would favour
     the rows that made it.
@@ -97,7 +97,7 @@ class ShiryaevRoberts:
 
 
 def place_bets(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bets of shape (kinds, BETS, rows): densities on [0, 1], at the p-values."""
+    """Compute bets (kinds, BETS, rows): densities on [0, 1], at the p-values."""
     p = np.clip(p_values, _SMALLEST_P, 1 - _SMALLEST_P)
     lines = [1 + slope * (p - 0.5) for slope in _SLOPES]
     powers = [k * side ** (k - 1) for k in _POWERS for side in (p, 1 - p)]
@@ -135,7 +135,7 @@ class Curve:
 
 
 def _largest(values: NDArray[np.float64], step: int) -> NDArray[Any]:
-    """Largest value of each step; the last one may be shorter."""
+    """Return the largest value of each step; the last one may be shorter."""
     return (
         np.maximum.reduceat(values, np.arange(0, len(values), step))
         if len(values)

@@ -84,7 +84,7 @@ def drift_report(
     See Also
     --------
     ExitMonitor : Notice a change while rows come in.
-    exit_report : Precision by depth and class against what was asked for.
+    exit_report : Precision by depth and class against the required precision.
 
     Notes
     -----
@@ -186,7 +186,7 @@ class _Side:
 
 
 def _compare(new: _Side, old: _Side, name: str, n_parts: int) -> Bunch:
-    """Shares on both sides, their limits and their distance."""
+    """Compare shares on both sides: shares, their limits and their distance."""
     both = _pair(*(side.shares(getattr(side, name), n_parts) for side in (new, old)))
     sizes = (np.array([new.size]), np.array([old.size]))
     both["distance"] = float(np.abs(both.new - both.calibration).sum() / 2)

@@ -366,7 +366,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         self.load_state_dict(seen)
 
     def _ask_first_branch(self, X: Any) -> FirstBranchRecorder:
-        """What the first branch says of rows; no later stage runs."""
+        """Run the first branch on rows, and no later stage."""
         first = FirstBranchRecorder(None)
         cascade: BaseCascade = cascade_in(self.estimator)
         run_with_exits(cascade, input_of(self.estimator, X), first)

@@ -1,4 +1,4 @@
-"""What a fitted cascade does on labelled samples, against what was asked of it."""
+"""What a fitted cascade does on labelled samples, against the required precision."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def exit_report(
     sample_weight: ArrayLike | None = None,
     confidence_level: float = 0.95,
 ) -> Bunch:
-    """Precision of the exits, by depth and predicted class, against its bar.
+    """Measure the precision of exits, by depth and predicted class, against its bar.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def exit_report(
             so that ten samples do not look like a fact; 0 and 1 where there are none.
             Unequal weights count as their effective sample size.
         bar : ndarray of float64, shape (n_branches + 1, n_classes)
-            Precision that the thresholds were asked for. With local margins it is
+            Precision that the thresholds had to reach. With local margins it is
             that of the last stage on the calibration samples that exit, less the
             margin. NaN where the exit rule has no such bar, as at the last stage.
         calibration_precision : ndarray of float64, shape (n_branches + 1, n_classes)
@@ -162,7 +162,7 @@ def alignment_report(
     n_bins: int = 10,
     sample_weight: ArrayLike | None = None,
 ) -> Bunch:
-    """How far what each branch was trained on is from the samples that reach it.
+    """Measure how far training samples of a branch are from those that reach it.
 
     The weighted training rows of a branch are compared with the samples of `X` that no
     earlier branch answers, over the true classes and over the confidence of the branch
@@ -195,8 +195,8 @@ def alignment_report(
     report : Bunch
         tv_class, tv_confidence : ndarray of float64, shape (n_branches,)
             Total-variation distance between weighted training rows and survivors, in
-            [0, 1]. NaN where nobody survives; over confidence also at the first branch,
-            and where the fit did not score the training rows.
+            [0, 1]. NaN where no sample survives; over confidence also at the first
+            branch, and where the fit did not score the training rows.
         tv_class_unweighted, tv_confidence_unweighted : ndarray, shape (n_branches,)
             The same for the training rows without survivor weights.
         tv_class_noise, tv_confidence_noise : ndarray of float64, shape (n_branches,)
@@ -282,7 +282,7 @@ def distribution_report(
     survivor_confidence: ArrayLike | None,
     n_bins: int,
 ) -> Bunch:
-    """Like `alignment_report`, of one branch and from its rows."""
+    """Compute an `alignment_report` of one branch, from its rows."""
     _check_bins(n_bins)
     if (train_confidence is None) != (survivor_confidence is None):
         raise ValueError(
@@ -327,7 +327,7 @@ def _distances(
     counts: NDArray[np.float64],
     n_bins: int,
 ) -> dict[str, Any]:
-    """Shares and distances over classes and over confidence."""
+    """Compute shares and distances over classes and over confidence."""
     plain = np.broadcast_to(trained.plain_class_weight, trained.class_weight.shape)
     by_class = (trained.class_weight, plain, survivors.class_weight)
     by_confidence = [
@@ -351,12 +351,12 @@ def _distances(
 
 
 def depth_names(cascade: Any) -> list[str]:
-    """Names of the depths: the taps, and the last stage."""
+    """Name the depths: the taps, and the last stage."""
     return [*cascade.layout_.names, "last stage"]
 
 
 def label_codes(cascade: Any, y: ArrayLike) -> NDArray[np.intp]:
-    """Codes of labels that a fitted cascade knows."""
+    """Return the codes of labels that a fitted cascade knows."""
     labels, classes = column_or_1d(y), cascade.classes_
     known = np.isin(labels, classes)
     if not known.all():
@@ -368,13 +368,13 @@ def label_codes(cascade: Any, y: ArrayLike) -> NDArray[np.intp]:
 
 
 def precision_bars_of(cascade: Any) -> NDArray[np.float64]:
-    """Precision asked of each depth and class; NaN where nothing asks for any.
+    """Return the required precision of each depth and class; NaN where there is none.
 
     Shape (n_branches + 1, n_classes).
     """
     answers = cascade.calibration_.answers
     bars = np.full((answers.n_stages, answers.n_classes), np.nan)
-    # Other rules ask for something else than a precision of all that exit.
+    # Other rules require something else than a precision of all that exit.
     bars[:-1] = getattr(cascade.calibrator_, "bars_", np.nan)
     return bars
 
@@ -385,7 +385,7 @@ def _exits(
     codes: NDArray[np.intp],
     weight: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Weight of the right answers and of all, and squares, by depth and class."""
+    """Sum the weight of right answers and of all, and squares, by depth and class."""
     depth = first_exits(cascade.calibrator_, table)
     answer = table.predicted[depth, np.arange(len(depth))]
     shape = (table.n_stages, table.n_classes)
@@ -396,7 +396,7 @@ def _exits(
 
 
 def _survivor_policy(cascade: Any, at: str) -> Policy:
-    """The rule whose survivors are looked at."""
+    """Return the rule whose survivors are compared."""
     if at == "operating_point":
         policy: Policy = cascade.calibrator_
         return policy
@@ -412,7 +412,7 @@ def _survivor_policy(cascade: Any, at: str) -> Policy:
 
 
 def _weighs(cascade: Any) -> bool:
-    """Whether the training rows of a cascade have survivor weights."""
+    """Tell whether the training rows of a cascade have survivor weights."""
     return (
         isinstance(cascade, CascadeClassifier) and cascade._alignment().kind != "none"
     )
@@ -421,10 +421,10 @@ def _weighs(cascade: Any) -> bool:
 def _training(
     cascade: Any, estimator: Any, X_train: Any, y_train: ArrayLike | None
 ) -> tuple[TrainingProfile, NDArray[np.float64]]:
-    """What the branches were trained on, and its effective sample sizes."""
-    kept = getattr(cascade, "training_profile_", None)
-    if kept is not None and (X_train is None or _weighs(cascade)):
-        return kept, cascade.effective_sample_size_
+    """Return the rows that trained the branches, and their effective sample sizes."""
+    profile = getattr(cascade, "training_profile_", None)
+    if profile is not None and (X_train is None or _weighs(cascade)):
+        return profile, cascade.effective_sample_size_
     if X_train is None or y_train is None:
         raise ValueError(
             f"{type(cascade).__name__} trains on all rows alike and keeps nothing of "
@@ -448,12 +448,12 @@ def _check_bins(n_bins: int) -> None:
 
 
 def _sizes(weights: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Effective sample sizes; 0 where nobody is left."""
+    """Compute effective sample sizes; 0 where no sample is left."""
     return np.array([effective_sample_size(w) if w.any() else 0.0 for w in weights])
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> Any:
-    """Part of the whole; NaN where the whole is nothing."""
+    """Divide a part by the whole; NaN where the whole is 0."""
     whole = np.broadcast_to(whole, part.shape)
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
@@ -464,7 +464,7 @@ def distance_noise(
     n_p: NDArray[np.float64],
     n_q: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Distance to be expected of two samples from one distribution."""
+    """Compute the distance to expect of two samples from one distribution."""
     n_p, n_q = n_p[:, None], n_q[:, None]
     r = (n_p * p + n_q * q) / (n_p + n_q)
     # No survivor: q, hence r, is NaN already.

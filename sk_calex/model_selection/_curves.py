@@ -250,11 +250,11 @@ class Outcomes:
         return float(np.average(self.right[-1], weights=self.weight))
 
     def at(self, value: Any) -> Point:
-        """The operating point at a value of the knob; the cascade is not changed."""
+        """Measure the operating point at a value of the knob, without a change."""
         return self.exiting(first_exits(self.cascade._rule_at(value), self.table))
 
     def exiting(self, depth: NDArray[np.intp]) -> Point:
-        """The operating point where every sample exits at a given depth."""
+        """Measure the operating point where every sample exits at a given depth."""
         costs, plain = depth_prices(self.cascade)
         right = self.right[depth, np.arange(len(depth))]
         share = np.bincount(depth, self.weight, minlength=len(costs)) / self.total
@@ -265,7 +265,7 @@ class Outcomes:
         )
 
     def of_taps(self, taps: Sequence[int]) -> Outcomes:
-        """The same of the cascade that has some of its branches only."""
+        """Return the same of the cascade that has some of its branches only."""
         return replace(
             self,
             cascade=self.cascade._of_taps(taps),

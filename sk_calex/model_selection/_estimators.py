@@ -114,7 +114,7 @@ class Prepared:
     """An unfitted estimator, and X in the form in which folds are trained on it.
 
     A cascade on samples is trained on their features, which the backbone makes once for
-    all folds and for the cascade that is kept. `backbone` is that backbone, fitted;
+    all folds and for the final cascade. `backbone` is that backbone, fitted;
     None where X is as it was given.
     """
 
@@ -132,7 +132,7 @@ class Prepared:
         return cls(estimator, X, None)
 
     def at(self, value: Any = None) -> Any:
-        """An unfitted clone, at a value of the knob."""
+        """Return an unfitted clone, at a value of the knob."""
         new = clone(self.estimator)
         cascade = cascade_in(new)
         if value is not None:
@@ -155,7 +155,7 @@ class Prepared:
         return fitted
 
     def of_taps(self, taps: Sequence[int], layout: TapLayout, X: Any) -> Prepared:
-        """The same on some of the taps; `X` is what was given to the search.
+        """Return the same on some of the taps; `X` is what was given to the search.
 
         Features are cut, not made again; of the smaller backbone only the stages are.
         """
@@ -208,7 +208,9 @@ def with_cascade(estimator: Any, cascade: BaseCascade) -> Any:
         best = with_cascade(estimator.best_estimator_, cascade)
         if not getattr(estimator, "_cuts_input", False):
             return best
-        search = copy.copy(estimator)  # it may cut columns before it asks its best one
+        search = copy.copy(
+            estimator
+        )  # it may cut columns before its best estimator predicts
         search.best_estimator_ = best
         return search
     return cascade

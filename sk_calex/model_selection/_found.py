@@ -154,7 +154,7 @@ class FoundCascade(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         -------
         predictions : iterator of CascadePrediction
             What `predict_details` returns, for one batch after another; each is
-            computed when it is asked for.
+            computed at its first use.
 
         Raises
         ------

@@ -332,7 +332,7 @@ class MarginSearchCV(FoundCascade):
     def _routed(
         self, sample_weight: NDArray[np.float64] | None, params: Mapping[str, Any]
     ) -> Bunch:
-        """What goes to the estimator's fit and to the splitter."""
+        """Return what goes to the estimator's fit and to the splitter."""
         given = dict(params)
         if sample_weight is not None:
             given["sample_weight"] = sample_weight

@@ -57,7 +57,7 @@ class Constraint:
     def violation(
         self, accuracy: float, flops_reduction: float, baseline: float
     ) -> float:
-        """By how much a point misses; 0 where it does not."""
+        """Compute by how much a point misses; 0 where it does not."""
         if self.max_accuracy_drop is not None:
             missing = baseline - accuracy - self.max_accuracy_drop
         else:
@@ -67,7 +67,7 @@ class Constraint:
     def key(
         self, accuracy: float, flops_reduction: float, baseline: float
     ) -> tuple[float, float, float]:
-        """Larger for a better point: one that misses less, then what is asked for.
+        """Compute a key, larger for a better point: misses less, then the objective.
 
         The cheapest within a drop, the most accurate within a budget; where two are
         alike in that, the one that is better in the other.
@@ -85,7 +85,7 @@ class Constraint:
         where: str,
         cost: str = "FLOPs",
     ) -> str:
-        """Message where even the nearest point misses."""
+        """Write the message where even the nearest point misses."""
         nearest = (
             f"the nearest, {where}, has an accuracy of {accuracy:.4f} and saves "
             f"{flops_reduction:.4f} of the {cost}."
@@ -126,7 +126,7 @@ class Landscape:
     """The points of one cascade over the folds that held samples out.
 
     Every sample counts once, in the fold that held it out, with its weight. Points that
-    were measured are kept, in their order.
+    were measured stay, in their order.
     """
 
     folds: Sequence[Outcomes]
@@ -149,7 +149,7 @@ class Landscape:
         return cost_name(self.folds[0].cascade)
 
     def at(self, value: Any) -> Measured:
-        """A point: a value of the knob, or a tuple of margins."""
+        """Measure a point: a value of the knob, or a tuple of margins."""
         if value not in self.measured:
             points = [fold.at(value) for fold in self.folds]
             right = np.array([point.accuracy for point in points])
@@ -163,7 +163,7 @@ class Landscape:
         return self.measured[value]
 
     def best_of(self, values: Iterable[Any]) -> Measured:
-        """The best point, of equal ones the first."""
+        """Return the best point, of equal ones the first."""
         return max(map(self.at, values), key=lambda point: point.key)
 
     def check(self, best: Measured, what: str) -> None:
@@ -179,17 +179,17 @@ class Landscape:
             raise ValueError(message)
 
     def of_taps(self, taps: Sequence[int]) -> Landscape:
-        """The same of the cascade that has some of its branches only."""
+        """Return the same of the cascade that has some of its branches only."""
         return Landscape([fold.of_taps(taps) for fold in self.folds], self.constraint)
 
 
 def best_shared(landscape: Landscape, values: Sequence[Any]) -> tuple[Measured, str]:
-    """One value for all branches, and how it was found."""
+    """Return the best value for all branches, and how it was found."""
     return landscape.best_of(values), "exhaustive"
 
 
 def best_joint(landscape: Landscape, values: Sequence[Any]) -> tuple[Measured, str]:
-    """A margin for each branch, and how they were found.
+    """Return the best margin for each branch, and how they were found.
 
     All combinations where they are few. Else coordinate descent: from the best shared
     margin, one branch after the other takes its best margin given the others', until

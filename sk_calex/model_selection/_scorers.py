@@ -69,7 +69,7 @@ class FlopsReductionScorer(_CascadeScorer):
     y : array-like of shape (n_samples,), default=None
         Ignored.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights of the samples in the mean cost. With metadata routing, ask for them by
+        Weights of the samples in the mean cost. With metadata routing, request them by
         ``set_score_request(sample_weight=True)`` on a clone.
 
     Returns
@@ -131,7 +131,7 @@ class AccuracyAtFlopsScorer(_CascadeScorer):
         y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> float:
-        """Best accuracy within the budget; see `accuracy_at_flops_scorer`."""
+        """Find the best accuracy within the budget; see `accuracy_at_flops_scorer`."""
         budget = Constraint.of(None, self.flops_budget)
         if y is None:
             raise ValueError("y is None: an accuracy needs labels.")

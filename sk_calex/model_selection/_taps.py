@@ -116,7 +116,7 @@ def select_taps(
 
 
 def check_values(margins: Any, cascade: Any) -> list[Any]:
-    """Values of the knob: as given, or those that span a fitted cascade's curve."""
+    """Check the knob's values, or choose those that span a fitted cascade's curve."""
     if isinstance(margins, str):
         if margins != "auto":
             raise ValueError(

@@ -80,8 +80,8 @@ class LearnedGate(ExitPolicy):
             rows = np.flatnonzero(reaching)
             gate = None
             if len(np.unique(harmless[rows])) == 2:
-                # One by one: under metadata routing a pipeline hands on no weights
-                # that its steps did not ask for.
+                # One by one: under metadata routing a pipeline passes on no weights
+                # that its steps did not request.
                 design, own = signals_as_columns(table.stage(k))[rows], weight[rows]
                 scaler = StandardScaler().fit(design, sample_weight=own)
                 logistic = LogisticRegression(max_iter=1000).fit(
@@ -183,5 +183,5 @@ def regressions_as_data(
 
 
 def signals_as_columns(said: Signals) -> NDArray[np.float64]:
-    """Signals of the samples as regressors, shape (n_samples, 3)."""
+    """Stack signals of the samples as regressors, shape (n_samples, 3)."""
     return np.column_stack([said.confidence, said.entropy, said.gap])

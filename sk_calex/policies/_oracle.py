@@ -1,4 +1,4 @@
-"""The upper limit of every exit rule; it knows the truth."""
+"""The upper limit of every exit rule, computed from the labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Oracle"]
 
 
 class Oracle:
-    """Exit at the first stage that is right. Not a rule: it needs the labels.
+    """Exit at the first stage that is right, which needs the labels.
 
     It marks what exits could reach with these branches, and cannot be given to a
     cascade. Samples that no stage gets right exit at the first branch: going on would

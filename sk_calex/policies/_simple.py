@@ -130,7 +130,7 @@ class EntropyThreshold(ExitPolicy):
 
     Notes
     -----
-    BranchyNet (Teerapittayanon et al. 2016), which asks for ``entropy < T``; here the
+    BranchyNet (Teerapittayanon et al. 2016), which requires ``entropy < T``; here the
     threshold itself exits too.
 
     Examples

@@ -279,7 +279,7 @@ class UsableShards:
             _verified[path] = shard.signature
 
     def _index_anew(self, number: int, keys: NDArray[np.uint8]) -> None:
-        """Index a sound shard again that was damaged when it was indexed."""
+        """Index again a sound shard that was damaged when it was indexed."""
         name = self.path(number).name
         with self._lock:
             if self._numbers.get(name) == number:

@@ -24,8 +24,8 @@ __all__ = [
     "NO_TASK",
     "CallbackSupportMixin",
     "Task",
-    "handed",
-    "handing",
+    "current_task",
+    "use_task",
     "with_callbacks",
 ]
 
@@ -127,19 +127,19 @@ NO_TASK = Task()
 
 # A context variable, so that no cache of fitted parts depends on the callbacks. Worker
 # threads and processes do not see it: steps in there are not reported.
-_HANDED: ContextVar[Task] = ContextVar("handed", default=NO_TASK)
+_CURRENT: ContextVar[Task] = ContextVar("current_task", default=NO_TASK)
 
 
 @contextmanager
-def handing(task: Task) -> Iterator[None]:
-    """Let functions called inside the block take over a step with `handed`."""
-    token = _HANDED.set(task)
+def use_task(task: Task) -> Iterator[None]:
+    """Set the step that `current_task` returns inside the block."""
+    token = _CURRENT.set(task)
     try:
         yield
     finally:
-        _HANDED.reset(token)
+        _CURRENT.reset(token)
 
 
-def handed() -> Task:
-    """Return the step to take over: the one that `handing` set, or `NO_TASK`."""
-    return _HANDED.get()
+def current_task() -> Task:
+    """Return the step that `use_task` set, or `NO_TASK`."""
+    return _CURRENT.get()

@@ -128,8 +128,8 @@ def read_folder(
         )
     manifest = _read_manifest(folder / MANIFEST, format)
     files = {
-        name: _read_checked(folder, name, told, max_bytes)
-        for name, told in _entries(manifest, folder).items()
+        name: _read_checked(folder, name, entry, max_bytes)
+        for name, entry in _entries(manifest, folder).items()
     }
     return manifest, files
 
@@ -162,9 +162,9 @@ def _read_manifest(path: Path, format: str) -> dict[str, Any]:
 
 
 def _entries(manifest: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
-    for name, told in manifest["files"].items():
+    for name, entry in manifest["files"].items():
         plain = name != "" and Path(name).name == name and not name.startswith(".")
-        if not plain or not isinstance(told, dict):
+        if not plain or not isinstance(entry, dict):
             raise ValueError(
                 f"{folder / MANIFEST} lists {name!r}, which is not the name of a file "
                 "in its folder."
@@ -174,21 +174,21 @@ def _entries(manifest: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]
 
 
 def _read_checked(
-    folder: Path, name: str, told: dict[str, Any], max_bytes: int | None
+    folder: Path, name: str, entry: dict[str, Any], max_bytes: int | None
 ) -> bytes:
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise FileNotFoundError(f"{path} is missing, or not a plain file.")
     size = path.stat().st_size
-    if size != told.get("bytes"):
+    if size != entry.get("bytes"):
         raise ValueError(
-            f"{path} has {size} bytes, {told.get('bytes')} were written: it is damaged "
-            "or was replaced. Copy the folder again from where it was saved."
+            f"{path} has {size} bytes, {entry.get('bytes')} were written: it is "
+            "damaged or was replaced. Copy the folder again from where it was saved."
         )
     if max_bytes is not None and size > max_bytes:
         raise ValueError(f"{path} has {size} bytes; at most {max_bytes} are read.")
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != told.get("sha256"):
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
         raise ValueError(
             f"{path} is damaged or was replaced: its digest is not the one that was "
             "written. Copy the folder again from where it was saved."

@@ -112,7 +112,7 @@ def _operators(
 
 
 def _linear(x: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    """``x @ weight.T``, whatever the weight is packed into."""
+    """Count ``x @ weight.T``, whatever the weight is packed into."""
     return 2 * out_val.numel() * x.shape[-1]
 
 
@@ -132,7 +132,7 @@ _added_batched_product = _added_product
 
 
 def _bilinear(i1: Tensor, i2: Tensor, i3: Tensor, *expansions: Any, **_: Any) -> int:
-    """The weight of `torch.nn.Bilinear` is contracted with one input, then the other.
+    """Count `torch.nn.Bilinear`: its weight meets one input, then the other.
 
     Both at the cost of a product: ``x1 @ weight`` for each row, then ``. @ x2``.
     """
@@ -144,7 +144,7 @@ def _bilinear(i1: Tensor, i2: Tensor, i3: Tensor, *expansions: Any, **_: Any) ->
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-    """Scores and their product with the values; keys may be shared by heads."""
+    """Count scores and their product with the values; heads may share keys."""
     *batch, n_queries, width = q.shape
     return 2 * math.prod(batch) * n_queries * k.shape[-2] * (width + v.shape[-1])
 
@@ -161,7 +161,7 @@ def _multi_head_attention(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Self-attention: torch fuses no other."""
+    """Count self-attention: torch fuses no other."""
     return _self_attention(query, embed_dim, qkv_weight.numel() + proj_weight.numel())
 
 
@@ -173,7 +173,7 @@ def _encoder_layer(*arguments: Any, **_: Any) -> int:
 
 
 def _self_attention(src: Tensor, embed_dim: int, n_weights: int) -> int:
-    """Each token meets each weight, and each token of its sequence twice."""
+    """Count each token by each weight, and each token of its sequence twice."""
     if src.is_nested:  # padding is left out
         lengths = [len(sequence) for sequence in src.unbind()]
     else:
@@ -226,7 +226,7 @@ def _one_recurrent_layer(
 
 
 def _recurrent_layers(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
-    """All layers and directions at once: each step meets each matrix."""
+    """Count all layers and directions at once: each step meets each matrix."""
     return _steps(x) * 2 * sum(w.numel() for w in weights if w.ndim == 2)
 
 

@@ -240,7 +240,7 @@ class _MacCounter(TorchDispatchMode):
 
 
 def _matrices(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Weights that are made to be multiplied by, with the name of their layer."""
+    """List weights that are made to be multiplied by, with the name of their layer."""
     for name, layer in module.named_modules():
         for key, weight in layer.named_parameters(recurse=False):
             if weight.ndim >= 2:
@@ -260,7 +260,7 @@ def _place(tensor: Tensor) -> int:
 
 
 def _multiplies(func: Any) -> bool:
-    """Whether an operator may multiply by a weight, as far as its name tells."""
+    """Tell whether an operator may multiply by a weight, by its name."""
     if isinstance(func, torch._ops.HigherOrderOperator):
         return True
     if func.is_view or torch.Tag.pointwise in func.tags:
@@ -275,7 +275,7 @@ def depth_costs(
     stage_macs: Sequence[float] | npt.ArrayLike,
     head_macs: Sequence[float] | npt.ArrayLike,
 ) -> npt.NDArray[np.float64]:
-    """Cost of one sample by the depth at which it exits.
+    """Compute the cost of one sample by the depth at which it exits.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def flops_reduction(
     stage_macs: Sequence[float] | npt.ArrayLike,
     head_macs: Sequence[float] | npt.ArrayLike,
 ) -> float:
-    """Fraction of the plain backbone's cost that these exits save.
+    """Compute the share of the plain backbone's cost that these exits save.
 
     Parameters
     ----------

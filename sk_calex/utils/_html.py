@@ -1,4 +1,4 @@
-"""What notebooks show of an estimator, below scikit-learn's diagram; and short names.
+"""Tables that notebooks show below scikit-learn's diagram of an estimator.
 
 Plain HTML tables: no script, nothing fetched, colours for light and dark pages.
 """
@@ -16,7 +16,7 @@ from torch import nn
 
 __all__ = ["Cell", "Named", "SummaryMixin", "named", "picked", "si", "table"]
 
-# So that a page stays small, whatever the network and the labels.
+# They keep a page small, whatever the network and the labels.
 MAX_ROWS = 10
 _MAX_TEXT = 30
 _MAX_TITLE = 60
@@ -41,14 +41,14 @@ _AT_TOP: ContextVar[object] = ContextVar("at_top", default=None)
 
 
 class SummaryMixin:
-    """Adds `_summary` to what scikit-learn shows of an estimator in a notebook."""
+    """Add `_summary` to what scikit-learn shows of an estimator in a notebook."""
 
     def _summary(self) -> str:
-        """HTML of the estimator's own table; empty where there is nothing to tell."""
+        """Write the HTML of the estimator's own table; empty where it has none."""
         raise NotImplementedError
 
     def _html_repr(self) -> str:
-        # scikit-learn asks for it where display="diagram", under every version we take.
+        # scikit-learn calls it where display="diagram", in every version we support.
         token = _AT_TOP.set(self)
         try:
             diagram: str = BaseEstimator._html_repr(self)
@@ -71,14 +71,14 @@ class SummaryMixin:
 
 
 class _Inner(tuple[str]):
-    """What scikit-learn writes into the box of an estimator inside another one."""
+    """The HTML that scikit-learn writes into the box of an estimator inside another."""
 
     def _repr_html_inner(self) -> str:
         return self[0]
 
 
 class Named:
-    """Stands for an object where the name of its class says enough."""
+    """Stand in for an object whose class name is enough to print."""
 
     def __init__(self, thing: object) -> None:
         self.thing = thing
@@ -88,7 +88,7 @@ class Named:
 
 
 def named(params: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters with names for modules, whose layers torch would print."""
+    """Replace modules, whose layers torch would print, by their names."""
     return {
         name: Named(value) if isinstance(value, nn.Module) else value
         for name, value in params.items()
@@ -97,14 +97,14 @@ def named(params: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, what the pointer shows, and the bar beside the text (0-1)."""
+    """A cell: its text, its tooltip, and the share (0 to 1) of the bar beside it."""
 
     text: str
     title: str = ""
     share: float | None = None
 
     def html(self, tag: str) -> str:
-        """The element; all text is escaped."""
+        """Write the element, with all text escaped."""
         title = f' title="{_escaped(self.title, _MAX_TITLE)}"' if self.title else ""
         bar = ""
         if self.share is not None:
@@ -120,7 +120,7 @@ def table(
     rows: Sequence[Sequence[Cell | str]],
     note: str = "",
 ) -> str:
-    """A table whose first column names the rows, and a line below it."""
+    """Write a table whose first column names the rows, and a line below it."""
     head = "".join(
         Cell(text).html('th scope="col"' + ' class="l"' * (not i))
         for i, text in enumerate(header)
@@ -141,7 +141,7 @@ def _row(cells: Sequence[Cell | str]) -> Iterator[str]:
 
 
 def picked(n_taps: int) -> list[int | None]:
-    """Which of the stages get a row, the last included; None stands for those between.
+    """Choose the stages that get a row, the last included; None stands for a gap.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def picked(n_taps: int) -> list[int | None]:
 
 
 def si(number: float) -> str:
-    """Three digits and a unit.
+    """Write a number with three digits and a unit.
 
     Examples
     --------

@@ -14,7 +14,7 @@ __all__ = ["clopper_pearson", "share_limits", "upper_limit"]
 def clopper_pearson(
     successes: ArrayLike, trials: ArrayLike, confidence_level: float = 0.95
 ) -> NDArray[np.float64]:
-    """Two-sided limits of a share, of shape (2, ...); 0 and 1 where there is no trial.
+    """Compute two-sided limits of a share, of shape (2, ...); 0 and 1 without trials.
 
     Clopper and Pearson (Biometrika 1934): exact for counts. For weighted samples give
     the effective sample size and the share times it, which is an approximation.
@@ -29,7 +29,7 @@ def clopper_pearson(
 
 
 def upper_limit(successes: int, trials: int, error: float) -> float:
-    """Upper limit of a share that is too low with probability `error` at most."""
+    """Compute an upper limit of a share, too low with probability `error` at most."""
     if successes == trials:
         return 1.0
     return float(betaincinv(successes + 1, trials - successes, 1 - error))
@@ -42,7 +42,7 @@ def _as_float(values: Any) -> NDArray[np.float64]:
 def share_limits(
     sums: NDArray[np.float64], confidence_level: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares of weighted samples, of shape (...), and their limits, of (2, ...).
+    """Compute shares of weighted samples, of shape (...), and limits, of (2, ...).
 
     Parameters
     ----------

@@ -124,7 +124,7 @@ def _autocast_is_on(kind: str) -> bool:
 def _inference_tensors(
     parts: Iterable[nn.Module],
 ) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Inference tensors that are attributes of modules: where, name, tensor."""
+    """Find inference tensors that are attributes of modules: where, name, tensor."""
     for part in parts:
         for place in (vars(part), part._buffers):
             if _PLAIN_TYPES.issuperset(map(type, list(place.values()))):

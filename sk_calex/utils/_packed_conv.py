@@ -107,7 +107,7 @@ class PackedConv2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Shape and geometry, for ``print``."""
+        """Return shape and geometry, for ``print``."""
         padding, stride, dilation, groups = self._geometry
         return (
             f"weight={tuple(self._weight.shape)}, stride={stride}, padding={padding}, "

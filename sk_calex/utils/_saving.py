@@ -73,7 +73,7 @@ class SavableMixin:
         if not isinstance(content, dict) or content.get("class") != name:
             raise CannotSaveError(
                 f"{name} is a class of yours, which the loader would not know. Save an "
-                "estimator of sk_calex, or use joblib.dump for files that nobody else "
+                "estimator of sk_calex, or use joblib.dump for files that no one else "
                 "can write to."
             )
         archive = Archive(
@@ -93,8 +93,8 @@ def load(
     """Load an estimator from the folder that its `save` wrote.
 
     Only classes of sk_calex are made, and only from plain data, so nothing in the
-    folder is run. Every byte is checked against its digest first. (A digest tells
-    damage, not forgery: who can write to the folder can change the weights.)
+    folder is run. Every byte is checked against its digest first. (Digests
+    detect damage, not forgery: whoever can write to the folder can replace both.)
 
     Parameters
     ----------

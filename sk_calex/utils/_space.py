@@ -1,4 +1,4 @@
-"""Free memory and disk space, as far as the system tells."""
+"""Free memory and disk space, as far as the system reports them."""
 
 from __future__ import annotations
 

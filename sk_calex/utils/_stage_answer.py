@@ -94,6 +94,6 @@ class StageAnswer:
         # Torch takes an index in numpy, too, also where its tensor is on a GPU.
         memory = None if self.memory is None else self.memory[rows]
         gate = None if self.gate is None else self.gate[rows]
-        kept = StageAnswer(self.proba[rows], gate=gate, memory=memory)
-        kept.streak = self.streak[rows]
-        return kept
+        rest = StageAnswer(self.proba[rows], gate=gate, memory=memory)
+        rest.streak = self.streak[rows]
+        return rest

@@ -22,7 +22,7 @@ __all__: list[str] = []
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Device to compute on; ``"auto"`` is CUDA where there is one, else the CPU."""
+    """Return the device to compute on; ``"auto"`` is CUDA if there is one, else CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -34,14 +34,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
         ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"device={device!r} was asked for but torch sees no CUDA device. "
+            f"device={device!r} is not usable: torch finds no CUDA device. "
             "Use device='auto' or device='cpu'."
         )
     return resolved
 
 
 def near_names(name: str, known: Iterable[str], n: int = 5) -> str:
-    """Names close to `name`, for error messages; the first few where none is close."""
+    """Find names close to `name`, for messages; the first few where none is close."""
     options = list(known)
     near = difflib.get_close_matches(name, options, n=n, cutoff=0.5) or options[:n]
     return ", ".join(repr(option) for option in near)
@@ -69,13 +69,13 @@ def check_open_interval(value: float, low: float, high: float, name: str) -> Non
 
 
 def check_margin(margin: float, name: str = "margin") -> float:
-    """Margins are finite and below 1; negative ones ask for more than the backbone."""
+    """Check that a margin is finite and below 1; a negative one demands more."""
     value = float(margin)
     if not np.isfinite(value) or value >= 1:
         raise ValueError(
             f"{name}={margin!r} is not usable: a margin is a finite number below 1. "
-            "0 asks each class for the backbone's precision, 0.05 gives up 5 %, "
-            "-0.05 asks for 5 % more."
+            "0 requires the backbone's precision of each class, 0.05 gives up 5 %, "
+            "-0.05 requires 5 % more."
         )
     return value
 
@@ -83,7 +83,7 @@ def check_margin(margin: float, name: str = "margin") -> float:
 def check_margins(
     margin: Any, n_branches: int | None, name: str = "margin"
 ) -> NDArray[np.float64]:
-    """Margins of the branches: one for all of them, or a sequence with one for each.
+    """Check the margins of the branches: one for all, or a sequence with one for each.
 
     Where the number of branches is not known yet, only the numbers are checked.
     """
@@ -104,7 +104,7 @@ def check_margins(
 
 
 def check_probabilities(X: ArrayLike, name: str = "X") -> NDArray[np.float64]:
-    """Class probabilities of shape (n_samples, n_classes), as float64."""
+    """Check class probabilities of shape (n_samples, n_classes), as float64."""
     proba = np.asarray(X, dtype=np.float64)
     if proba.ndim != 2 or proba.shape[1] < 2:
         raise ValueError(
@@ -134,7 +134,7 @@ _EXACT_INTEGERS = 2**53
 
 
 def check_labels(y: ArrayLike, name: str = "y") -> NDArray[Any]:
-    """Class labels of shape (n_samples,) that can be told apart and sorted."""
+    """Check class labels of shape (n_samples,), which must differ and sort."""
     labels: NDArray[Any] = column_or_1d(y, warn=True)
     assert_all_finite(labels, input_name=name)
     if labels.dtype.kind == "O":
@@ -150,7 +150,7 @@ def check_labels(y: ArrayLike, name: str = "y") -> NDArray[Any]:
     elif labels.dtype.kind == "f" and np.abs(labels).max(initial=0) > _EXACT_INTEGERS:
         raise ValueError(
             f"{name} holds {labels[np.abs(labels).argmax()]!r}, but numbers beyond "
-            "2**53 are not told apart as floats. Give such labels as strings."
+            "2**53 are not distinct as floats. Give such labels as strings."
         )
     check_classification_targets(labels)
     return labels
@@ -170,7 +170,7 @@ def _as_int64(labels: NDArray[Any], name: str) -> NDArray[Any]:
 def check_sample_weight(
     sample_weight: ArrayLike | None, X: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """Finite, non-negative weights that are not all zero; None means ones."""
+    """Check that weights are finite, not negative, not all zero; None means ones."""
     # scikit-learn refuses zeros only since 1.8, and without the parameter's name.
     if sample_weight is not None and not np.any(np.asarray(sample_weight)):
         raise ValueError(
@@ -220,7 +220,7 @@ def as_tensor(array: NDArray[Any]) -> torch.Tensor:
 
 
 def softmax64(logits: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
-    """Softmax over the last axis in float64 numpy, where exits are decided."""
+    """Compute softmax over the last axis in float64 numpy, where exits are decided."""
     if isinstance(logits, torch.Tensor):
         # To the CPU first: not every device has float64.
         logits = logits.detach().cpu().double().numpy()

@@ -129,8 +129,8 @@ def test_plain_data_are_tap_and_output_at_once():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((), (), 3), "one each a tap"),
-        ((("a",), ((1,), (2,)), 3), "one each a tap"),
+        (((), (), 3), "one entry per tap"),
+        ((("a",), ((1,), (2,)), 3), "one entry per tap"),
         ((("a",), ((2, 0),), 3), "positive"),
         ((("a",), ((),), 3), "positive"),
         ((("a",), ((2,),), 0), "positive"),

@@ -287,11 +287,11 @@ def test_final_estimator_must_classify():
         ([0] * 29 + [1], {}, r"cv=0.2 holds out .* class 1 has 1 sample .* at least 2"),
         ([0, 1, 2] * 2, {}, r"cv=0.2 of 6 samples leaves 2 that are held out, fewer"),
         ([0, 1, 2] * 2, {"cv": 0.8}, r"cv=0.8 of 6 samples leaves 1 that are trained"),
-        ([0, 1, 2] * 4, {"cv": 5}, r"cv=5 asks for more folds .* frequent, 0, has 4"),
+        ([0, 1, 2] * 4, {"cv": 5}, r"cv=5 makes more folds .* frequent, 0, has 4"),
         ([0, 1] * 10 + [2], {"cv": 3}, r"training part of cv=3 holds no .* class 2"),
         (np.array([1, "a"] * 15, object), {}, "y mixes labels of the types int, str"),
         ([2**70, 1] * 15, {}, rf"y holds the integer {2**70}, which .* 64 bits"),
-        ([2.0**60, 1] * 15, {}, r"numbers beyond 2\*\*53 are not told apart"),
+        ([2.0**60, 1] * 15, {}, r"numbers beyond 2\*\*53 are not distinct"),
         ([0] * 30, {}, "needs at least 2 classes, y holds one class: 0"),
     ],
 )
@@ -328,7 +328,7 @@ def test_outputs_are_compared_with_the_classes_before_all_samples_run(monkeypatc
 def test_folds_of_the_alignment():
     cross = SurvivorAlignment(cross_fit=30)
     given, y = images(60)
-    with pytest.raises(ValueError, match="alignment__cross_fit=30 asks for more folds"):
+    with pytest.raises(ValueError, match="alignment__cross_fit=30 makes more folds"):
         CascadeClassifier(tiny_backbone(), alignment=cross).fit(given, y)
 
 

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sk_calex import BranchClassifier
 from sk_calex.baselines import SDNClassifier, ZTWClassifier
 from sk_calex.utils import _callbacks
-from sk_calex.utils._callbacks import NO_TASK, Task, handed, handing
+from sk_calex.utils._callbacks import NO_TASK, Task, current_task, use_task
 from sk_calex.utils._progress import bar, labelled, showing
 from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
 
@@ -351,7 +351,7 @@ def test_a_fit_that_fails_is_torn_down(recorder):
         model.fit(X, Y)
     assert recorder.events[-1] == ("teardown", "CascadeClassifier")
     assert recorder.ended() == ["fit/features"]
-    assert handed() is NO_TASK
+    assert current_task() is NO_TASK
     assert clone(model)._skl_callbacks == [recorder]
 
 
@@ -411,7 +411,7 @@ def test_fit_works_without_callbacks_in_scikit_learn(monkeypatch):
 
 def test_steps_are_handed_on_and_taken_back():
     task = Task()
-    assert handed() is NO_TASK
-    with handing(task):
-        assert handed() is task
-    assert handed() is NO_TASK
+    assert current_task() is NO_TASK
+    with use_task(task):
+        assert current_task() is task
+    assert current_task() is NO_TASK

@@ -179,7 +179,7 @@ def _linear_form(
 def _gives_the_same(
     estimator: Any, weight: NDArray[np.float64], bias: NDArray[np.float64]
 ) -> bool:
-    """Whether softmax of the linear form is what the classifier gives.
+    """Tell whether softmax of the linear form is what the classifier gives.
 
     It is not where classes are told one from the rest, and a subclass may do anything.
     """

@@ -186,7 +186,7 @@ class CascadeDisplay:
             Mark the point at which the cascade stands.
         oracle : bool, default=False
             Mark the upper limit: exits at the first stage that is right, which only
-            who knows the labels can do.
+            that knows the labels can do.
         pareto : bool or "only", default=False
             True: the line joins the points that no other point beats, and the others
             stand small and grey. "only": without them. Chosen on the samples that are
@@ -563,7 +563,7 @@ class CascadeDisplay:
         return "\n".join([title, *([", ".join(notes)] if notes else [])])
 
     def _points(self) -> Any:
-        """Points, their limits and values in per cent, from the dearest on."""
+        """Return points, limits and values in per cent, from the highest cost on."""
         parts: list[Any] = []
         for what in ("flops_reduction", "accuracy"):
             for suffix in ("", "_std"):

@@ -427,7 +427,7 @@ class ExitDepthDisplay:
 
 
 def _depth_styles(n: int) -> list[dict[str, Any]]:
-    """Light to dark, with hatches that differ between neighbours."""
+    """Choose fills from light to dark, with hatches that differ between neighbours."""
     from matplotlib import colormaps
 
     shades = colormaps["Blues"](np.linspace(0.15, 0.85, n))

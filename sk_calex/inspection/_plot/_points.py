@@ -18,7 +18,7 @@ __all__ = ["knob_values", "points_of_cv_results", "points_of_predictions"]
 def knob_values(
     cascade: Any, values: Iterable[Any] | None, margins: Iterable[Any] | None
 ) -> NDArray[Any]:
-    """The values of the knob to go over, given under one of two names."""
+    """Return the values of the knob to go over, given under one of two names."""
     knob = knob_of(cascade)
     if margins is not None:
         if values is not None:
@@ -41,7 +41,7 @@ def points_of_predictions(
     backbone_pred: ArrayLike | None,
     sample_weight: ArrayLike | None,
 ) -> dict[str, Any]:
-    """What `CascadeDisplay` draws of answers and depths."""
+    """Compute what `CascadeDisplay` draws of answers and depths."""
     truth = column_or_1d(y_true)
     labels, depths = np.atleast_2d(y_pred), np.atleast_2d(depth)
     prices = column_or_1d(costs).astype(np.float64)
@@ -81,7 +81,7 @@ def points_of_predictions(
 def points_of_cv_results(
     cv_results: Mapping[str, Any], accuracy: str, flops: str, best_index: int | None
 ) -> dict[str, Any]:
-    """What `CascadeDisplay` draws of the results of a search."""
+    """Compute what `CascadeDisplay` draws of the results of a search."""
     right, right_std = _metric(cv_results, accuracy, "accuracy")
     saved, saved_std = _metric(cv_results, flops, "flops_reduction")
     scored = np.isfinite(right) & np.isfinite(saved)  # the rest failed to fit

@@ -34,7 +34,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # Seven and four: lines differ in marker and dashes long before a pair comes again.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
-#: What was asked for, in all pictures.
+#: The line of a required value, in all pictures.
 BAR = {"color": "black", "linewidth": 1.0, "linestyle": "--"}
 # How these marks are known again on axes that hold others too.
 _BACKBONE, _POINT, _ORACLE = (

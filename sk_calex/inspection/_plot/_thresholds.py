@@ -53,7 +53,7 @@ class ThresholdDisplay:
     - The grey line is the precision of the last stage on the same samples.
     - The dot is the threshold that was chosen: what lies to its right exits. A class
       without a dot never exits at this branch.
-    - The dashed line is the bar: the precision asked of the samples that exit.
+    - The dashed line is the bar: the precision required of the samples that exit.
     - A hollow dot lies below its bar. With local margins that is no mistake: a class
       with few samples is judged by all classes together, and its own deviation counts
       in part only (`shrinkage`).
@@ -68,7 +68,7 @@ class ThresholdDisplay:
     class_names : sequence of str
         Title of each panel.
     bars : array-like of shape (n_classes,), default=None
-        Precision asked of each class, in [0, 1]; NaN or None: not drawn.
+        Precision required of each class, in [0, 1]; NaN or None: not drawn.
     thresholds : array-like of shape (n_classes,), default=None
         Threshold of each class; ``inf``: the class never exits. None: not drawn.
     min_support : float, default=0
@@ -219,7 +219,7 @@ class ThresholdDisplay:
         y_true : array-like of shape (n_samples,)
             True labels.
         bars : array-like of shape (n_classes,), default=None
-            Precision asked of each class of `classes`; NaN: none. None: of no class.
+            Precision required of each class of `classes`; NaN: none. None: of no class.
         thresholds : array-like of shape (n_classes,), default=None
             Chosen threshold of each class of `classes`; ``inf``: it never exits. None:
             not drawn.

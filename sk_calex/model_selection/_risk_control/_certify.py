@@ -52,14 +52,14 @@ class PathAnswers:
         return cls(last, rows, codes, share)
 
     def to_label(self) -> NDArray[np.intp]:
-        """Rows where some point answers otherwise: no other row can be lost."""
+        """Find rows where some point answers otherwise: no other row can be lost."""
         differs = np.zeros(len(self.last), dtype=bool)
         for rows in self.rows:
             differs[rows] = True
         return np.flatnonzero(differs)
 
     def lost_and_gained(self, truth: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Rows lost and gained at each point, of shape (2, n_points)."""
+        """Count rows lost and gained at each point, of shape (2, n_points)."""
         counts = []
         for rows, codes in zip(self.rows, self.codes, strict=True):
             right, also = self.last[rows] == truth[rows], codes == truth[rows]
@@ -117,7 +117,7 @@ def certify(
 
 
 def _column(margins: Sequence[Any]) -> NDArray[Any]:
-    """Knob values behind a NaN for the last stage alone."""
+    """Put knob values behind a NaN for the last stage alone."""
     if any(isinstance(margin, tuple) for margin in margins):
         column = np.empty(len(margins) + 1, dtype=object)
         for j, margin in enumerate([np.nan, *margins]):  # a tuple stays one value

@@ -57,7 +57,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
 
     Fresh rows go in; the cheapest operating point comes out whose loss against the last
     stage is at most `max_risk` on the population of these rows, with the confidence
-    that was asked for. Nothing is trained. Where `MarginSearchCV` estimates, this
+    that was set. Nothing is trained. Where `MarginSearchCV` estimates, this
     promises, and saves a few points of FLOPs less.
 
     Parameters
@@ -226,7 +226,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
         Warns
         -----
         UserWarning
-            If nothing that saves FLOPs can be certified, or it cannot be told whether
+            If nothing that saves FLOPs can be certified, or it is not known whether
             the rows are new to the cascade.
         """
         with all_or_nothing(self):
@@ -341,7 +341,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
         self.path_results_: PathResults = results
 
     def _path(self) -> tuple[BaseCascade, OperatingPath]:
-        """The fitted cascade, and the points to try; the rows are not looked at."""
+        """Return the fitted cascade, and the points to try; no row is looked at."""
         cascade = cascade_in(self.estimator)
         try:
             check_is_fitted(self.estimator)
@@ -376,7 +376,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
         return cascade, path
 
     def _ask_stages(self, cascade: BaseCascade, X: Any) -> StageTable:
-        """Answers of all stages to the certifying rows, which must be new."""
+        """Tabulate answers of all stages to the certifying rows, which must be new."""
         X = input_of(self.estimator, X)
         check_rows_are_new(cascade, X, "The certificate", _WHY_NEW)
         return stage_table(cascade, X)
@@ -392,7 +392,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
             )
 
     def _at(self, cascade: BaseCascade, path: OperatingPath, best: int) -> BaseCascade:
-        """A copy of the cascade at a point; 0 is the last stage alone."""
+        """Return a copy of the cascade at a point; 0 is the last stage alone."""
         chosen = copy.copy(cascade)
         if best and self.path == "calibration":
             return chosen.set_operating_point(path.values[best - 1])
@@ -414,13 +414,13 @@ class ExitRiskController(SavableMixin, FoundCascade):
 
 
 def _relative_costs(cascade: BaseCascade) -> NDArray[np.float64]:
-    """Cost of an answer at each depth, as a share of the plain backbone's."""
+    """Compute the cost at each depth, as a share of the plain backbone's."""
     costs: NDArray[np.float64] = np.divide(*depth_prices(cascade))
     return costs
 
 
 def _as_values(margins: ArrayLike) -> list[Any]:
-    """Values of the knob: numbers, or tuples with one for each branch."""
+    """Return values of the knob: numbers, or tuples with one for each branch."""
     values = np.asarray(margins).tolist()
     if not values:
         raise ValueError("margins is empty. Give at least one, or 'auto'.")
@@ -430,7 +430,7 @@ def _as_values(margins: ArrayLike) -> list[Any]:
 def _class_codes(
     y: ArrayLike, classes: NDArray[Any], answers: PathAnswers
 ) -> NDArray[np.intp]:
-    """Codes of the labels, of shape (n_rows,); -1 where none was given or needed."""
+    """Return codes of the labels, of shape (n_rows,); -1 where none is given."""
     labels, n = check_labels(y), len(answers.last)
     rows = np.arange(n)
     if len(labels) != n:

@@ -65,11 +65,11 @@ class PathPlan:
     risk: str
 
     def try_values(self, values: Sequence[Any]) -> OperatingPath:
-        """Rules at given values, ordered by what they save."""
+        """Fit rules at given values, ordered by what they save."""
         return _path_of(map(self._measure, values))
 
     def span(self, values: Sequence[float], max_risk: float) -> OperatingPath:
-        """Rules at these values and between them, in nearly even steps of savings.
+        """Fit rules at these values and between them, in nearly even steps of savings.
 
         Points that save nothing are left out, for the last stage alone is better. The
         path ends where even the calibration rows show too large a risk: points beyond
@@ -120,7 +120,7 @@ class PathPlan:
 
 
 def _path_of(points: Iterable[_Point]) -> OperatingPath:
-    """Points in the order of what they save; equal ones stay as they were."""
+    """Order points by what they save; equal ones stay as they were."""
     ordered = sorted(points, key=lambda point: point.saved)
     return OperatingPath(
         [point.value for point in ordered], [point.rule for point in ordered]
@@ -128,7 +128,7 @@ def _path_of(points: Iterable[_Point]) -> OperatingPath:
 
 
 def given_path(thresholds: ArrayLike, n_branches: int, n_classes: int) -> OperatingPath:
-    """Rules of thresholds that the caller has fixed."""
+    """Make the rules of thresholds that the caller has fixed."""
     array = np.asarray(thresholds, dtype=np.float64)
     shapes: dict[int, tuple[int, ...]] = {
         1: (),
@@ -150,7 +150,7 @@ def given_path(thresholds: ArrayLike, n_branches: int, n_classes: int) -> Operat
 
 
 def rule_of(thresholds: NDArray[np.float64]) -> SharedThreshold:
-    """Fitted rule that compares the confidence with given thresholds."""
+    """Make a fitted rule that compares the confidence with given thresholds."""
     rule = SharedThreshold()
     rule.thresholds_ = np.array(thresholds)
     return rule

@@ -107,8 +107,8 @@ def paired_drop_p_value(
     y_pred : array-like of shape (n_samples,)
         Labels predicted by the classifier that may be worse.
     max_drop : float, default=0.0
-        Accuracy that may be lost, in (-1, 1): 0.01 is one point. A negative number asks
-        for a gain.
+        Accuracy that may be lost, in (-1, 1): 0.01 is one point. A negative number
+        demands a gain.
     nuisance_error : float, default=0.001
         Part of the p-value that pays for not knowing how often exactly one of the two
         is right. It must be chosen before the rows are seen.
@@ -168,7 +168,7 @@ def paired_drop_p_value(
 def _count(
     y_true: ArrayLike, y_reference: ArrayLike, y_pred: ArrayLike
 ) -> tuple[int, int, int]:
-    """Rows that only the reference gets right, only the other one, and all rows."""
+    """Count rows that only the reference gets right, only the other, and all rows."""
     truth, reference, predicted = (
         _check_labels(labels, name)
         for name, labels in (
@@ -191,14 +191,14 @@ def _check_labels(labels: ArrayLike, name: str) -> NDArray[np.generic]:
 
 
 def nuisance_error_of(error: float) -> float:
-    """Part of an allowed error that pays for the unknown share of differing rows."""
+    """Return the part of an error that pays for the unknown share of differing rows."""
     return _NUISANCE_SHARE * error
 
 
 def drop_p_value(
     n_lost: int, n_gained: int, n: int, max_drop: float, nuisance_error: float
 ) -> float:
-    """p-value of `paired_drop_p_value` from the counts."""
+    """Compute `paired_drop_p_value` from the counts."""
     differing, net = n_lost + n_gained, n_lost - n_gained
     upper = upper_limit(differing, n, nuisance_error)
     # Where the losses do not lie well below the bound, their probability need not rise
@@ -215,7 +215,7 @@ def drop_p_value(
 
 
 def _net_loss_cdf(net: int, n: int, share: float, drop: float) -> float:
-    """P(losses - gains <= net), where a share of rows differs and a drop is lost."""
+    """Compute P(losses - gains <= net) where a share of rows differs, at a drop."""
     # The number of differing rows is binomial; further than nine standard deviations
     # from its mean it has no mass that a float could tell.
     centre, reach = n * share, 9 * np.sqrt(n * share * (1 - share)) + 20
@@ -244,7 +244,7 @@ def _chernoff(net: int, n: int, drop: float) -> float:
 
 
 def drop_bound(n_lost: int, n_gained: int, n: int, error: float) -> float:
-    """Smallest drop that the test rejects at a level, from the counts."""
+    """Find the smallest drop that the test rejects at a level, from the counts."""
     nuisance_error = nuisance_error_of(error)
     # The p-value falls with the drop, from 1 at the observed one.
     low, high = (n_lost - n_gained) / n, 1.0
@@ -258,12 +258,12 @@ def drop_bound(n_lost: int, n_gained: int, n: int, error: float) -> float:
 
 
 def disagreement_p_value(n_disagree: int, n: int, max_risk: float) -> float:
-    """P(at most so many differing answers), if they differed as often as allowed."""
+    """Compute P(at most so many differing answers) at the allowed rate."""
     return float(bdtr(n_disagree, n, max_risk))
 
 
 def fewest_rows(risk: str, max_risk: float, error: float) -> int:
-    """Rows that certify a risk if not a single one of them is lost."""
+    """Count the rows that certify a risk if not a single one of them is lost."""
 
     def p_value(n: int) -> float:
         if risk == "disagreement":

@@ -11,7 +11,7 @@ __all__ = ["certificate_report"]
 
 
 def certificate_report(controller: Any) -> str:
-    """Promise, confidence, how it was found, and what it does not say."""
+    """Write the promise, its confidence, how it was found, and what it does not say."""
     results, risk = controller.path_results_, controller.max_risk
     n, level = controller.n_samples_, controller.confidence_level
     drop = controller.risk == "accuracy_drop"

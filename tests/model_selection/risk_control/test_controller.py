@@ -317,7 +317,7 @@ def test_rows_of_the_fit_are_refused(cascade):
 def test_unknown_history_of_the_rows_is_a_warning(cascade):
     X, y = rows(1500)
     old = clone_without_digests(cascade)
-    with pytest.warns(UserWarning, match="cannot be told"):
+    with pytest.warns(UserWarning, match="not known whether"):
         controller(old).fit(X, y)
 
 
