@@ -82,6 +82,15 @@ class _Cut:
     def is_current(self) -> bool:
         return self.made_from == state_of(self.placed.parts)
 
+    def modules_in_use(self) -> Sequence[nn.Module]:
+        """Modules that may read a flag or keep a tensor while stages run."""
+        called = self.stages.called
+        if called is None or any(
+            m._forward_hooks or m._forward_pre_hooks for m in called
+        ):
+            return self.placed.parts  # code of the user, which may do anything
+        return called
+
 
 class Runner:
     """A module at work: raw samples in, features of its taps and its outputs out.
@@ -184,10 +193,12 @@ class Runner:
         return _Placed(placed, tuple(placed.modules()), device, dtype)
 
     @contextmanager
-    def _inference_mode(self, placed: _Placed) -> Iterator[None]:
+    def _inference_mode(
+        self, placed: _Placed, parts: Sequence[nn.Module] | None = None
+    ) -> Iterator[None]:
         amp = amp_dtype(self.settings.amp)
         with (
-            inference_mode_for(placed.module, placed.parts),
+            inference_mode_for(placed.module, placed.parts if parts is None else parts),
             autocast_to(placed.device, amp),
         ):
             yield
@@ -306,11 +317,12 @@ class Runner:
     def inference_mode(self) -> Iterator[None]:
         """Enter eval and inference mode, and autocast as set, in which stages run.
 
-        The one place that looks whether the stages are still those of the module: once
-        for each call of a public method. Training flags and autocast are as before when
-        it ends.
+        Not for the module as a whole, of which stages need not call all parts. The one
+        place that looks whether the stages are still those of the module: once for each
+        call of a public method. Training flags and autocast are as before when it ends.
         """
-        with self._inference_mode(self._current_cut().placed):
+        cut = self._current_cut()
+        with self._inference_mode(cut.placed, cut.modules_in_use()):
             yield
 
     def _whole(self, placed: _Placed, batch: Batch, picked: bool = True) -> Any:
@@ -445,8 +457,9 @@ class Runner:
         outputs : Tensor of float32, shape (n_samples, layout.n_outputs)
             As `transform` gives them.
         """
-        with self.inference_mode():
-            whole = self._whole(self._cut.placed, self._prepare(raw))
+        placed = self._current_cut().placed
+        with self._inference_mode(placed):
+            whole = self._whole(placed, self._prepare(raw))
             outputs = self._round(self._form(whole))
         check_finite(outputs, "the logits of the module", "Check the weights.")
         return outputs

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sk_calex.backbone._explicit import explicit_stages, is_explicit
@@ -17,6 +17,7 @@ from sk_calex.backbone._trace import TracedModule, unknown_tap
 from sk_calex.backbone._whole import WholeModule, autocast_to, check_whole, close
 from sk_calex.utils._flops import MacCount, checked_macs, unchecked_macs
 from sk_calex.utils._modes import inference_mode_for
+from sk_calex.utils._packed_conv import PackedConv2d
 
 __all__ = ["Batch", "Stages", "State", "inference_mode_for", "take_rows"]
 
@@ -48,6 +49,9 @@ class Stages:
         torch (see `sk_calex.utils._flops`).
     way : str
         How the module was cut: "explicit", "fx", "fx, modules whole" or "export".
+    called : tuple of torch.nn.Module or None
+        The modules that stages call, where all are layers of torch, whose code is known
+        to touch no other module; None where there may be others.
 
     Notes
     -----
@@ -86,6 +90,7 @@ class Stages:
     output_shapes: tuple[tuple[int, ...], ...]
     macs: tuple[int, ...]
     way: str
+    called: tuple[nn.Module, ...] | None
 
     def __init__(
         self,
@@ -100,6 +105,7 @@ class Stages:
         self.way = way
         self._keys, self._formats = keys, formats
         self._steps = tuple(steps)
+        self.called = _called_layers(steps)
 
     @classmethod
     def split(
@@ -257,6 +263,23 @@ class Stages:
     def take(state: State, rows: Tensor) -> State:
         """Keep the samples ``rows`` (int64 indices, on the device) of a state."""
         return tuple(value.index_select(0, rows) for value in state)
+
+
+def _called_layers(steps: Sequence[Step]) -> tuple[nn.Module, ...] | None:
+    """Layers of torch that steps call, each once; None where other modules may run."""
+    layers: dict[nn.Module, None] = {}
+    for step in steps:
+        graph = getattr(step, "__self__", None)
+        if not isinstance(graph, fx.GraphModule):
+            return None  # explicit stages
+        for module in graph.modules():
+            if module is graph or isinstance(module, PackedConv2d):
+                continue  # generated or our own: neither reads flags nor keeps tensors
+            is_torchs = type(module).__module__.startswith("torch.nn.")
+            if not is_torchs or "forward" in vars(module):
+                return None
+            layers[module] = None
+    return tuple(layers)
 
 
 def take_rows(example: Batch) -> tuple[tuple[str, ...] | None, list[State]]:

@@ -12,6 +12,7 @@ from torchvision.models.feature_extraction import (
 
 from sk_calex.backbone._stages import Stages, inference_mode_for
 from sk_calex.utils._flops import count_macs
+from tests._models import TinyNet, as_stages
 
 from ._stage_models import TAPS, Around, Lambda, Residual, build, chain, images, run
 
@@ -338,3 +339,26 @@ def test_tracing_leaves_no_trace_on_the_module():
             output, state = stages.advance(k, state)
         torch.testing.assert_close(output, module(x))
     assert len(module.every) == every + 1  # of the module itself
+
+
+# -- modules that stages call ----------------------------------------------------------
+
+
+def called_names(module, stages):
+    names = {part: name for name, part in module.named_modules()}
+    return {names[part] for part in stages.called if part in names}
+
+
+def test_stages_know_the_layers_of_torch_that_they_call():
+    net, x = TinyNet(), torch.rand(2, 3, 16, 16)
+    stages = Stages.split(net, ["stem"], x, fast=True)
+    # Convolutions are folded and packed copies, blocks are traced through.
+    assert called_names(net, stages) >= {"stem.2", "block1.2", "head.0", "head.2"}
+    assert "stem" not in called_names(net, stages)
+
+
+def test_stages_do_not_vouch_for_code_of_others():
+    net, x = TinyNet(), torch.rand(2, 3, 16, 16)
+    net.stem[2].forward = lambda x: x.relu()
+    assert Stages.split(net, ["stem"], x).called is None
+    assert Stages.split(as_stages(TinyNet()), ["stem"], x).called is None
