@@ -528,6 +528,11 @@ class FrozenBackbone(
             "runner": running,
         }
 
+    def _archive_weights(self) -> dict[str, Any]:
+        """Return parameters and buffers, for a network of the same code."""
+        # A plain dict: that of torch holds versions as an attribute, too.
+        return dict(self.module.state_dict())
+
     def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
         name = state["module"]
         if isinstance(backbone, FrozenEstimator):
@@ -542,6 +547,8 @@ class FrozenBackbone(
             )
         shared = ("module", "preprocess", "cache")
         given = {k: getattr(backbone, k) for k in shared}
+        if "weights" in state:
+            given["module"] = _with_weights(given["module"], state["weights"], name)
         self.__init__(**given, **state["params"])  # type: ignore[misc]
         self.__dict__.update(state["fitted"])
         runner = object.__new__(Runner)
@@ -567,6 +574,21 @@ class FrozenBackbone(
         tags.input_tags.three_d_array = True
         tags.requires_fit = True
         return tags
+
+
+def _with_weights(module: nn.Module, weights: Any, name: str) -> nn.Module:
+    """Load weights into a copy of a module: the caller's stays as it is."""
+    module = copy.deepcopy(module).requires_grad_(False)
+    try:
+        # As they are: their dtypes count, and the module may have no values yet.
+        module.load_state_dict(weights, assign=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise LoadError(
+            f"the folder holds the weights of a {name}, which do not fit the "
+            f"{type(module).__name__} that was given as the backbone: {error}. Give "
+            "a network made by the same code and settings."
+        ) from error
+    return module
 
 
 def _warn_without_memory(n_bytes: int) -> None:

@@ -59,9 +59,18 @@ class Encoder:
         Arrays and tensors, contiguous copies on the CPU.
     blobs : dict of str to bytes
         Estimators of scikit-learn, written by skops.
+    embedded : bool
+        Whether weights of a network are among the tensors.
+
+    Parameters
+    ----------
+    embed_backbone : bool, default=False
+        Whether objects that hold a network are to give its weights, too: what their
+        `_archive_weights` returns becomes "weights" of their state.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, embed_backbone: bool = False) -> None:
+        self._embed_backbone, self.embedded = embed_backbone, False
         self.tensors: dict[str, Tensor] = {}
         self.blobs: dict[str, bytes] = {}
 
@@ -145,6 +154,9 @@ class Encoder:
         name = type(value).__name__
         if _CLASSES.get(name) is type(value):
             state = _state_of(value)
+            if self._embed_backbone and hasattr(value, "_archive_weights"):
+                state["weights"] = value._archive_weights()
+                self.embedded = True
             return {
                 _TAG: "object",
                 "class": name,

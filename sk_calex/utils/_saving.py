@@ -39,20 +39,29 @@ class LoadError(ValueError):
 class SavableMixin:
     """Gives a fitted estimator `save`."""
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, embed_backbone: bool = False
+    ) -> None:
         """Save the fitted estimator to a folder, without pickle.
 
         Weights and arrays are written as safetensors, all else as JSON, with a digest
         of every file. Branches and last stages of scikit-learn are written by
-        `skops.io`. The network of a `FrozenBackbone` is not in the folder: its
-        fingerprint is, and `sk_calex.load` takes the network. A ``README.md`` in the
-        format of model cards says what was measured; it is never read again.
+        `skops.io`. Of the network of a `FrozenBackbone` the fingerprint is in the
+        folder, and with `embed_backbone` its weights; the code never is, so
+        `sk_calex.load` takes the network. A ``README.md`` in the format of model cards
+        says what was measured; it is never read again.
 
         Parameters
         ----------
         path : str or path-like
             The folder. An estimator that was saved there before is replaced, once the
             new one is on disk.
+        embed_backbone : bool, default=False
+            Whether the weights of the network are in the folder, too.
+
+            - False: where many cascades share a network that is kept elsewhere.
+            - True: where the folder is all that is moved. `load` then takes the network
+              with any weights, as its class makes it, and loads these into a copy.
 
         Raises
         ------
@@ -65,9 +74,11 @@ class SavableMixin:
             If a part is an estimator of scikit-learn and skops is not installed.
         FileExistsError
             If something else lies at `path`.
+        ValueError
+            If there is no network to embed.
         """
         check_is_fitted(self)
-        encoder = Encoder()
+        encoder = Encoder(embed_backbone=embed_backbone)
         name = type(self).__name__
         content = encoder.encode(self, name)
         if not isinstance(content, dict) or content.get("class") != name:
@@ -75,6 +86,11 @@ class SavableMixin:
                 f"{name} is a class of yours, which the loader would not know. Save an "
                 "estimator of sk_calex, or use joblib.dump for files that no one else "
                 "can write to."
+            )
+        if embed_backbone and not encoder.embedded:
+            raise ValueError(
+                f"embed_backbone=True, but this {name} holds no network: it was fitted "
+                "on features or on plain data. Save it with embed_backbone=False."
             )
         archive = Archive(
             name, _SCHEMA, content, encoder.tensors, encoder.blobs, library_versions()
@@ -103,7 +119,9 @@ def load(
     backbone : torch.nn.Module or FrozenBackbone, default=None
         The network, where the estimator has one: the module, or a `FrozenBackbone`
         around it if `preprocess` or `cache` were given when it was saved. It must have
-        the fingerprint of the network that the estimator was fitted with.
+        the fingerprint of the network that the estimator was fitted with. Where that
+        was saved with ``embed_backbone=True``, its weights do not matter, and it may be
+        on the meta device: those of the folder are loaded into a copy of it.
     trusted : bool, default=False
         Whether estimators of scikit-learn in the folder may hold types that skops does
         not know to be safe. Set it only for folders whose writer you trust.

@@ -37,6 +37,7 @@ from sk_calex.policies import (
 from sk_calex.utils._checked_folder import digest_of_json
 from sk_calex.utils._codec import CannotSaveError
 from tests._cascade_models import images, small_branch, tiny_backbone, tiny_net
+from tests._models import TinyNet
 
 X, Y = images(150)
 Z, _ = images(40, seed=1)
@@ -176,6 +177,60 @@ def test_preprocess_comes_with_the_backbone(tmp_path):
     same_answers(given, sk_calex.load(tmp_path / "saved", backbone))
     with pytest.raises(ValueError, match=r"another network.*preprocess"):
         sk_calex.load(tmp_path / "saved", tiny_net())
+
+
+def untrained_net():
+    """The code and settings of `tiny_net`, with other weights."""
+    net = TinyNet(3, seed=7)
+    for norm in (net.stem[1], net.block1[1], net.block2[1]):
+        norm.momentum = 1.0
+    return net
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_embedded_weights_are_loaded_into_a_copy(fitted, device, tmp_path):
+    """The caller's network may hold any weights, or none, and keeps them."""
+    fitted.save(tmp_path / "saved", embed_backbone=True)
+    with torch.device(device):
+        fresh = untrained_net()
+    before = {name: t.clone() for name, t in fresh.state_dict().items()}
+    found = sk_calex.load(tmp_path / "saved", fresh)
+    same_answers(fitted, found)
+    assert found.backbone_.fingerprint_ == fitted.backbone_.fingerprint_
+    assert found.backbone_.module is not fresh
+    for name, tensor in fresh.state_dict().items():
+        assert tensor.device == before[name].device
+        assert device == "meta" or torch.equal(tensor, before[name])
+
+
+def test_embedded_weights_are_saved_again_and_counted_in_digests(fitted, tmp_path):
+    fitted.save(tmp_path / "one", embed_backbone=True)
+    found = sk_calex.load(tmp_path / "one", untrained_net())
+    found.save(tmp_path / "two", embed_backbone=True)
+    one, two = (tmp_path / name / "tensors.safetensors" for name in ("one", "two"))
+    assert one.stat().st_size == two.stat().st_size
+    fitted.save(tmp_path / "without")
+    without = (tmp_path / "without" / one.name).stat().st_size
+    n_bytes = sum(t.nbytes for t in tiny_net().state_dict().values())
+    assert one.stat().st_size >= without + n_bytes
+
+
+def test_embedded_weights_of_another_network_are_refused(fitted, tmp_path):
+    fitted.save(tmp_path / "saved", embed_backbone=True)
+    with pytest.raises(ValueError, match=r"weights of a TinyNet, which do not fit"):
+        sk_calex.load(tmp_path / "saved", TinyNet(3, width=5))
+    net = TinyNet(3)
+    net.stem[2] = torch.nn.GELU()  # the same weights, another function of them
+    with pytest.raises(ValueError, match="another network than the TinyNet"):
+        sk_calex.load(tmp_path / "saved", net)
+
+
+def test_nothing_to_embed_is_said(tmp_path):
+    flat = X.reshape(len(X), -1)[:, :9]
+    given = CascadeClassifier(branch=small_branch("gap"), random_state=0).fit(flat, Y)
+    with pytest.raises(ValueError, match="this CascadeClassifier holds no network"):
+        given.save(tmp_path / "saved", embed_backbone=True)
+    assert not (tmp_path / "saved").exists()
 
 
 def test_loaded_cascade_moves_and_is_saved_again(fitted, tmp_path):
