@@ -42,6 +42,7 @@ PAGES = {
     "exit_rules": "guide/exit_rules.md",
     "baselines": "guide/baselines.md",
     "feature_store": "guide/feature_store.md",
+    "export_onnx": "howto/export_onnx.md",
 }
 # A Python block, and the block of text right below it, if there is one.
 BLOCK = re.compile(

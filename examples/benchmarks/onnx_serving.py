@@ -64,7 +64,7 @@ def main():
     parser.add_argument("--cache", default="~/.cache/sk_calex/features")
     parser.add_argument("--rows", type=int, default=6_000, help="rows to train on")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--margin", type=float, default=0.1)
+    parser.add_argument("--margin", type=float, default=0.05)
     parser.add_argument("--calibration-rows", type=int, default=2_000)
     parser.add_argument("--images", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=5)

@@ -23,6 +23,7 @@ from torchvision.models import resnet18
 
 import sk_calex
 from tests.baselines._every_cascade import staged_is_vectorised
+from tests.cascade.onnx._exported import skip_without_exporter
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -52,6 +53,7 @@ RUN_HERE = AFTER_QUICKSTART | {
     "docs/guide/exit_rules.md",
     "docs/quickstart.md",
     "docs/guide/scaling_out.md",
+    "docs/howto/export_onnx.md",
 }
 
 
@@ -113,6 +115,21 @@ def test_page_after_the_quickstart(
     plt.close("all")
     assert cascade.calibrator is None
     cascade.set_margin(margin)
+
+
+def test_export_to_onnx(
+    quickstart: dict[str, Any],
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    skip_without_exporter()
+    monkeypatch.chdir(tmp_path)
+    names = run("docs/howto/export_onnx.md", dict(quickstart))
+    shares = re.findall(r"same labels: ([\d.]+)", capsys.readouterr().out)
+    assert float(shares[0]) > 0.99
+    plain = quickstart["cascade"].predict(quickstart["X_test"])
+    assert np.mean(names["small"].predict(quickstart["X_test"]) == plain) > 0.9
 
 
 def test_exit_rules(
