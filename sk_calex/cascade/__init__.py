@@ -14,10 +14,10 @@ if TYPE_CHECKING:
         survivor_weights,
     )
     from ._cascade import CascadeClassifier
+    from ._cascade_prediction import CascadePrediction
     from ._costs import measure_costs
     from ._onnx._export import export_onnx
     from ._onnx._onnx_cascade import OnnxCascade
-    from ._prediction import CascadePrediction
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -30,7 +30,7 @@ else:
             ],
             "_cascade": ["CascadeClassifier"],
             "_costs": ["measure_costs"],
-            "_prediction": ["CascadePrediction"],
+            "_cascade_prediction": ["CascadePrediction"],
             "_onnx._export": ["export_onnx"],
             "_onnx._onnx_cascade": ["OnnxCascade"],
         },

@@ -14,7 +14,8 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sk_calex.cascade._prediction import CascadePrediction, predict_batches
+from sk_calex.cascade._cascade_prediction import CascadePrediction
+from sk_calex.cascade._prediction import predict_batches
 
 from ._estimators import cascade_in, input_of
 

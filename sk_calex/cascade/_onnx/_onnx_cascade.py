@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sk_calex.cascade._cascade_prediction import CascadePrediction
 from sk_calex.cascade._onnx._manifest import (
     FORMAT,
     KIND,
@@ -131,9 +132,8 @@ class OnnxCascade:
         ValueError
             If `X` has another shape or dtype, or a value or a logit is not finite.
         """
-        proba, depth = self._run(X)
-        labels = self.classes_[proba.argmax(axis=1)]
-        return (labels, depth) if return_depth else labels
+        said = self.predict_details(X)
+        return (said.labels, said.depth) if return_depth else said.labels
 
     def predict_proba(
         self, X: Any, return_depth: bool = False
@@ -159,8 +159,58 @@ class OnnxCascade:
         ValueError
             If `X` has another shape or dtype, or a value or a logit is not finite.
         """
-        proba, depth = self._run(X)
-        return (proba, depth) if return_depth else proba
+        said = self.predict_details(X)
+        return (said.probabilities, said.depth) if return_depth else said.probabilities
+
+    def predict_details(self, X: Any) -> CascadePrediction:
+        """Run once, and return all that it says.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), or mapping of str to array-like
+            Samples, as of `predict`.
+
+        Returns
+        -------
+        said : CascadePrediction
+            Labels, probabilities, depths and costs. An `ExitMonitor` of the cascade
+            that was exported takes it, too.
+
+        Raises
+        ------
+        ValueError
+            If `X` has another shape or dtype, or a value or a logit is not finite.
+        """
+        engine = self._engine
+        batches, n = engine.batches(X, self._batch_size)
+        proba = np.empty((n, len(self.classes_)))
+        depth, predicted = np.empty((2, n), dtype=np.intp)
+        confidence = np.empty(n)
+        for rows, values in batches:
+            alive = np.arange(rows.start, rows.stop)
+            said = None
+            for k in range(engine.n_stages):
+                said = engine.answer(k, values, said)
+                if k == 0:
+                    predicted[rows], confidence[rows] = said.predicted, said.confidence
+                if k == engine.n_stages - 1:
+                    proba[alive], depth[alive] = said.proba, k
+                    break
+                exits = engine.rule.exits(k, said)
+                if not exits.any():
+                    continue
+                out = alive[exits]
+                proba[out], depth[out] = said.proba[exits], k
+                on = np.flatnonzero(~exits)
+                if len(on) == 0:
+                    break
+                alive, said = alive[on], said.keep(on)
+                for name in values:
+                    values[name] = values[name][on]
+        labels = self.classes_[proba.argmax(axis=1)]
+        costs = self.depth_costs_
+        cost = None if costs is None else costs[depth]
+        return CascadePrediction(labels, proba, depth, cost, predicted, confidence)
 
     def exit_depth(self, X: Any) -> NDArray[np.intp]:
         """Compute where each sample is answered.
@@ -180,7 +230,7 @@ class OnnxCascade:
         ValueError
             If `X` has another shape or dtype, or a value or a logit is not finite.
         """
-        return self._run(X)[1]
+        return self.predict_details(X).depth
 
     def cost(self, X: Any) -> NDArray[np.float64]:
         """Compute what is spent on each sample.
@@ -237,32 +287,6 @@ class OnnxCascade:
 
     def __repr__(self) -> str:
         return f"OnnxCascade({self._arguments[0]!r})"
-
-    def _run(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        engine = self._engine
-        batches, n = engine.batches(X, self._batch_size)
-        proba = np.empty((n, len(self.classes_)))
-        depth = np.empty(n, dtype=np.intp)
-        for rows, values in batches:
-            alive = np.arange(rows.start, rows.stop)
-            said = None
-            for k in range(engine.n_stages):
-                said = engine.answer(k, values, said)
-                if k == engine.n_stages - 1:
-                    proba[alive], depth[alive] = said.proba, k
-                    break
-                exits = engine.rule.exits(k, said)
-                if not exits.any():
-                    continue
-                out = alive[exits]
-                proba[out], depth[out] = said.proba[exits], k
-                on = np.flatnonzero(~exits)
-                if len(on) == 0:
-                    break
-                alive, said = alive[on], said.keep(on)
-                for name in values:
-                    values[name] = values[name][on]
-        return proba, depth
 
 
 class OnnxEngine:

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from sk_calex import OnnxCascade
+from sk_calex import ExitMonitor, OnnxCascade
+from tests._cascade_models import images
 from tests.cascade.onnx._exported import Z, answers_alike, rewrite
 
 
@@ -46,6 +47,23 @@ def test_only_survivors_go_on(exported, monkeypatch):
     sizes.clear()
     assert (served.exit_depth(Z) == 0).all()
     assert sizes == [len(Z)]
+
+
+def test_details_are_those_of_the_cascade(exported):
+    cascade, folder = exported
+    said, told = OnnxCascade(folder).predict_details(Z), cascade.predict_details(Z)
+    stages = cascade.stage_probabilities(Z)
+    np.testing.assert_allclose(said.first_confidence, told.first_confidence, rtol=1e-4)
+    np.testing.assert_array_equal(said.first_predicted, stages[0].argmax(axis=1))
+    np.testing.assert_array_equal(said.cost, cascade.depth_costs_[said.depth])
+    assert len(said) == len(told) == len(Z)
+
+
+def test_monitor_of_the_cascade_takes_them(exported):
+    cascade, folder = exported
+    monitor = ExitMonitor(cascade, random_state=0).fit(images(60, seed=6)[0])
+    monitor.update(OnnxCascade(folder).predict_details(Z))
+    assert monitor.n_seen_ == len(Z)
 
 
 def test_no_samples_give_no_answers(exported):
