@@ -65,7 +65,7 @@ def main():
     parser.add_argument("--rows", type=int, default=6_000, help="rows to train on")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--margin", type=float, default=0.05)
-    parser.add_argument("--calibration-rows", type=int, default=2_000)
+    parser.add_argument("--calibration-rows", type=int, default=5_000)
     parser.add_argument("--images", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -97,8 +97,10 @@ def main():
     quality = {
         name: {
             "accuracy": float(np.mean(found == labels)),
-            "saved": float(1 - cascade.depth_costs_[depth].mean() / plain_cost)
-            * (name != PLAIN),
+            # The plain module has no heads.
+            "saved": 0.0
+            if name == PLAIN
+            else float(1 - cascade.depth_costs_[depth].mean() / plain_cost),
             "labels_equal_to_cascade": float(np.mean(found == answers[TORCH][0])),
             "depths_equal_to_cascade": float(np.mean(depth == answers[TORCH][1])),
         }
