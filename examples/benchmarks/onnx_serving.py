@@ -54,7 +54,7 @@ def fit_cascade(args, train, split):
         branch=PrototypePoolingClassifier(max_iter=args.epochs),
         cv=PredefinedSplit(split.test_fold[rows]),
         margin=args.margin,
-        random_state=0,
+        random_state=args.seed,
     )
     return cascade.fit(train.data[rows], train.target[rows])
 
@@ -62,10 +62,11 @@ def fit_cascade(args, train, split):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", default="~/.cache/sk_calex/features")
-    parser.add_argument("--rows", type=int, default=6_000, help="rows to train on")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--margin", type=float, default=0.05)
+    parser.add_argument("--rows", type=int, default=15_000, help="rows to train on")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--margin", type=float, default=0.03)
     parser.add_argument("--calibration-rows", type=int, default=5_000)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
