@@ -37,9 +37,7 @@ from sk_calex.cascade._costs import (
     warn_of_branch_costs,
 )
 from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep
-from sk_calex.cascade._inputs import (
-    reads_samples,
-)
+from sk_calex.cascade._inputs import note_precision, reads_samples
 from sk_calex.cascade._knob import check_is_rule, check_knob, default_of
 from sk_calex.cascade._last_stage import (
     LastStage,
@@ -203,6 +201,7 @@ class BaseCascade(
                 self.calibrator_ = self._fit_rule(self._exit_rule())
                 shown.update()
             self.row_digests_ = digest_rows(X)
+            note_precision(self)
             if not known:  # a recalled fit has said so before
                 warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
                 warn_of_branch_costs(self)
@@ -315,8 +314,9 @@ class BaseCascade(
     ) -> Self:
         """Let other samples choose the thresholds; nothing is trained.
 
-        For data that have changed since the fit, or where more labels have come in. The
-        new samples take the place of the calibration samples, also for later moves.
+        For data that have changed since the fit, or where more labels have come in, and
+        needed where `amp` of `backbone_` was changed: until then nothing is answered.
+        The new samples take the place of the calibration samples, also for later moves.
 
         Parameters
         ----------

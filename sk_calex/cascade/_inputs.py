@@ -23,6 +23,7 @@ __all__ = [
     "feature_batches",
     "fit_backbone",
     "input_batches",
+    "note_precision",
     "reads_samples",
     "training_features",
     "unwrap_backbone",
@@ -123,10 +124,30 @@ class Inputs(NamedTuple):
     mode: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
+def note_precision(cascade: Any) -> None:
+    """Note with which `amp` the backbone made the answers that chose the thresholds."""
+    cascade._calibrated_amp_ = getattr(cascade.backbone_, "amp", None)
+
+
+def _check_precision(cascade: Any) -> None:
+    """Refuse to run in another precision than that which chose the thresholds.
+
+    Scores lie a little elsewhere then, so that other samples would exit.
+    """
+    noted = getattr(cascade, "_calibrated_amp_", cascade.backbone_.amp)
+    if noted != cascade.backbone_.amp:
+        raise ValueError(
+            f"backbone_ has amp={cascade.backbone_.amp!r}, but the thresholds were "
+            f"calibrated with amp={noted!r}. Call recalibrate(X, y) with samples that "
+            "trained nothing, such as those that calibrated, or set amp back."
+        )
+
+
 def input_batches(cascade: Any, X: Any) -> Inputs:
     """Return batches of X on their way through the stages."""
     check_is_fitted(cascade)
     if cascade.backbone_ is not None:
+        _check_precision(cascade)
         samples = cascade.backbone_._check_samples(X)
         # One for the whole call: another thread may change the settings meanwhile.
         runner = cascade.backbone_.runner()

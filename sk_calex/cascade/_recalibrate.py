@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_consistent_length
 
 from sk_calex.calibration._exit_rule import CalibrationSet
+from sk_calex.cascade._inputs import note_precision
 from sk_calex.cascade._knob import check_knob
 from sk_calex.cascade._predict import run_all_stages
 from sk_calex.cascade._seen_rows import digest_rows, join_digests
@@ -59,12 +60,12 @@ def calibrate_on_rows(
     answers = run_all_stages(cascade, X)
     check_consistent_length(answers.predicted[0], labels)
     codes = np.searchsorted(cascade.classes_, labels)
-    with _restored_after_error(
-        cascade, ["calibration_", "calibrator_", "row_digests_"]
-    ):
+    names = ["calibration_", "calibrator_", "row_digests_", "_calibrated_amp_"]
+    with _restored_after_error(cascade, names):
         cascade.calibration_ = CalibrationSet(answers, codes, weight)
         cascade.calibrator_ = cascade._fit_rule(cascade._exit_rule())
         cascade.row_digests_ = join_digests(cascade.row_digests_, digest_rows(X))
+        note_precision(cascade)
 
 
 @contextmanager

@@ -16,7 +16,12 @@ from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import FeatureArray, TapLayout
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.cascade._base import BaseCascade
-from sk_calex.cascade._inputs import fit_backbone, reads_samples, unwrap_backbone
+from sk_calex.cascade._inputs import (
+    fit_backbone,
+    note_precision,
+    reads_samples,
+    unwrap_backbone,
+)
 from sk_calex.cascade._seen_rows import digest_rows
 from sk_calex.policies import (
     EntropyThreshold,
@@ -151,6 +156,7 @@ class Prepared:
             fitted.set_params(input="samples", backbone=clone(self.estimator.backbone))
             fitted.backbone_ = self.backbone
             fitted.row_digests_ = digest_rows(self.samples)  # not of features
+            note_precision(fitted)
             note_features(fitted, self.backbone)
         return fitted
 

@@ -1,11 +1,14 @@
 """New rows choose the thresholds; classes that the labels lack never exit."""
 
+import pickle
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from sk_calex import CascadeClassifier
+import sk_calex
+from sk_calex import CascadeClassifier, MarginSearchCV
 from sk_calex.baselines import SDNClassifier
 from sk_calex.policies import Quota, SharedThreshold
 from tests._cascade_models import images, small_branch, tiny_backbone
@@ -108,3 +111,42 @@ def test_depths_come_with_the_probabilities():
     proba, depth = fitted.predict_proba(NEW, return_depth=True)
     np.testing.assert_array_equal(proba, fitted.predict_proba(NEW))
     np.testing.assert_array_equal(depth, fitted.exit_depth(NEW))
+
+
+def test_thresholds_answer_only_in_the_precision_that_chose_them(tmp_path):
+    fitted = cascade().fit(X, Y)
+    before = fitted.predict_proba(NEW)
+    fitted.backbone_.set_params(amp="bfloat16")
+    for ask in (fitted.predict, fitted.predict_details, fitted.exit_depth, fitted.cost):
+        with pytest.raises(ValueError, match=r"amp='bfloat16', but .* amp=None"):
+            ask(NEW)
+    fitted.recalibrate(NEW, TRUTH)
+    by_hand = clone(fitted._exit_rule())
+    by_hand.fit(fitted.stage_probabilities(NEW), TRUTH)
+    np.testing.assert_allclose(fitted.thresholds_, by_hand.thresholds_, atol=1e-6)
+    lowered = fitted.predict_proba(NEW)
+    assert not np.array_equal(lowered, before)
+    fitted.save(tmp_path / "saved")
+    for twin in (
+        pickle.loads(pickle.dumps(fitted)),
+        sk_calex.load(tmp_path / "saved", backbone=tiny_backbone().module),
+    ):
+        np.testing.assert_allclose(twin.predict_proba(NEW), lowered, atol=1e-6)
+        twin.backbone_.set_params(amp=None)
+        with pytest.raises(ValueError, match=r"amp=None, but .* amp='bfloat16'"):
+            twin.predict(NEW)
+
+
+def test_a_search_notes_the_precision_of_its_backbone():
+    search = MarginSearchCV(
+        CascadeClassifier(
+            tiny_backbone(amp="bfloat16"), branch=small_branch("gap"), random_state=0
+        ),
+        max_accuracy_drop=0.5,
+        margins=[0.3],
+        cv=2,
+    ).fit(X, Y)
+    search.predict(NEW)
+    search.best_estimator_.backbone_.set_params(amp=None)
+    with pytest.raises(ValueError, match="calibrated with amp='bfloat16'"):
+        search.predict(NEW)
