@@ -35,6 +35,7 @@ AFTER_QUICKSTART = {
     "docs/guide/branches.md",
     "docs/guide/calibration.md",
     "docs/guide/choose_settings.md",
+    "docs/guide/deploy.md",
     "docs/guide/feature_store.md",
     "docs/howto/compute_features_once.md",
     "docs/howto/use_your_own_model.md",

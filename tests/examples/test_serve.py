@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -269,3 +273,22 @@ def test_the_example_serves_a_cascade(serve, capsys):
     assert "bytes that are no image: 422" in printed
     assert 'sk_calex_requests_total{status="200"} 64' in printed
     assert "sk_calex_drift_alarm" in printed
+
+
+def test_the_example_for_ray_serve_answers_like_the_cascade():
+    """In a process of its own, as Ray starts and stops others."""
+    pytest.importorskip("ray.serve", reason="this example needs ray[serve]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "serve_ray.py", "--quick", "--replicas=1"]
+    done = subprocess.run(
+        [*command, f"--port={port}"],
+        cwd=EXAMPLES,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "64 answers, 100% as by predict" in done.stdout
