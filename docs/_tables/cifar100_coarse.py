@@ -18,8 +18,8 @@ from .formats import (
     thousands,
 )
 
-DEFAULT = 0.05  # the default margin
-README_MARGINS = (0.0, 0.02, DEFAULT, 0.1)
+QUOTED = 0.05  # the margin that sentences quote
+README_MARGINS = (0.0, 0.02, QUOTED, 0.1)
 ABLATED = {
     "calexnet": "default",
     "soft_alone": "soft targets alone (`alpha=1`)",
@@ -42,8 +42,8 @@ def at_margin(record: Record, margin: float, method: str = "calexnet") -> list[f
 
 
 def name_of(margin: float, sign: str = "") -> str:
-    """Write a margin, and say which one is the default."""
-    return f"{margin:{sign}.2f}" + (" (default)" if margin == DEFAULT else "")
+    """Write a margin."""
+    return f"{margin:{sign}.2f}"
 
 
 def chosen_margins(record: Record) -> Table:
@@ -148,9 +148,9 @@ def stages(record: Record, method: str) -> list[str]:
     return [percent(share) for share in mean]
 
 
-def default_figures(record: Record) -> list[str]:
-    """Write what the default margin saves, loses, and the deviation of the loss."""
-    mean, sd, saved = at_margin(record, DEFAULT)
+def quoted_figures(record: Record) -> list[str]:
+    """Write what a margin of 0.05 saves, loses, and the deviation of the loss."""
+    mean, sd, saved = at_margin(record, QUOTED)
     return [percent(saved), percent(backbone(record) - mean, 2), percent(sd, 2)]
 
 
@@ -196,14 +196,14 @@ SENTENCES = (
     Sentence(
         "docs/index.md",
         "the FLOPs saved at {} points of accuracy",
-        lambda record: [percent(backbone(record) - at_margin(record, DEFAULT)[0])],
+        lambda record: [percent(backbone(record) - at_margin(record, QUOTED)[0])],
     ),
     Sentence(
         BENCHMARKS,
         "A ResNet-18 for 32x32 images ({} % on CIFAR-100",
         lambda record: [percent(backbone(record), 2)],
     ),
-    Sentence(BENCHMARKS, "{} % of the FLOPs for {} ± {} points", default_figures),
+    Sentence(BENCHMARKS, "{} % of the FLOPs for {} ± {} points", quoted_figures),
     Sentence(
         BENCHMARKS, "{} % at a margin of 0.02, with {} points gained", free_figures
     ),

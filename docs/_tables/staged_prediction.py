@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cifar100_coarse import DEFAULT, name_of
+from .cifar100_coarse import QUOTED, name_of
 from .formats import (
     BENCHMARKS,
     README,
@@ -40,9 +40,9 @@ def margins(record: Record) -> Table:
 TABLES = {"margins": margins}
 
 
-def at_default(record: Record) -> list[float]:
-    """Give the speed-ups at the default margin: over the module, over its stages."""
-    (found,) = (each for each in record["batch_256"] if each["margin"] == DEFAULT)
+def at_quoted(record: Record) -> list[float]:
+    """Give the speed-ups at the quoted margin: over the module, over its stages."""
+    (found,) = (each for each in record["batch_256"] if each["margin"] == QUOTED)
     return [found[ratio]["median"] for ratio in RATIOS[:2]]
 
 
@@ -76,13 +76,13 @@ SENTENCES = (
         README,
         "answer batches of 256 images {} times as fast as with the plain module: {} "
         "times by exits",
-        lambda record: [f"{ratio:.1f}" for ratio in at_default(record)],
+        lambda record: [f"{ratio:.1f}" for ratio in at_quoted(record)],
     ),
     Sentence(
         BENCHMARKS,
-        "{} times as fast as the plain module at the default, {} times as the same "
-        "stages without exits",
-        lambda record: [f"{ratio:.2f}" for ratio in at_default(record)],
+        "{} times as fast as the plain module at a margin of 0.05, {} times as the "
+        "same stages without exits",
+        lambda record: [f"{ratio:.2f}" for ratio in at_quoted(record)],
     ),
     Sentence(
         BENCHMARKS,

@@ -46,7 +46,7 @@ class BoostNetClassifier(JointCascade):
     backbone : FrozenBackbone, default=None
         The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
         features that carry their layout.
-    quota_decay : float, default=1.0
+    quota_decay : float or "auto", default=1.0
         The knob, above 0, as of `Quota`: the share of samples answered at depth k is
         proportional to ``quota_decay ** k``. The authors sweep it from 0.05 to 1.95.
     shrinkage : float, default=0.5
@@ -63,6 +63,9 @@ class BoostNetClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
+    max_accuracy_drop : float, default=0.005
+        With ``quota_decay="auto"``: accuracy that may be lost against the last stage
+        alone, as of `CascadeClassifier`.
     solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
         Algorithm that trains the heads.
 
@@ -156,7 +159,7 @@ class BoostNetClassifier(JointCascade):
     knob: ClassVar[str] = "quota_decay"
 
     _parameter_constraints = {
-        "quota_decay": [Interval(Real, 0, None, closed="neither")],
+        "quota_decay": Quota._parameter_constraints["decay"],
         "shrinkage": [Interval(Real, 0, 1, closed="both")],
         "head": [StrOptions(set(HEADS))],
         "head_params": [dict, None],
@@ -167,12 +170,13 @@ class BoostNetClassifier(JointCascade):
         self,
         backbone: Any = None,
         *,
-        quota_decay: float = 1.0,
+        quota_decay: float | str = 1.0,
         shrinkage: float = 0.5,
         head: str = "conv",
         head_params: dict[str, Any] | None = None,
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
+        max_accuracy_drop: float = 0.005,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -193,6 +197,7 @@ class BoostNetClassifier(JointCascade):
         self.head_params = head_params
         self.final_estimator = final_estimator
         self.calibrator = calibrator
+        self.max_accuracy_drop = max_accuracy_drop
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.baselines._exit_net import ExitNet, LabelNet
@@ -30,7 +29,7 @@ class BranchyNetClassifier(JointCascade):
     backbone : FrozenBackbone, default=None
         The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
         features that carry their layout.
-    threshold : float, default=0.5
+    threshold : float or "auto", default=0.5
         The knob: exit where the entropy of the probabilities, in nats, is at most this.
         From 0, where no sample exits, to just above ``log(n_classes)``, where all do.
     branch_weights : array-like of shape (n_branches,), default=None
@@ -46,6 +45,9 @@ class BranchyNetClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, as of `CascadeClassifier`.
     solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
         Algorithm that trains the heads.
 
@@ -136,7 +138,7 @@ class BranchyNetClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Interval(Real, None, None, closed="both")],
+        "threshold": EntropyThreshold._parameter_constraints["threshold"],
         "branch_weights": ["array-like", None],
         "head": [StrOptions(set(HEADS))],
         "head_params": [dict, None],
@@ -147,12 +149,13 @@ class BranchyNetClassifier(JointCascade):
         self,
         backbone: Any = None,
         *,
-        threshold: float = 0.5,
+        threshold: float | str = 0.5,
         branch_weights: Any = None,
         head: str = "conv",
         head_params: dict[str, Any] | None = None,
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
+        max_accuracy_drop: float = 0.005,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -173,6 +176,7 @@ class BranchyNetClassifier(JointCascade):
         self.head_params = head_params
         self.final_estimator = final_estimator
         self.calibrator = calibrator
+        self.max_accuracy_drop = max_accuracy_drop
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size

@@ -24,7 +24,7 @@ class BTSEEClassifier(CascadeClassifier):
     backbone : FrozenBackbone, default=None
         The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
         features that carry their layout.
-    margin : float, default=-0.15
+    margin : float or "auto", default=-0.15
         The knob: how much precision each class may give up against the backbone's, as
         of `CascadeClassifier`.
     alignment_margin : float or "same", default=-0.1
@@ -39,6 +39,9 @@ class BTSEEClassifier(CascadeClassifier):
         that never saw the classes.
     calibrator : ExitPolicy, default=None
         Exit rule in place of the method's own, as of `CascadeClassifier`.
+    max_accuracy_drop : float, default=0.005
+        With ``margin="auto"``: accuracy that may be lost against the last stage
+        alone, as of `CascadeClassifier`.
     cv : float, int or splitter, default=0.2
         What calibrates, as of `CascadeClassifier`.
     costs : array-like of shape (n_branches + 1,) or dict, default=None
@@ -111,12 +114,13 @@ class BTSEEClassifier(CascadeClassifier):
     # What makes the method: no parameters here.
     targets = "argmax"
     ensemble = False
+    alpha = None
     _margin_of_alignment = "alignment_margin"
 
     _parameter_constraints: dict[str, list[Any]] = {
         name: constraint
         for name, constraint in CascadeClassifier._parameter_constraints.items()
-        if name not in ("alignment", "targets", "ensemble")
+        if name not in ("alignment", "targets", "alpha", "ensemble")
     } | {
         "alignment_margin": SurvivorAlignment._parameter_constraints["margin"],
         "min_support": SurvivorThresholdCalibrator._parameter_constraints[
@@ -128,12 +132,13 @@ class BTSEEClassifier(CascadeClassifier):
         self,
         backbone: Any = None,
         *,
-        margin: float = -0.15,
+        margin: float | str = -0.15,
         alignment_margin: float | str = -0.1,
         branch: Any = None,
         min_support: float = 10,
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
+        max_accuracy_drop: float = 0.005,
         cv: Any = 0.2,
         costs: Any = None,
         input: str = "samples",
@@ -149,6 +154,7 @@ class BTSEEClassifier(CascadeClassifier):
         self.min_support = min_support
         self.final_estimator = final_estimator
         self.calibrator = calibrator
+        self.max_accuracy_drop = max_accuracy_drop
         self.cv = cv
         self.costs = costs
         self.input = input

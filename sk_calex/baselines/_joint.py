@@ -117,6 +117,7 @@ class JointCascade(BaseCascade):
         "backbone": [object, None],
         "final_estimator": [HasMethods(["fit", "predict_proba"]), None],
         "calibrator": [ExitPolicy, None],
+        "max_accuracy_drop": [Interval(Real, 0, 1, closed="left")],
         "solver": [StrOptions({"adam", "adam_full_batch", "lbfgs", "auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],

@@ -27,7 +27,7 @@ class PABEEClassifier(JointCascade):
     backbone : FrozenBackbone, default=None
         The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
         features that carry their layout.
-    patience : int, default=1
+    patience : int or "auto", default=1
         The knob: exit where the answer was confirmed by this many branches in a row. 0
         exits at the first branch; the number of branches, or more, never exits.
     head : str, default="gap"
@@ -41,6 +41,9 @@ class PABEEClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
+    max_accuracy_drop : float, default=0.005
+        With ``patience="auto"``: accuracy that may be lost against the last stage
+        alone, as of `CascadeClassifier`.
     solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
         Algorithm that trains the heads.
 
@@ -142,11 +145,12 @@ class PABEEClassifier(JointCascade):
         self,
         backbone: Any = None,
         *,
-        patience: int = 1,
+        patience: int | str = 1,
         head: str = "gap",
         head_params: dict[str, Any] | None = None,
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
+        max_accuracy_drop: float = 0.005,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -166,6 +170,7 @@ class PABEEClassifier(JointCascade):
         self.head_params = head_params
         self.final_estimator = final_estimator
         self.calibrator = calibrator
+        self.max_accuracy_drop = max_accuracy_drop
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size

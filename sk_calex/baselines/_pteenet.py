@@ -110,7 +110,7 @@ class PTEENetClassifier(JointCascade):
     backbone : FrozenBackbone, default=None
         The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
         features that carry their layout.
-    threshold : float, default=0.5
+    threshold : float or "auto", default=0.5
         The knob: exit where the confidence reaches it. Moved without a refit.
     cost_weight : float, default=1.0
         Weight of the cost in the loss, at least 0. The paper's curve is a fit for each
@@ -124,6 +124,9 @@ class PTEENetClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, as of `CascadeClassifier`.
     solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
         Algorithm that trains the heads.
 
@@ -231,7 +234,7 @@ class PTEENetClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Interval(Real, None, None, closed="both")],
+        "threshold": OwnGate._parameter_constraints["threshold"],
         "cost_weight": [Interval(Real, 0, None, closed="left")],
         "widths": [tuple, list],
         **JointCascade._parameter_constraints,
@@ -241,11 +244,12 @@ class PTEENetClassifier(JointCascade):
         self,
         backbone: Any = None,
         *,
-        threshold: float = 0.5,
+        threshold: float | str = 0.5,
         cost_weight: float = 1.0,
         widths: tuple[int, ...] = (96, 128),
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
+        max_accuracy_drop: float = 0.005,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -265,6 +269,7 @@ class PTEENetClassifier(JointCascade):
         self.widths = widths
         self.final_estimator = final_estimator
         self.calibrator = calibrator
+        self.max_accuracy_drop = max_accuracy_drop
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size

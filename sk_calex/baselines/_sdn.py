@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
@@ -28,7 +27,7 @@ class SDNClassifier(JointCascade):
     backbone : FrozenBackbone, default=None
         The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
         features that carry their layout.
-    threshold : float, default=0.9
+    threshold : float or "auto", default=0.9
         The knob: exit where the largest probability reaches it.
     head : str, default="sdn"
         Head of the branches, a name of `sk_calex.branches._heads.HEADS`; the paper's by
@@ -42,6 +41,9 @@ class SDNClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, as of `CascadeClassifier`.
     solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
         Algorithm that trains the heads.
 
@@ -128,7 +130,7 @@ class SDNClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Interval(Real, None, None, closed="both")],
+        "threshold": SharedThreshold._parameter_constraints["threshold"],
         "head": [StrOptions(set(HEADS))],
         "head_params": [dict, None],
         **JointCascade._parameter_constraints,
@@ -138,11 +140,12 @@ class SDNClassifier(JointCascade):
         self,
         backbone: Any = None,
         *,
-        threshold: float = 0.9,
+        threshold: float | str = 0.9,
         head: str = "sdn",
         head_params: dict[str, Any] | None = None,
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
+        max_accuracy_drop: float = 0.005,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -162,6 +165,7 @@ class SDNClassifier(JointCascade):
         self.head_params = head_params
         self.final_estimator = final_estimator
         self.calibrator = calibrator
+        self.max_accuracy_drop = max_accuracy_drop
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size

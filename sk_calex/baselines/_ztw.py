@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -199,7 +199,7 @@ class ZTWClassifier(JointCascade):
     backbone : FrozenBackbone, default=None
         The frozen classifier, as of `CascadeClassifier`; None for plain 2-D data, or
         features that carry their layout.
-    threshold : float, default=0.9
+    threshold : float or "auto", default=0.9
         The knob: exit where the largest probability of the ensemble reaches it.
     ensemble : bool, default=True
         Whether branches answer by the ensemble. False leaves the second stage of the
@@ -213,6 +213,9 @@ class ZTWClassifier(JointCascade):
         Exit rule of `sk_calex.policies`, or a `SurvivorThresholdCalibrator`, in place
         of the method's own. It decides by its own knob: leave the method's at its
         default then.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, as of `CascadeClassifier`.
     solver : {"auto", "adam", "adam_full_batch", "lbfgs"}, default="auto"
         Algorithm that trains the heads.
 
@@ -324,7 +327,7 @@ class ZTWClassifier(JointCascade):
     knob: ClassVar[str] = "threshold"
 
     _parameter_constraints = {
-        "threshold": [Interval(Real, None, None, closed="both")],
+        "threshold": SharedThreshold._parameter_constraints["threshold"],
         "ensemble": ["boolean"],
         "width": [Interval(Integral, 1, None, closed="left")],
         **JointCascade._parameter_constraints,
@@ -334,11 +337,12 @@ class ZTWClassifier(JointCascade):
         self,
         backbone: Any = None,
         *,
-        threshold: float = 0.9,
+        threshold: float | str = 0.9,
         ensemble: bool = True,
         width: int = 96,
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
+        max_accuracy_drop: float = 0.005,
         solver: str = "auto",
         max_iter: int | None = None,
         batch_size: int = 256,
@@ -358,6 +362,7 @@ class ZTWClassifier(JointCascade):
         self.width = width
         self.final_estimator = final_estimator
         self.calibrator = calibrator
+        self.max_accuracy_drop = max_accuracy_drop
         self.solver = solver
         self.max_iter = max_iter
         self.batch_size = batch_size

@@ -197,6 +197,19 @@ class StageTable:
         self.gap[:, rows] = part.gap
         self.gate[:, rows] = part.gate
 
+    def fill_stage(self, stage: int, row: StageTable) -> None:
+        """Enter a table of one stage in the place of a stage.
+
+        Parameters
+        ----------
+        stage : int
+            Index of the stage.
+        row : StageTable
+            Of one stage, and of the same samples.
+        """
+        for name in ("predicted", "confidence", "entropy", "gap", "gate"):
+            getattr(self, name)[stage] = getattr(row, name)[0]
+
     @property
     def n_stages(self) -> int:
         """Number of stages: branches and the last one."""

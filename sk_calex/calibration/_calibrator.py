@@ -12,7 +12,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length
 
 from sk_calex.calibration._answers import StageTable
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exit_rule import ExitPolicy
+from sk_calex.calibration._exits import CalibrationSet
 from sk_calex.calibration._thresholds import (
     BranchThresholds,
     exits_at,
@@ -27,6 +28,7 @@ from sk_calex.utils._validation import (
     check_margins,
     check_probabilities,
     check_sample_weight,
+    is_auto,
 )
 
 __all__ = ["SurvivorThresholdCalibrator"]
@@ -45,11 +47,16 @@ class SurvivorThresholdCalibrator(ExitPolicy):
 
     Parameters
     ----------
-    margin : float or sequence of float, default=0.0
+    margin : float, sequence of float or "auto", default=0.0
         How much precision may be given up against the reference, the last stage:
-        finite and below 1; a sequence holds one margin for each branch. Negative
-        margins demand more than the reference has; a bar is never above 1. Inside a
-        `CascadeClassifier` leave it at 0: there the cascade's own `margin` counts.
+
+        - float: finite and below 1. Negative margins demand more than the reference
+          has; a bar is never above 1.
+        - sequence: one margin for each branch.
+        - "auto": the largest that keeps `max_accuracy_drop`, cross-fitted on the rows
+          that calibrate; for the answers of all stages.
+
+        Inside a `CascadeClassifier` leave it at 0: there the cascade's own counts.
     margin_mode : {"relative", "absolute", "local"}, default="relative"
         Where the margin holds:
 
@@ -79,6 +86,10 @@ class SurvivorThresholdCalibrator(ExitPolicy):
 
         - "survivors": those that no earlier branch answers, as at prediction;
         - "all": all of them, which is what the paper compares with.
+    max_accuracy_drop : float, default=0.005
+        With ``margin="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Attributes
     ----------
@@ -99,6 +110,10 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         `precision_` may lie a little below it, as classes share a trend.
     reference_precision_ : ndarray of float64, shape (n_classes,)
         Precision of the reference for each class that it predicts; NaN where unknown.
+    margin_ : float or sequence of float
+        The margin that is used; NaN where "auto" lets nothing exit.
+    margin_path_ : dict of ndarray
+        What "auto" looked at, see `sk_calex.policies.ExitPolicy`; only with "auto".
     classes_ : ndarray of shape (n_classes,)
         Class of each column.
     n_features_in_ : int
@@ -152,7 +167,8 @@ class SurvivorThresholdCalibrator(ExitPolicy):
 
     knob: ClassVar[str] = "margin"
     _parameter_constraints: dict[str, list[Any]] = {
-        "margin": [Real, "array-like"],
+        **ExitPolicy._parameter_constraints,
+        "margin": [Real, "array-like", StrOptions({"auto"})],
         "margin_mode": [StrOptions({"relative", "absolute", "local"})],
         "min_support": [Interval(Real, 0, None, closed="left")],
         "rule": [StrOptions({"smallest", "first_violation"})],
@@ -162,13 +178,14 @@ class SurvivorThresholdCalibrator(ExitPolicy):
 
     def __init__(
         self,
-        margin: float | Sequence[float] = 0.0,
+        margin: float | Sequence[float] | str = 0.0,
         *,
         margin_mode: str = "relative",
         min_support: float = 10,
         rule: str = "smallest",
         shrinkage: float = 200,
         calibrate_on: str = "survivors",
+        max_accuracy_drop: float = 0.005,
     ) -> None:
         self.margin = margin
         self.margin_mode = margin_mode
@@ -176,6 +193,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         self.rule = rule
         self.shrinkage = shrinkage
         self.calibrate_on = calibrate_on
+        self.max_accuracy_drop = max_accuracy_drop
 
     def fit(
         self,
@@ -255,6 +273,12 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         reference_correct: ArrayLike | None,
         survivors: ArrayLike | None,
     ) -> None:
+        if is_auto(self.margin):
+            raise ValueError(
+                "margin='auto' judges what the whole cascade loses, but X holds the "
+                "answers of one branch. Give those of all stages, of shape (n_stages, "
+                "n_samples, n_classes), or a number."
+            )
         margin = check_margins(self.margin, 1)[0]
         proba = check_probabilities(X)
         labels = check_labels(y)
@@ -281,6 +305,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         self._set_found([found], reference, classes)
         for name in _FOUND:
             setattr(self, f"{name}_", getattr(self, f"{name}_")[0])
+        self.margin_ = self.margin
 
     def _fit(self, given: CalibrationSet) -> None:
         answers = given.answers
@@ -295,6 +320,15 @@ class SurvivorThresholdCalibrator(ExitPolicy):
             )
         classes = np.arange(answers.n_classes)
         self._set_found(found, given.reference_precision, classes)
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return _MARGINS
+
+    def _let_none_exit(self) -> None:
+        super()._let_none_exit()
+        shape = self.thresholds_.shape
+        self.enabled_ = np.zeros(shape, dtype=bool)
+        self.precision_, self.support_ = np.full(shape, np.nan), np.zeros(shape)
 
     def _set_found(
         self,
@@ -343,9 +377,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
             given.reference_precision,
             margin,
         )
-        n_classes = given.answers.n_classes
-        known = np.bincount(given.labels, given.weight, n_classes) > 0
-        return found if known.all() else found.disable(~known)
+        return found if given.seen.all() else found.disable(~given.seen)
 
     def _find_thresholds(
         self,
@@ -386,6 +418,11 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         )
 
 
+# What "auto" tries, from strict to lax: finest where little is given up.
+_MARGINS = (
+    *(-np.geomspace(1, 0.002, 24)).round(4).tolist(),
+    *(0.0, *np.geomspace(0.001, 0.7, 47).round(4).tolist()),
+)
 # Fields of BranchThresholds, which become attributes of the calibrator.
 _FOUND = ("thresholds", "enabled", "precision", "support", "bars")
 

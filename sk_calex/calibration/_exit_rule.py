@@ -1,26 +1,29 @@
-"""What an exit rule is, and what it is fitted on."""
+"""What an exit rule is, and how it is fitted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self, cast
+from numbers import Real
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.calibration._answers import Signals, StageAnswer, StageTable
-from sk_calex.calibration._thresholds import class_precision
-from sk_calex.utils._codec import savable
-from sk_calex.utils._fitted_state import all_or_nothing
+from sk_calex.calibration._cross_fit import find_laxest
+from sk_calex.calibration._exits import CalibrationSet, Policy, first_exits
+from sk_calex.calibration._warnings import CalibrationWarning
+from sk_calex.utils._fitted_state import all_or_nothing, fitted_state
 from sk_calex.utils._validation import (
     check_finite,
     check_probabilities,
     check_sample_weight,
+    is_auto,
 )
+from sk_calex.utils._warn import warn_caller
 
 __all__ = [
     "CalibrationSet",
@@ -33,59 +36,17 @@ __all__ = [
 ]
 
 
-class Policy(Protocol):
-    """Decides which samples exit at a branch."""
-
-    def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
-        """Mask of the samples that exit at branch number `branch`, which said this."""
-        ...
-
-
-@savable
-@dataclass(frozen=True)
-class CalibrationSet:
-    """What an exit rule is fitted on: answers, true classes, weights and costs.
-
-    Parameters
-    ----------
-    answers : StageTable
-        Answers of all stages to samples that trained none of them.
-    labels : ndarray of intp, shape (n_samples,)
-        True class codes.
-    weight : ndarray of float64, shape (n_samples,)
-        Sample weights.
-    costs : ndarray of float64, shape (n_stages,), or None
-        Cost of an answer at each depth; None where it was not given.
-    """
-
-    answers: StageTable
-    labels: NDArray[np.intp]
-    weight: NDArray[np.float64]
-    costs: NDArray[np.float64] | None = None
-
-    @cached_property
-    def right(self) -> NDArray[np.bool_]:
-        """Whether each stage is right, shape (n_stages, n_samples)."""
-        return self.answers.predicted == self.labels
-
-    def select_stages(self, stages: Sequence[int]) -> CalibrationSet:
-        """Keep some of the stages, as if there were no others."""
-        costs = None if self.costs is None else self.costs[list(stages)]
-        return replace(self, answers=self.answers.of_stages(stages), costs=costs)
-
-    @cached_property
-    def reference_precision(self) -> NDArray[np.float64]:
-        """Precision of the last stage for each predicted class; NaN where unknown."""
-        predicted = self.answers.predicted[-1]
-        n_classes = self.answers.n_classes
-        return class_precision(self.labels, predicted, n_classes, self.weight)
-
-
 class ExitPolicy(BaseEstimator):
     """Base of the exit rules that are fitted on calibration samples.
 
     A sample exits at the first branch where its score is at least the threshold of the
     branch and of its predicted class, and at the last stage otherwise.
+
+    Every rule has one parameter, its knob, that moves it between strict and lax. Its
+    value is a number, or ``"auto"``: the laxest one whose answers, cross-fitted on the
+    calibration rows, lose at most `max_accuracy_drop` against the last stage alone, one
+    standard error included. Where none does, nothing exits and a `CalibrationWarning`
+    says why.
 
     Attributes
     ----------
@@ -96,7 +57,16 @@ class ExitPolicy(BaseEstimator):
     -----
     A rule of your own sets `thresholds_` in `_fit`, gives its scores in `_scores` (the
     confidence by default), names in `knob` the parameter that moves along the
-    accuracy-cost curve, and says in `needs_costs` whether its fit needs `costs`.
+    accuracy-cost curve, and says in `needs_costs` whether its fit needs `costs`. For
+    ``"auto"`` it returns in `_knob_values` what to try, from strict to lax.
+
+    After a fit the attribute named as the knob and an underscore, such as
+    ``threshold_``, holds the value that is used; NaN where ``"auto"`` lets nothing
+    exit. With ``"auto"``, ``threshold_path_`` is a dict of arrays with a row for each
+    value that was tried, from strict to lax: the value, n_lost and n_gained (answers
+    lost and gained against the last stage), accuracy_drop, standard_error, exit_share
+    (of the samples that a branch answers), mean_cost, and within (whether
+    ``accuracy_drop + standard_error <= max_accuracy_drop``).
 
     Examples
     --------
@@ -116,8 +86,12 @@ class ExitPolicy(BaseEstimator):
 
     knob: ClassVar[str]
     needs_costs: ClassVar[bool] = False
+    #: Of rules that have no such parameter.
+    max_accuracy_drop: float = 0.005
     thresholds_: NDArray[np.float64]
-    _parameter_constraints: dict[str, list[Any]] = {}
+    _parameter_constraints: dict[str, list[Any]] = {
+        "max_accuracy_drop": [Interval(Real, 0, 1, closed="left")],
+    }
 
     def fit(
         self,
@@ -151,6 +125,11 @@ class ExitPolicy(BaseEstimator):
         ------
         ValueError
             If a shape does not fit, a value is out of range, or `costs` is needed.
+
+        Warns
+        -----
+        CalibrationWarning
+            If the knob is ``"auto"`` and no value keeps the accuracy.
         """
         with all_or_nothing(self):
             self._validate_params()
@@ -159,14 +138,78 @@ class ExitPolicy(BaseEstimator):
             labels = check_class_codes(y, table)
             weight = check_sample_weight(sample_weight, labels)
             prices = None if costs is None else check_costs(costs, table.n_stages)
-            self._fit(CalibrationSet(table, labels, weight, prices))
+            self._fit_set(CalibrationSet(table, labels, weight, prices))
         return self
+
+    def fit_on(self, given: CalibrationSet) -> Self:
+        """Find the thresholds, as `fit` does, for a cascade's calibration samples.
+
+        Parameters
+        ----------
+        given : CalibrationSet
+            Answers, labels, weights and costs, as a fitted cascade's `calibration_`.
+
+        Returns
+        -------
+        self : ExitPolicy
+            The fitted rule.
+        """
+        with all_or_nothing(self):
+            self._validate_params()
+            if given.costs is not None:
+                check_costs(given.costs, given.answers.n_stages)
+            self._fit_set(given)
+        return self
+
+    def _fit_set(self, given: CalibrationSet) -> None:
+        """Fit at the value of the knob, or at the one that "auto" finds."""
+        knob = getattr(self, "knob", None)  # a rule may have none
+        value = None if knob is None else getattr(self, knob)
+        if is_auto(value):
+            self._fit_laxest(given)
+            return
+        self._fit(given)
+        if given.skips_unseen:
+            # Nothing is known of how right such answers are.
+            self.thresholds_[:, ~given.seen] = np.inf
+        if knob is not None:
+            setattr(self, f"{knob}_", value)
+
+    def _fit_laxest(self, given: CalibrationSet) -> None:
+        """Fit at the laxest value of the knob that loses little, or let none exit."""
+        values = self._knob_values(given)
+        path = find_laxest(self._fitted_at, values, given, self.max_accuracy_drop)
+        chosen = path.chosen
+        value = values[0] if chosen is None else chosen.value
+        self.__dict__.update(fitted_state(self._fitted_at(value, given)))
+        if chosen is None:
+            self._let_none_exit()
+            warn_caller(path.explain(self.knob), CalibrationWarning)
+        setattr(self, f"{self.knob}_", np.nan if chosen is None else value)
+        setattr(self, f"{self.knob}_path_", path.as_table(self.knob))
+
+    def _fitted_at(self, value: Any, given: CalibrationSet) -> ExitPolicy:
+        """Return a copy fitted at another value of the knob."""
+        rule: ExitPolicy = clone(self).set_params(**{self.knob: value})
+        rule._fit_set(given)
+        return rule
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[Any]:
+        """Values of the knob that "auto" tries, from strict to lax."""
+        raise ValueError(
+            f"{self.knob}='auto' of {type(self).__name__} needs values to try: return "
+            "them in its method _knob_values(given), from strict to lax, or give a "
+            "number."
+        )
+
+    def _let_none_exit(self) -> None:
+        self.thresholds_ = np.full_like(self.thresholds_, np.inf)
 
     def _fit(self, given: CalibrationSet) -> None:
         """Set `thresholds_`."""
         raise NotImplementedError
 
-    def _set_all(self, given: CalibrationSet, threshold: float) -> None:
+    def _set_all(self, given: CalibrationSet, threshold: Any) -> None:
         """Use one threshold for all branches and classes."""
         shape = (given.answers.n_stages - 1, given.answers.n_classes)
         self.thresholds_ = np.full(shape, float(threshold))
@@ -279,37 +322,6 @@ class ExitPolicy(BaseEstimator):
                 "classes. Give the answers of the same cascade."
             )
         return first_exits(self, table)
-
-
-def first_exits(policy: Policy, table: StageTable) -> NDArray[np.intp]:
-    """Compute where each sample of a table exits under any rule, fitted or given.
-
-    Parameters
-    ----------
-    policy : ClassThresholds, ExitPolicy or any object with the same `exits`
-        The exit rule.
-    table : StageTable
-        What every stage says of the samples.
-
-    Returns
-    -------
-    depth : ndarray of intp, shape (n_samples,)
-        Index of the branch; the number of branches for the last stage.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sk_calex.policies import ClassThresholds, first_exits
-    >>> from sk_calex.calibration import StageTable
-    >>> proba = [[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.2, 0.8]]]
-    >>> table = StageTable.from_probabilities(proba)
-    >>> first_exits(ClassThresholds(np.array([[0.8, 0.5]])), table)
-    array([0, 1])
-    """
-    depth = np.full(table.n_samples, table.n_stages - 1, dtype=np.intp)
-    for k in range(table.n_stages - 2, -1, -1):
-        depth[policy.exits(k, table.stage(k))] = k
-    return depth
 
 
 def as_table(answers: StageTable | ArrayLike) -> StageTable:

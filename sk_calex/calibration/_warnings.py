@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exits import CalibrationSet
 
 __all__ = ["CalibrationWarning", "warn_of_few_rows"]
 
@@ -33,9 +33,7 @@ class CalibrationWarning(UserWarning):
     """
 
 
-def warn_of_few_rows(
-    rule: ExitPolicy, given: CalibrationSet, classes: NDArray[Any]
-) -> None:
+def warn_of_few_rows(rule: Any, given: CalibrationSet, classes: NDArray[Any]) -> None:
     """Warn, with the numbers, where a fitted rule had too few rows to be fitted on.
 
     Parameters
@@ -69,6 +67,9 @@ def warn_of_few_rows(
             f"{_ENOUGH} times min_support={least:g} ({shown}"
             f"{', ...' if len(thin) > _SHOWN else ''})"
         )
+    used = getattr(rule, f"{rule.knob}_", 0.0)
+    if isinstance(used, float) and np.isnan(used):
+        return  # "auto" found none, and the rule has said why
     if np.all(rule.thresholds_ == np.inf):
         _warn(
             f"no class can exit at any branch: no threshold satisfies {rule!r} on "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -25,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import macs_of, probabilities_of
+from sk_calex.calibration._answers import StageAnswer
 from sk_calex.calibration._exit_rule import (
     CalibrationSet,
     ExitPolicy,
@@ -33,12 +35,18 @@ from sk_calex.calibration._warnings import warn_of_few_rows
 from sk_calex.cascade._cascade_prediction import CascadePrediction
 from sk_calex.cascade._costs import (
     depth_prices,
+    known_depth_costs,
     stage_and_head_macs,
     warn_of_branch_costs,
 )
 from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep
 from sk_calex.cascade._inputs import note_precision, reads_samples
-from sk_calex.cascade._knob import check_is_rule, check_knob, default_of
+from sk_calex.cascade._knob import (
+    check_is_rule,
+    check_knob,
+    default_of,
+    hand_on_drop,
+)
 from sk_calex.cascade._last_stage import (
     LastStage,
 )
@@ -62,6 +70,7 @@ from sk_calex.utils._flops import flops_reduction
 from sk_calex.utils._html import SummaryMixin
 from sk_calex.utils._progress import bar, showing
 from sk_calex.utils._saving import SavableMixin
+from sk_calex.utils._validation import is_auto
 
 __all__ = ["BaseCascade"]
 
@@ -85,6 +94,8 @@ class BaseCascade(
     final_estimator: Any
     calibrator: ExitPolicy | None
     costs: Any = None
+    #: Of methods that have no such parameter.
+    max_accuracy_drop: float = ExitPolicy.max_accuracy_drop
     cv: Any
     input: str
     random_state: Any
@@ -124,7 +135,7 @@ class BaseCascade(
             for name, value in vars(self).items()
             if not name.startswith("_") and not name.endswith("_")
         }
-        moves = (self.knob, "calibrator", "costs")
+        moves = (self.knob, "max_accuracy_drop", "calibrator", "costs")
         moved = {name: trained.pop(name) for name in moves if name in trained}
         return trained, moved
 
@@ -228,21 +239,24 @@ class BaseCascade(
             rule = clone(self.calibrator)
             if self._knob_moves(rule):
                 rule.set_params(**{rule.knob: getattr(self, self.knob)})
-        return rule if value is None else rule.set_params(**{rule.knob: value})
+        if value is not None:
+            rule.set_params(**{rule.knob: value})
+        if is_auto(getattr(rule, rule.knob)):
+            hand_on_drop(self, rule)
+        return rule
 
     def _fit_rule(self, rule: ExitPolicy) -> ExitPolicy:
         """Fit an exit rule on what the stages answered to the calibration samples."""
-        given = self.calibration_
-        rule.fit(
-            given.answers,
-            given.labels,
-            given.weight,
-            costs=self.depth_costs_ if rule.needs_costs else None,
-        )
-        known = np.isin(np.arange(len(self.classes_)), given.labels[given.weight > 0])
-        # Nothing is known of how right such answers are: the last stage gives them.
-        rule.thresholds_[:, ~known] = np.inf
-        return rule
+        costs = None
+        if rule.needs_costs:
+            costs = self.depth_costs_
+        elif is_auto(getattr(rule, rule.knob)):
+            costs = known_depth_costs(self)
+        return rule.fit_on(replace(self.calibration_, costs=costs, skips_unseen=True))
+
+    def _codes_of_last_stage(self, said: StageAnswer) -> NDArray[np.intp]:
+        """Class codes that the last stage answers by itself."""
+        return said.predicted
 
     def _rule_at(self, value: Any) -> ExitPolicy:
         """Return the fitted exit rule at another value of its knob."""
@@ -279,15 +293,16 @@ class BaseCascade(
         calibrate_with_params(self, changes)
         return self
 
-    def set_operating_point(self, value: float | Sequence[float]) -> Self:
+    def set_operating_point(self, value: float | Sequence[float] | str) -> Self:
         """Move along the curve without training anything.
 
         Parameters
         ----------
-        value : float or sequence of float
+        value : float, sequence of float or "auto"
             New value of the knob: the parameter named by `knob`, or that of the
             `calibrator` where this decides by another one. Margins may be a sequence
-            with one for each branch.
+            with one for each branch. "auto": the laxest that keeps
+            `max_accuracy_drop` on the calibration samples.
 
         Returns
         -------

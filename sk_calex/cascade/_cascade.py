@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import clone_for_taps
 from sk_calex.branches._defaults import default_branches
-from sk_calex.calibration._answers import StageTable
+from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.cascade._alignment import SurvivorAlignment
@@ -27,9 +27,12 @@ from sk_calex.cascade._runtime import Answer
 from sk_calex.cascade._training_data import TrainingData, check_n_folds
 from sk_calex.utils._callbacks import Task
 from sk_calex.utils._codec import savable
-from sk_calex.utils._validation import check_margins
+from sk_calex.utils._validation import check_margins, is_auto
 
 __all__ = ["CascadeClassifier"]
+
+# What alpha="auto" tries; of equal ones the first.
+_ALPHAS = (0.5, 1.0, 0.0)
 
 
 @savable
@@ -59,11 +62,23 @@ class CascadeClassifier(BaseCascade):
         Trained on the backbone's outputs and answering in its place: for a backbone
         that never saw the classes. None: the outputs are the classes' logits (for
         plain 2-D data: ``LogisticRegression(max_iter=1000)`` on `X`).
-    margin : float or sequence of float, default=0.05
-        How much accuracy an exit may give up against the backbone: finite, below 1; a
-        sequence holds one margin for each branch. Changed without refitting by
-        `set_margin`. With a `calibrator` that has another knob it has no effect, and
-        any other value than the default is an error.
+    margin : float, sequence of float or "auto", default="auto"
+        How much accuracy an exit may give up against the backbone:
+
+        - "auto": the largest margin whose cascade loses at most `max_accuracy_drop`
+          on the calibration samples, cross-fitted, one standard error included. Where
+          none does, nothing exits and a `CalibrationWarning` says why. `margin_` is
+          the one found.
+        - float: finite, below 1; for a point of your own on the curve. What the
+          whole cascade loses depends on the network.
+        - sequence of float: one margin for each branch.
+
+        Changed without refitting by `set_margin`. With a `calibrator` that has another
+        knob it has no effect, and any other value than the default is an error.
+    max_accuracy_drop : float, default=0.005
+        With "auto", the accuracy that may be lost against the last stage alone, in
+        [0, 1): 0.005 is half a point. Fewer calibration samples than its inverse can
+        show no such loss, so that nothing exits.
     calibrator : ExitPolicy, default=None
         The exit rule, fitted on the calibration samples:
 
@@ -84,6 +99,17 @@ class CascadeClassifier(BaseCascade):
         - "soft": the probabilities of the last stage, which measured best;
         - "argmax": its answers, as the paper's comparison does;
         - "labels": `y`, for branches that should correct a weak backbone.
+    alpha : float, sequence of float, "auto" or None, default=None
+        Share of the soft targets in what a branch learns; the labels have the rest.
+        Used with ``targets="soft"``:
+
+        - None: as each branch says, 0.5 for those of this package.
+        - float: in [0, 1], for all branches. 1 imitates the last stage alone, 0 learns
+          from `y` alone.
+        - sequence of float: one share for each branch.
+        - "auto": each branch is trained with 0.5, 1 and 0, and the one with the least
+          log-loss on the calibration samples is kept. Three trainings for each branch,
+          on features that are computed once.
     ensemble : bool, default=False
         Whether each stage, the last included, answers by a weighted geometric mean of
         its probabilities and those of the branches before, fitted on the calibration
@@ -123,6 +149,14 @@ class CascadeClassifier(BaseCascade):
         Trained on class codes ``0 .. n_classes - 1``.
     calibrator_ : ExitPolicy
         The fitted exit rule.
+    margin_ : float or sequence of float
+        The margin that is used; NaN where "auto" lets nothing exit. It and the next
+        are attributes of `calibrator_`, where this has a margin.
+    margin_path_ : dict of ndarray
+        With "auto", one row for each margin that was tried, from strict to lax:
+        margin, n_lost and n_gained (answers lost and gained against the last stage),
+        accuracy_drop, standard_error, exit_share, mean_cost, and within (whether
+        ``accuracy_drop + standard_error <= max_accuracy_drop``).
     thresholds_ : ndarray of float64, shape (n_branches, n_classes)
         That of `calibrator_`: score at which a sample predicted as a class exits;
         ``inf`` where disabled.
@@ -135,6 +169,9 @@ class CascadeClassifier(BaseCascade):
         Precision of the last stage for each predicted class on the calibration samples.
     calibration_ : CalibrationSet
         Answers of all stages to the calibration samples, their labels and weights.
+    alpha_ : list of float or None
+        Share of the soft targets that each branch was trained with; None where it is
+        the branch's own.
     effective_sample_size_ : ndarray of float64, shape (n_branches,)
         Of the training weights of each branch.
     training_profile_ : TrainingProfile
@@ -173,11 +210,13 @@ class CascadeClassifier(BaseCascade):
     --------
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier
-    >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
+    >>> X, y = make_classification(2000, n_informative=6, n_classes=3, random_state=0)
     >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
     >>> labels, depth = cascade.predict(X, return_depth=True)
     >>> depth.shape
-    (500,)
+    (2000,)
+    >>> bool(cascade.margin_ in cascade.margin_path_["margin"])  # what "auto" found
+    True
     >>> _ = cascade.set_margin(0.1)  # no refit
     """
 
@@ -189,10 +228,17 @@ class CascadeClassifier(BaseCascade):
         "backbone": [object, None],
         "branch": [HasMethods(["fit", "predict_proba"]), list, None],
         "final_estimator": [HasMethods(["fit", "predict_proba"]), None],
-        "margin": [Real, "array-like"],
+        "margin": [Real, "array-like", StrOptions({"auto"})],
+        "max_accuracy_drop": [Interval(Real, 0, 1, closed="left")],
         "calibrator": [ExitPolicy, None],
         "alignment": [StrOptions({"soft", "hard", "none"}), SurvivorAlignment],
         "targets": [StrOptions({"soft", "argmax", "labels"})],
+        "alpha": [
+            Interval(Real, 0, 1, closed="both"),
+            "array-like",
+            StrOptions({"auto"}),
+            None,
+        ],
         "ensemble": ["boolean"],
         "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
         "costs": ["array-like", dict, None],
@@ -209,10 +255,12 @@ class CascadeClassifier(BaseCascade):
         *,
         branch: Any = None,
         final_estimator: Any = None,
-        margin: float | Sequence[float] = 0.05,
+        margin: float | Sequence[float] | str = "auto",
+        max_accuracy_drop: float = 0.005,
         calibrator: ExitPolicy | None = None,
         alignment: str | SurvivorAlignment = "soft",
         targets: str = "soft",
+        alpha: float | Sequence[float] | str | None = None,
         ensemble: bool = False,
         cv: Any = 0.2,
         costs: Any = None,
@@ -226,9 +274,11 @@ class CascadeClassifier(BaseCascade):
         self.branch = branch
         self.final_estimator = final_estimator
         self.margin = margin
+        self.max_accuracy_drop = max_accuracy_drop
         self.calibrator = calibrator
         self.alignment = alignment
         self.targets = targets
+        self.alpha = alpha
         self.ensemble = ensemble
         self.cv = cv
         self.costs = costs
@@ -266,7 +316,8 @@ class CascadeClassifier(BaseCascade):
     # -- fitting -----------------------------------------------------------------
 
     def _check_params(self) -> None:
-        check_margins(self.margin, None)
+        if not is_auto(self.margin):
+            check_margins(self.margin, None)
         alignment = self._alignment()
         alignment._validate_params()
         if not isinstance(alignment.margin, str):
@@ -275,6 +326,17 @@ class CascadeClassifier(BaseCascade):
             raise ValueError(
                 f"{self._margin_of_alignment}='same' follows the cascade's margin, but "
                 f"calibrator={self.calibrator!r} decides without one. Give a number."
+            )
+        elif alignment.kind != "none" and is_auto(self.margin):
+            raise ValueError(
+                f"{self._margin_of_alignment}='same' follows the cascade's margin, but "
+                "margin='auto' is found after the branches are trained. Give one of "
+                "the two a number."
+            )
+        if self.alpha is not None and self.targets != "soft":
+            raise ValueError(
+                f"alpha={self.alpha!r} mixes soft targets with the labels, and "
+                f"targets={self.targets!r} has none. Use targets='soft', or alpha=None."
             )
         check_memory(self.memory)
 
@@ -293,7 +355,7 @@ class CascadeClassifier(BaseCascade):
         rule = self._alignment_rule().set_params(margin=self._alignment_margin())
         return self._fit_rule(rule).thresholds_
 
-    def _alignment_margin(self) -> float | Sequence[float]:
+    def _alignment_margin(self) -> float | Sequence[float] | str:
         margin = self._alignment().margin
         return self.margin if isinstance(margin, str) else margin
 
@@ -303,7 +365,7 @@ class CascadeClassifier(BaseCascade):
         trained["alignment"] = alignment.used_params
         if alignment.kind != "none":
             settings = self._alignment_rule().get_params()
-            settings.pop("margin")
+            del settings["margin"], settings["max_accuracy_drop"]
             trained["alignment_rule"] = settings
             if isinstance(alignment.margin, str):
                 trained["margin"] = self.margin
@@ -311,11 +373,12 @@ class CascadeClassifier(BaseCascade):
 
     def _train(self, data: TrainingData, task: Task) -> None:
         n_taps = data.layout.n_taps
-        check_margins(self.margin, n_taps)
+        if not is_auto(self.margin):
+            check_margins(self.margin, n_taps)
         alignment = self._alignment()
-        margins = check_margins(
-            self._alignment_margin(), n_taps, self._margin_of_alignment
-        )
+        # Without weights no threshold reaches the training.
+        margin = 0.0 if alignment.kind == "none" else self._alignment_margin()
+        margins = check_margins(margin, n_taps, self._margin_of_alignment)
         _check_targets(self.targets, data)
         cross_fit = alignment.cross_fit
         if cross_fit and alignment.kind != "none" and not data.folds.out_of_fold:
@@ -324,12 +387,14 @@ class CascadeClassifier(BaseCascade):
         layout = data.layout
         branch = self._default_branch(layout) if self.branch is None else self.branch
         templates = clone_for_taps(branch, layout.names, data.seeds)
-        n_fits = count_trainings(len(templates), data.folds.out_of_fold, alignment)
+        alphas = _alphas_to_try(self.alpha, n_taps)
+        n_fits = count_trainings(alphas, data.folds.out_of_fold, alignment)
         with task.part("branches", n_fits) as part:
             fitted = fit_branches(
                 data,
                 templates,
                 self.targets,
+                alphas,
                 alignment,
                 margins,
                 self._alignment_rule(),
@@ -339,22 +404,28 @@ class CascadeClassifier(BaseCascade):
                 task=part,
                 keep_proba=self.ensemble,
             )
-        self.branches_ = fitted.branches
+        self.branches_, self.alpha_ = fitted.branches, fitted.alphas
         self.effective_sample_size_ = fitted.effective_sample_sizes
         self.training_profile_ = fitted.profile
         answers, held = fitted.answers, data.folds.calibration
         labels, weight = data.codes[held], data.weight[held]
+        reference = answers.predicted[-1]
         self.ensembles_: Ensembles | None = None
         if fitted.proba is not None:
             self.ensembles_ = Ensembles.fit(fitted.proba, labels, weight)
             answers = StageTable.of(self.ensembles_.combine(fitted.proba))
-        self.calibration_ = CalibrationSet(answers, labels, weight)
+        self.calibration_ = CalibrationSet(answers, labels, weight, reference=reference)
 
     def _answers(self) -> list[Answer]:
         alone = super()._answers()
         if self.ensembles_ is None:
             return alone
         return [self.ensembles_.answer(k, stage) for k, stage in enumerate(alone)]
+
+    def _codes_of_last_stage(self, said: StageAnswer) -> NDArray[np.intp]:
+        if self.ensembles_ is None:
+            return said.predicted
+        return self.ensembles_.own_codes(said)
 
     def _of_taps(self, taps: Sequence[int]) -> Self:
         """Return the cascade with some of its branches only, for cached answers.
@@ -369,11 +440,22 @@ class CascadeClassifier(BaseCascade):
         new = copy.copy(self)
         new.layout_ = self.layout_.select(self.layout_.names[k] for k in taps)
         new.branches_ = [self.branches_[k] for k in taps]
+        new.alpha_ = [self.alpha_[k] for k in taps]
         new.training_profile_ = self.training_profile_.select(taps)
         new.calibration_ = self.calibration_.select_stages([*taps, -1])
         return new
 
     # -- the exit rule -----------------------------------------------------------
+
+    @property
+    def margin_(self) -> float | Sequence[float]:
+        """The margin that is used; NaN where "auto" lets nothing exit."""
+        return self._of_calibrator("margin_")
+
+    @property
+    def margin_path_(self) -> dict[str, NDArray[Any]]:
+        """What ``margin="auto"`` looked at, from strict to lax."""
+        return self._of_calibrator("margin_path_")
 
     @property
     def thresholds_(self) -> NDArray[np.float64]:
@@ -404,14 +486,13 @@ class CascadeClassifier(BaseCascade):
         # Before a fit an AttributeError, as of any fitted attribute.
         return getattr(self.__dict__.get("calibrator_"), name)
 
-    def set_margin(self, margin: float | Sequence[float]) -> Self:
+    def set_margin(self, margin: float | Sequence[float] | str) -> Self:
         """Calibrate anew for another margin, without training anything.
 
         Parameters
         ----------
-        margin : float or sequence of float
-            Finite and below 1, for all branches or one for each; becomes the parameter
-            `margin`.
+        margin : float, sequence of float or "auto"
+            As the parameter `margin`, which it becomes.
 
         Returns
         -------
@@ -446,13 +527,15 @@ class CascadeClassifier(BaseCascade):
                 "margin: fit again with set_params(margin=...), or give it a number."
             )
 
-    def thresholds_at(self, margin: float | Sequence[float]) -> NDArray[np.float64]:
+    def thresholds_at(
+        self, margin: float | Sequence[float] | str
+    ) -> NDArray[np.float64]:
         """Compute the thresholds for another margin, without changing the cascade.
 
         Parameters
         ----------
-        margin : float or sequence of float
-            Finite and below 1, for all branches or one for each.
+        margin : float, sequence of float or "auto"
+            As the parameter `margin`.
 
         Returns
         -------
@@ -468,6 +551,21 @@ class CascadeClassifier(BaseCascade):
         check_is_fitted(self)
         self._check_has_margin()
         return self._rule_at(margin).thresholds_
+
+
+def _alphas_to_try(alpha: Any, n_taps: int) -> list[tuple[float | None, ...]]:
+    """Return for each tap the shares of the soft targets to train with."""
+    if alpha is None or isinstance(alpha, Real):
+        return [(None if alpha is None else float(alpha),)] * n_taps
+    if is_auto(alpha):
+        return [_ALPHAS] * n_taps
+    shares = np.asarray(alpha, dtype=np.float64)
+    if shares.shape != (n_taps,) or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(
+            f"alpha={alpha!r} must be a number in [0, 1], one for each of the {n_taps} "
+            "branches, 'auto' or None."
+        )
+    return [(share,) for share in shares.tolist()]
 
 
 def _check_targets(targets: str, data: TrainingData) -> None:

@@ -79,6 +79,15 @@ def stage_and_head_macs(cascade: Any) -> tuple[list[int], list[int]]:
     return stages, cascade._branch_macs()
 
 
+def known_depth_costs(cascade: Any) -> NDArray[np.float64] | None:
+    """Return the cost of an answer at each depth; None where it cannot be counted."""
+    try:
+        costs, _ = depth_prices(cascade)
+    except ValueError:
+        return None  # `depth_costs_` says why
+    return costs if costs[-1] > 0 else None
+
+
 def warn_of_branch_costs(cascade: Any) -> None:
     """Warn where the branches of a cascade cost much, unless it has costs given."""
     if cascade.costs is not None:
@@ -205,7 +214,7 @@ def measure_costs(cascade: Any, X: Any, *, n_repeats: int = 3) -> Bunch:
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, measure_costs
     >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X, y)
     >>> costs = measure_costs(cascade, X)
     >>> costs.stages.shape, costs.heads.shape, costs.unit
     ((2,), (1,), 'ms')

@@ -143,6 +143,12 @@ class Ensembles:
 
         return answer
 
+    def own_codes(self, said: StageAnswer) -> NDArray[np.intp]:
+        """Class codes of a stage by itself, from its answer with those before it."""
+        assert said.memory is not None  # every `answer` holds one
+        codes: NDArray[np.intp] = said.memory[:, -1].argmax(dim=1).numpy()
+        return codes
+
     def _mean(self, stage: int, logs: Tensor) -> NDArray[np.float64]:
         used = stage + 1
         weight = torch.from_numpy(np.exp(self.exponents[stage, :used]) / used)

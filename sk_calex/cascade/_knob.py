@@ -9,7 +9,7 @@ import numpy as np
 
 from sk_calex.calibration._exit_rule import ExitPolicy
 
-__all__ = ["check_is_rule", "check_knob", "default_of"]
+__all__ = ["check_is_rule", "check_knob", "default_of", "hand_on_drop"]
 
 
 def check_is_rule(calibrator: Any) -> None:
@@ -42,6 +42,21 @@ def check_knob(cascade: Any) -> None:
             f"{cascade._knob_name} instead, and leave {name} at its default, "
             f"{default_of(cascade, name)!r}."
         )
+
+
+def hand_on_drop(cascade: Any, rule: ExitPolicy) -> None:
+    """Give a rule whose knob is "auto" the drop that its cascade allows."""
+    allowed, own = cascade.max_accuracy_drop, rule.max_accuracy_drop
+    of_rule = own != ExitPolicy.max_accuracy_drop
+    of_cascade = allowed != ExitPolicy.max_accuracy_drop
+    if of_rule and of_cascade and own != allowed:
+        raise ValueError(
+            f"calibrator has max_accuracy_drop={own!r} and the cascade has "
+            f"{allowed!r}. Set that of the cascade, and leave the calibrator's at its "
+            "default."
+        )
+    if not of_rule:
+        rule.max_accuracy_drop = allowed
 
 
 def default_of(estimator: Any, name: str) -> Any:

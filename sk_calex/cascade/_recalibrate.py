@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length
 
-from sk_calex.calibration._exit_rule import CalibrationSet
-from sk_calex.cascade._inputs import note_precision
+from sk_calex.calibration._answers import StageTable
+from sk_calex.calibration._exits import CalibrationSet
+from sk_calex.cascade._inputs import feature_batches, note_precision
 from sk_calex.cascade._knob import check_knob
-from sk_calex.cascade._predict import run_all_stages
+from sk_calex.cascade._runtime import every_answer
 from sk_calex.cascade._seen_rows import digest_rows, join_digests
 from sk_calex.utils._validation import check_labels, check_sample_weight
 
@@ -57,15 +58,29 @@ def calibrate_on_rows(
             f"them out; the classes are {cascade.classes_.tolist()[:5]}..."
         )
     weight = check_sample_weight(sample_weight, labels)
-    answers = run_all_stages(cascade, X)
-    check_consistent_length(answers.predicted[0], labels)
+    answers, reference = _run_for_calibration(cascade, X)
+    check_consistent_length(reference, labels)
     codes = np.searchsorted(cascade.classes_, labels)
     names = ["calibration_", "calibrator_", "row_digests_", "_calibrated_amp_"]
     with _restored_after_error(cascade, names):
-        cascade.calibration_ = CalibrationSet(answers, codes, weight)
+        cascade.calibration_ = CalibrationSet(
+            answers, codes, weight, reference=reference
+        )
         cascade.calibrator_ = cascade._fit_rule(cascade._exit_rule())
         cascade.row_digests_ = join_digests(cascade.row_digests_, digest_rows(X))
         note_precision(cascade)
+
+
+def _run_for_calibration(cascade: Any, X: Any) -> tuple[StageTable, NDArray[np.intp]]:
+    """Answers of all stages, and class codes of the last stage by itself."""
+    inputs, answers = feature_batches(cascade, X), cascade._answers()
+    table = StageTable.empty(len(answers), inputs.n_samples, len(cascade.classes_))
+    reference = np.empty(inputs.n_samples, dtype=np.intp)
+    for stage, rows, said in every_answer(inputs.batches, answers):
+        table.put(stage, rows, said)
+        if stage == len(answers) - 1:
+            reference[rows] = cascade._codes_of_last_stage(said)
+    return table, reference
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from sk_calex.cascade._costs import (
     with_unit,
 )
 from sk_calex.utils._html import Cell, picked, si, table
+from sk_calex.utils._validation import is_auto
 
 __all__ = ["cascade_summary"]
 
@@ -73,7 +74,12 @@ def _is_whole(cascade: Any) -> bool:
 def _rule_name(cascade: Any) -> str:
     if cascade._knob_name != cascade.knob:
         return repr(cascade.calibrator)
-    return f"{cascade.knob}={getattr(cascade, cascade.knob)}"
+    rule, given = cascade.calibrator_, getattr(cascade, cascade.knob)
+    if not is_auto(given):
+        return f"{cascade.knob}={given}"
+    used = getattr(rule, f"{rule.knob}_")
+    found = "nothing exits" if np.isnan(used) else f"{used:.3g}"
+    return f"{cascade.knob}={given!r} ({found})"
 
 
 def _head_name(cascade: Any, stage: int) -> str:

@@ -97,7 +97,7 @@ def drift_report(
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, drift_report
     >>> X, y = make_classification(2000, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X[:1000], y[:1000])
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X[:1000], y[:1000])
     >>> same = drift_report(cascade, X[1000:])
     >>> other = drift_report(cascade, X[1000:] / 9)
     >>> bool(same.confidence.distance < 0.2 < other.confidence.distance)

@@ -120,7 +120,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, ExitMonitor
     >>> X, y = make_classification(3000, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X[:1000], y[:1000])
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X[:1000], y[:1000])
     >>> monitor = ExitMonitor(cascade, random_state=0).fit(X[1000:2000])
     >>> monitor.update(X[2000:])
     False

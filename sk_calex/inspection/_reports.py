@@ -107,7 +107,7 @@ def exit_report(
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, exit_report
     >>> X, y = make_classification(800, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X[:500], y[:500])
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X[:500], y[:500])
     >>> report = exit_report(cascade, X[500:], y[500:])
     >>> report.precision.shape
     (2, 3)
@@ -245,7 +245,7 @@ def alignment_report(
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, alignment_report
     >>> X, y = make_classification(800, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X[:500], y[:500])
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X[:500], y[:500])
     >>> report = alignment_report(cascade, X[500:], y[500:])
     >>> report.n_train, report.n_survivors
     (400, array([300]))

@@ -90,7 +90,7 @@ def margin_curve(
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, margin_curve
     >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X, y)
     >>> curve = margin_curve(cascade, X, y, margins=[-0.1, 0.1])
     >>> curve.depth_share.sum(axis=1)
     array([1., 1.])

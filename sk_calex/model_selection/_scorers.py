@@ -95,7 +95,7 @@ class FlopsReductionScorer(_CascadeScorer):
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, flops_reduction_scorer
     >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X, y)
     >>> flops_reduction_scorer(cascade, X) == cascade.flops_reduction(X)
     True
     """
@@ -198,7 +198,7 @@ def accuracy_at_flops_scorer(
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, accuracy_at_flops_scorer
     >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X, y)
     >>> scorer = accuracy_at_flops_scorer(flops_budget=0.0)
     >>> scorer
     AccuracyAtFlopsScorer(flops_budget=0.0)

@@ -104,7 +104,7 @@ def select_taps(
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, select_taps
     >>> X, y = make_classification(600, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X[:400], y[:400])
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X[:400], y[:400])
     >>> select_taps(cascade, X[400:], y[400:], max_accuracy_drop=0.5).taps
     ['x']
     """

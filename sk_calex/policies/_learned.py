@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.calibration._answers import Signals
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exit_rule import ExitPolicy
+from sk_calex.calibration._exits import CalibrationSet
 from sk_calex.calibration._thresholds import just_below, prefix_ends
 from sk_calex.utils._codec import savable
 
@@ -32,8 +33,13 @@ class LearnedGate(ExitPolicy):
 
     Parameters
     ----------
-    threshold : float, default=0.9
-        Exit at this probability of losing nothing, or above.
+    threshold : float or "auto", default=0.9
+        Exit at this probability of losing nothing, or above. "auto": the lowest that
+        keeps `max_accuracy_drop`, cross-fitted on the rows that calibrate.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Attributes
     ----------
@@ -64,11 +70,18 @@ class LearnedGate(ExitPolicy):
 
     knob: ClassVar[str] = "threshold"
     _parameter_constraints: dict[str, list[Any]] = {
-        "threshold": [Interval(Real, 0, 1, closed="both")],
+        **ExitPolicy._parameter_constraints,
+        "threshold": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
     }
 
-    def __init__(self, threshold: float = 0.9) -> None:
+    def __init__(
+        self, threshold: float | str = 0.9, *, max_accuracy_drop: float = 0.005
+    ) -> None:
         self.threshold = threshold
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return (1 - np.geomspace(1e-4, 0.95, 65)).round(4).tolist()
 
     def _fit(self, given: CalibrationSet) -> None:
         table, weight, right = given.answers, given.weight, given.right
@@ -116,9 +129,15 @@ class RegretPriced(ExitPolicy):
 
     Parameters
     ----------
-    price : float, default=0.1
+    price : float or "auto", default=0.1
         Accuracy that the whole cost of the last depth is worth: at 0.1 a saving of ten
         per cent may cost one point of accuracy. Not negative; 0 gives up nothing.
+        "auto": the highest that keeps `max_accuracy_drop`, cross-fitted on the rows
+        that calibrate.
+    max_accuracy_drop : float, default=0.005
+        With ``price="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Notes
     -----
@@ -136,11 +155,18 @@ class RegretPriced(ExitPolicy):
     knob: ClassVar[str] = "price"
     needs_costs: ClassVar[bool] = True
     _parameter_constraints: dict[str, list[Any]] = {
-        "price": [Interval(Real, 0, None, closed="left")],
+        **ExitPolicy._parameter_constraints,
+        "price": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
     }
 
-    def __init__(self, price: float = 0.1) -> None:
+    def __init__(
+        self, price: float | str = 0.1, *, max_accuracy_drop: float = 0.005
+    ) -> None:
         self.price = price
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return [0.0, *np.geomspace(0.001, 10, 64).round(4).tolist()]
 
     def _fit(self, given: CalibrationSet) -> None:
         table, weight, costs = given.answers, given.weight, given.costs
@@ -149,14 +175,14 @@ class RegretPriced(ExitPolicy):
                 "costs=None, but RegretPriced weighs accuracy against cost: give the "
                 "cost of each depth, such as a cascade's depth_costs_."
             )
-        saved = 1 - costs / costs[-1]
+        price, saved = cast(float, self.price), 1 - costs / costs[-1]
         right = given.right.astype(np.float64)
         self._set_all(given, np.inf)
         reaching = weight > 0
         for k in range(table.n_stages - 1):
             scores = table.confidence[k]
             order = np.flatnonzero(reaching)[np.argsort(-scores[reaching])]
-            gain = weight * (self.price * saved[k] - (right[-1] - right[k]))
+            gain = weight * (price * saved[k] - (right[-1] - right[k]))
             total = np.cumsum(gain[order])
             ends = prefix_ends(scores[order])
             if len(ends) and total[ends].max() > 0:

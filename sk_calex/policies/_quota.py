@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exit_rule import ExitPolicy
+from sk_calex.calibration._exits import CalibrationSet
 from sk_calex.calibration._thresholds import just_below, prefix_ends
 from sk_calex.utils._codec import savable
 
@@ -21,10 +23,15 @@ class Quota(ExitPolicy):
 
     Parameters
     ----------
-    decay : float, default=1.0
+    decay : float or "auto", default=1.0
         The share at depth k is proportional to ``decay ** k``, the last stage included:
         below 1 most samples exit early, 1 gives every depth as many, above 1 most go on
-        to the end.
+        to the end. "auto": the lowest that keeps `max_accuracy_drop`, cross-fitted on
+        the rows that calibrate.
+    max_accuracy_drop : float, default=0.005
+        With ``decay="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Notes
     -----
@@ -44,16 +51,23 @@ class Quota(ExitPolicy):
 
     knob: ClassVar[str] = "decay"
     _parameter_constraints: dict[str, list[Any]] = {
-        "decay": [Interval(Real, 0, None, closed="neither")],
+        **ExitPolicy._parameter_constraints,
+        "decay": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
     }
 
-    def __init__(self, decay: float = 1.0) -> None:
+    def __init__(
+        self, decay: float | str = 1.0, *, max_accuracy_drop: float = 0.005
+    ) -> None:
         self.decay = decay
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return np.geomspace(64, 1 / 64, 73).round(4).tolist()
 
     def _fit(self, given: CalibrationSet) -> None:
         table, weight = given.answers, given.weight
         # Largest power 0, so that no decay overflows.
-        powers = np.arange(table.n_stages) * np.log(self.decay)
+        powers = np.arange(table.n_stages) * np.log(cast(float, self.decay))
         shares = np.exp(powers - powers.max())
         shares /= shares.sum()
         self._set_all(given, np.inf)

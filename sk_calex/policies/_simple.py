@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.calibration._answers import Signals
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exit_rule import ExitPolicy
+from sk_calex.calibration._exits import CalibrationSet
 from sk_calex.utils._codec import savable
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
 
 # Infinity too: all exit at the first branch, or none does. Not NaN.
 ANY_NUMBER = Interval(Real, None, None, closed="both")
+# Thresholds that "auto" may choose from.
+_N_LEVELS = 65
 
 
 @savable
@@ -80,10 +84,15 @@ class SharedThreshold(ExitPolicy):
 
     Parameters
     ----------
-    threshold : float, default=0.9
-        Exit at this score or above.
+    threshold : float or "auto", default=0.9
+        Exit at this score or above. "auto": the lowest that keeps `max_accuracy_drop`,
+        cross-fitted on the rows that calibrate.
     score : {"confidence", "gap"}, default="confidence"
         The largest probability, or its lead over the second.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Notes
     -----
@@ -101,13 +110,24 @@ class SharedThreshold(ExitPolicy):
 
     knob: ClassVar[str] = "threshold"
     _parameter_constraints: dict[str, list[Any]] = {
-        "threshold": [ANY_NUMBER],
+        **ExitPolicy._parameter_constraints,
+        "threshold": [ANY_NUMBER, StrOptions({"auto"})],
         "score": [StrOptions({"confidence", "gap"})],
     }
 
-    def __init__(self, threshold: float = 0.9, *, score: str = "confidence") -> None:
+    def __init__(
+        self,
+        threshold: float | str = 0.9,
+        *,
+        score: str = "confidence",
+        max_accuracy_drop: float = 0.005,
+    ) -> None:
         self.threshold = threshold
         self.score = score
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return _observed_levels(self, given)[::-1]
 
     def _fit(self, given: CalibrationSet) -> None:
         self._set_all(given, self.threshold)
@@ -125,8 +145,13 @@ class EntropyThreshold(ExitPolicy):
 
     Parameters
     ----------
-    threshold : float, default=0.5
-        Exit at this entropy, in nats, or below.
+    threshold : float or "auto", default=0.5
+        Exit at this entropy, in nats, or below. "auto": the highest that keeps
+        `max_accuracy_drop`, cross-fitted on the rows that calibrate.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Notes
     -----
@@ -142,13 +167,22 @@ class EntropyThreshold(ExitPolicy):
     """
 
     knob: ClassVar[str] = "threshold"
-    _parameter_constraints: dict[str, list[Any]] = {"threshold": [ANY_NUMBER]}
+    _parameter_constraints: dict[str, list[Any]] = {
+        **ExitPolicy._parameter_constraints,
+        "threshold": [ANY_NUMBER, StrOptions({"auto"})],
+    }
 
-    def __init__(self, threshold: float = 0.5) -> None:
+    def __init__(
+        self, threshold: float | str = 0.5, *, max_accuracy_drop: float = 0.005
+    ) -> None:
         self.threshold = threshold
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return [-level for level in _observed_levels(self, given)[::-1]]
 
     def _fit(self, given: CalibrationSet) -> None:
-        self._set_all(given, -self.threshold)
+        self._set_all(given, -cast(float, self.threshold))
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return -said.entropy
@@ -163,9 +197,14 @@ class Patience(ExitPolicy):
 
     Parameters
     ----------
-    patience : int, default=1
+    patience : int or "auto", default=1
         Exit where the answer was confirmed this many times in a row: 0 is always the
-        first branch, 1 needs two equal answers.
+        first branch, 1 needs two equal answers. "auto": the fewest that keep
+        `max_accuracy_drop`, cross-fitted on the rows that calibrate.
+    max_accuracy_drop : float, default=0.005
+        With ``patience="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Notes
     -----
@@ -182,14 +221,21 @@ class Patience(ExitPolicy):
 
     knob: ClassVar[str] = "patience"
     _parameter_constraints: dict[str, list[Any]] = {
-        "patience": [Interval(Integral, 0, None, closed="left")],
+        **ExitPolicy._parameter_constraints,
+        "patience": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
     }
 
-    def __init__(self, patience: int = 1) -> None:
+    def __init__(
+        self, patience: int | str = 1, *, max_accuracy_drop: float = 0.005
+    ) -> None:
         self.patience = patience
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[int]:
+        return list(range(given.answers.n_stages - 2, -1, -1))
 
     def _fit(self, given: CalibrationSet) -> None:
-        self._set_all(given, self.patience + 1)
+        self._set_all(given, cast(int, self.patience) + 1)
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return said.streak.astype(np.float64)
@@ -204,8 +250,13 @@ class OwnGate(ExitPolicy):
 
     Parameters
     ----------
-    threshold : float, default=0.5
-        Exit at this confidence or above.
+    threshold : float or "auto", default=0.5
+        Exit at this confidence or above. "auto": the lowest that keeps
+        `max_accuracy_drop`, cross-fitted on the rows that calibrate.
+    max_accuracy_drop : float, default=0.005
+        With ``threshold="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Notes
     -----
@@ -226,10 +277,19 @@ class OwnGate(ExitPolicy):
     """
 
     knob: ClassVar[str] = "threshold"
-    _parameter_constraints: dict[str, list[Any]] = {"threshold": [ANY_NUMBER]}
+    _parameter_constraints: dict[str, list[Any]] = {
+        **ExitPolicy._parameter_constraints,
+        "threshold": [ANY_NUMBER, StrOptions({"auto"})],
+    }
 
-    def __init__(self, threshold: float = 0.5) -> None:
+    def __init__(
+        self, threshold: float | str = 0.5, *, max_accuracy_drop: float = 0.005
+    ) -> None:
         self.threshold = threshold
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return _observed_levels(self, given)[::-1]
 
     def _fit(self, given: CalibrationSet) -> None:
         self._scores(0, given.answers.stage(0))  # refuses a method without one
@@ -245,3 +305,11 @@ class OwnGate(ExitPolicy):
 
     def _scores_as_data(self) -> dict[str, Any]:
         return {"score": "gate"}
+
+
+def _observed_levels(rule: ExitPolicy, given: CalibrationSet) -> list[float]:
+    """Quantiles of the scores of all branches, rising: what thresholds can tell."""
+    rows = given.weight > 0
+    n_branches = given.answers.n_stages - 1
+    scores = [rule._scores(k, given.answers.stage(k))[rows] for k in range(n_branches)]
+    return np.unique(np.quantile(scores, np.linspace(0, 1, _N_LEVELS))).tolist()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.calibration._answers import Signals
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exit_rule import ExitPolicy
+from sk_calex.calibration._exits import CalibrationSet
 from sk_calex.utils._codec import savable
 
 from ._learned import regressions_as_data, signals_as_columns
@@ -33,22 +35,32 @@ class OptimalStopping(ExitPolicy):
 
     Parameters
     ----------
-    price : float, default=0.1
+    price : float or "auto", default=0.1
         Accuracy that the whole cost of the last depth is worth, not negative:
 
         - 0: cost does not count; a sample exits only where a branch is expected to be
           right at least as often as the stages after it.
         - 0.1: saving ten per cent of the cost may lose one answer in a hundred.
         - above 1: nearly all samples exit as early as they can.
+        - "auto": the highest that keeps `max_accuracy_drop`, cross-fitted on the rows
+          that calibrate.
     regularization : float, default=20
         Weight of the ridge penalty on the squared coefficients, against the sum of
         squares over the calibration rows. Raise it for few or noisy rows; the
         intercept is never penalised.
+    max_accuracy_drop : float, default=0.005
+        With ``price="auto"``: accuracy that may be lost against the last stage
+        alone, one standard error included. Inside a cascade leave it at its default:
+        there the cascade's own counts.
 
     Attributes
     ----------
     regressions_ : list of Pipeline
         The regression of each branch, in cascade order.
+    price_ : float
+        The price that is used; NaN where "auto" lets nothing exit.
+    price_path_ : dict of ndarray
+        What "auto" looked at, see `ExitPolicy`; only with "auto".
     thresholds_ : ndarray of float64, shape (n_branches, n_classes)
         Thresholds of the predicted advantage: all 0.
 
@@ -85,13 +97,24 @@ class OptimalStopping(ExitPolicy):
     knob: ClassVar[str] = "price"
     needs_costs: ClassVar[bool] = True
     _parameter_constraints: dict[str, list[Any]] = {
-        "price": [Interval(Real, 0, None, closed="left")],
+        **ExitPolicy._parameter_constraints,
+        "price": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "regularization": [Interval(Real, 0, None, closed="neither")],
     }
 
-    def __init__(self, price: float = 0.1, *, regularization: float = 20.0) -> None:
+    def __init__(
+        self,
+        price: float | str = 0.1,
+        *,
+        regularization: float = 20.0,
+        max_accuracy_drop: float = 0.005,
+    ) -> None:
         self.price = price
         self.regularization = regularization
+        self.max_accuracy_drop = max_accuracy_drop
+
+    def _knob_values(self, given: CalibrationSet) -> Sequence[float]:
+        return [0.0, *np.geomspace(0.003, 2, 64).round(4).tolist()]
 
     def _fit(self, given: CalibrationSet) -> None:
         table, costs = given.answers, given.costs
@@ -100,9 +123,10 @@ class OptimalStopping(ExitPolicy):
                 "costs=None, but OptimalStopping weighs accuracy against cost: give "
                 "the cost of each depth, such as a cascade's depth_costs_."
             )
+        price = cast(float, self.price)
         rows = np.flatnonzero(given.weight > 0)
         weight = given.weight[rows]
-        worth = given.right[:, rows] - self.price * (costs / costs[-1])[:, None]
+        worth = given.right[:, rows] - price * (costs / costs[-1])[:, None]
         value = worth[-1]
         regressions: list[Pipeline] = []
         for k in range(table.n_stages - 2, -1, -1):

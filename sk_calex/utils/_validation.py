@@ -68,6 +68,11 @@ def check_open_interval(value: float, low: float, high: float, name: str) -> Non
         raise ValueError(f"{name}={value!r} must lie between {low} and {high}.")
 
 
+def is_auto(value: Any) -> bool:
+    """Say whether a parameter is to be found from the data."""
+    return isinstance(value, str) and value == "auto"
+
+
 def check_margin(margin: float, name: str = "margin") -> float:
     """Check that a margin is finite and below 1; a negative one demands more."""
     value = float(margin)

@@ -223,7 +223,9 @@ def test_a_cascade_learns_and_answers_from_paths(tmp_path):
         path.write_bytes(encoded(image))
     for preprocess in (None, lambda x: x / 255):
         backbone = tiny_backbone(preprocess=preprocess, batch_size=32)
-        cascade = CascadeClassifier(backbone, branch=small_branch(), random_state=0)
+        cascade = CascadeClassifier(
+            backbone, branch=small_branch(), margin=0.05, random_state=0
+        )
         expected = clone(cascade).fit(pixels, y)
         cascade.fit(paths, y)
         assert cascade.n_features_in_ == 3

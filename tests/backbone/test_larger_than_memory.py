@@ -93,6 +93,7 @@ def test_extraction_and_fit_and_prediction_hold_a_part_only(backbone, data, tmp_
         backbone,
         branch=branch,
         cv=split,
+        margin=0.05,
         memory=str(tmp_path / "branches") if backbone.dtype == "float32" else None,
         random_state=0,
     )

@@ -218,7 +218,9 @@ def test_a_cascade_on_bert_takes_token_ids_and_masks() -> None:
     X, y = tokens(), np.arange(12) % 3
     backbone = FrozenBackbone(bert(), ["bert.encoder.layer.0"], output="logits")
     branch = BranchClassifier("gap", max_iter=1)
-    cascade = CascadeClassifier(backbone, branch=branch, random_state=0).fit(X, y)
+    cascade = CascadeClassifier(
+        backbone, branch=branch, margin=0.05, random_state=0
+    ).fit(X, y)
     live = np.concatenate(every_stage(cascade.backbone_, X), 1)
     features = cascade.backbone_.transform(X)
     np.testing.assert_allclose(live, features, rtol=1e-4, atol=1e-5)
@@ -245,7 +247,9 @@ def test_staged_decisions_are_those_from_features(name: str) -> None:
     backbone = FrozenBackbone(randomised(build), taps, pool=2)
     y = np.arange(40) % 4
     branch = BranchClassifier("gap", max_iter=1)
-    cascade = CascadeClassifier(backbone, branch=branch, random_state=0).fit(X, y)
+    cascade = CascadeClassifier(
+        backbone, branch=branch, margin=0.05, random_state=0
+    ).fit(X, y)
     features = cascade.backbone_.transform(X)
     live = np.concatenate(every_stage(cascade.backbone_, X), 1)
     np.testing.assert_allclose(live, features, rtol=1e-4, atol=1e-4)

@@ -248,6 +248,7 @@ def cascade_on(backbone):
         branch=LogisticRegression(),
         final_estimator=LogisticRegression(),
         targets="labels",
+        margin=0.05,
         alignment="none",
         random_state=0,
     )

@@ -146,9 +146,14 @@ def test_an_unknown_cost_is_an_error_that_says_what_to_set(estimator):
     ids=lambda value: type(value).__name__,
 )
 def test_any_classifier_is_a_branch_and_a_last_stage(classifier):
-    as_branch = CascadeClassifier(branch=classifier, random_state=0).fit(X, Y)
+    as_branch = CascadeClassifier(branch=classifier, margin=0.05, random_state=0).fit(
+        X, Y
+    )
     as_last = CascadeClassifier(
-        branch=LogisticRegression(), final_estimator=classifier, random_state=0
+        branch=LogisticRegression(),
+        final_estimator=classifier,
+        margin=0.05,
+        random_state=0,
     ).fit(X, Y)
     for cascade in (as_branch, as_last):
         assert cascade.score(X, Y) > 0.5

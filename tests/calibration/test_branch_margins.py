@@ -115,7 +115,7 @@ def test_as_many_as_branches(data, fitted, margin):
     with pytest.raises(ValueError, match=message):
         fitted.set_margin(margin)
     np.testing.assert_array_equal(fitted.thresholds_, before)
-    assert fitted.margin == 0.05
+    assert fitted.margin == "auto"
     with pytest.raises(ValueError, match=message):
         SurvivorThresholdCalibrator(margin).fit(
             fitted.calibration_.answers, fitted.calibration_.labels

@@ -87,7 +87,7 @@ def test_a_fit_warns_once_and_a_move_does_not():
     y = np.arange(60) % 3
     X = np.eye(3)[y] * 4 + rng.standard_normal((60, 3))
     cv = PredefinedSplit(np.where(np.arange(60) < 30, 0, -1))
-    cascade = CascadeClassifier(branch=GaussianNB(), cv=cv)
+    cascade = CascadeClassifier(branch=GaussianNB(), margin=0.05, cv=cv)
     with pytest.warns(CalibrationWarning, match=r"3 of 3 .* \(0: 10, 1: 10, 2: 10\)"):
         cascade.fit(X, y)
     # Nor do clones of a search, whose rows are the same.

@@ -38,7 +38,7 @@ RULES = [
 EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=repr)
 X, Y = images(150)
 TEST, TRUTH = images(60, seed=1)
-COMMON = {"branch": small_branch(), "random_state": 0}
+COMMON = {"branch": small_branch(), "max_accuracy_drop": 0.1, "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_rule_is_fitted_on_the_calibration_samples(cascades, rule):
     assert table.n_samples == len(codes) == 30
     by_hand = clone(rule)
     if rule.knob == "margin":  # inside of a cascade its own counts
-        by_hand.set_params(margin=cached.margin)
+        by_hand.set_params(margin=cached.margin_)
     by_hand.fit(table, codes, costs=cached.depth_costs_)
     np.testing.assert_array_equal(cached.calibrator_.thresholds_, by_hand.thresholds_)
     assert not hasattr(rule, "thresholds_")
@@ -136,12 +136,12 @@ def test_a_calibrator_in_a_cascade_is_one_fitted_alone(settings):
 
 def test_two_margins_that_differ_are_refused(plain):
     rule = SurvivorThresholdCalibrator(0.2, min_support=3)
-    message = "calibrator has margin=0.2 and the cascade has margin=0.05.*Set margin of"
+    message = "calibrator has margin=0.2 and the cascade has margin='auto'.*Set margin "
     with pytest.raises(ValueError, match=message):
         CascadeClassifier(calibrator=rule).fit(*plain)
     branch = LogisticRegression()
     fitted = CascadeClassifier(branch=branch, calibrator=rule, margin=0.2).fit(*plain)
-    with pytest.raises(ValueError, match=message.replace("0.05", "0.1")):
+    with pytest.raises(ValueError, match=message.replace("'auto'", "0.1")):
         fitted.set_margin(0.1)
     assert fitted.margin == 0.2
     message = "alignment__margin='same' follows .* decides without one"
@@ -187,7 +187,7 @@ def test_margins_do_not_move_a_cascade_with_another_rule(cascades):
         staged.set_margin(0.2)
     staged.set_calibrator(None)
     assert staged.set_margin(0.2).margin == 0.2
-    staged.set_margin(0.05)
+    staged.set_margin("auto")
 
 
 # -- scikit-learn ----------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_clone_and_parameters(plain):
     assert copy.fit(*plain).calibrator_.threshold == 0.7
     assert (copy.calibrator_.thresholds_ == 0.7).all()
     own = cascade.set_calibrator(None).calibrator_
-    assert (own.margin, own.margin_mode) == (0.05, "local")
+    assert (own.margin, own.margin_mode) == ("auto", "local")
 
 
 @pytest.mark.parametrize("rule", [Quota(0.7), LearnedGate(0.8), RegretPriced(0.1)])

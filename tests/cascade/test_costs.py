@@ -83,7 +83,7 @@ def test_curves_scorers_and_displays_take_them(fitted):
 
 
 def test_rules_that_weigh_cost_take_them():
-    free = cascade(costs=[1e-6, 1e-6, 1.0], margin=0.05, calibrator=RegretPriced(0.5))
+    free = cascade(costs=[1e-6, 1e-6, 1.0], margin="auto", calibrator=RegretPriced(0.5))
     dear = clone(free).set_params(costs=[1.0, 1.0, 1.0]).fit(X, Y)
     assert (dear.exit_depth(TEST) == 2).mean() >= (
         free.fit(X, Y).exit_depth(TEST) == 2

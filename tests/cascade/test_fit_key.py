@@ -62,6 +62,7 @@ def cascade(**params):
 
 CHANGED = {
     "margin": 0.3,
+    "max_accuracy_drop": 0.1,
     "calibrator": SharedThreshold(),
     "calibrator__margin_mode": "absolute",
     "calibrator__min_support": 3,
@@ -72,6 +73,7 @@ CHANGED = {
     "alignment__bandwidth": 0.3,
     "alignment__mixture": 0.7,
     "alignment__cross_fit": 3,
+    "alpha": 0.2,
     "ensemble": True,
     "branch": LogisticRegression(),
     "final_estimator": LogisticRegression(C=2),
@@ -85,7 +87,15 @@ CHANGED = {
     "memory": "folder",
     "backbone": tiny_backbone(),
 }
-ALWAYS = {"margin", "calibrator", "costs", "n_jobs", "verbose", "memory"}
+ALWAYS = {
+    "margin",
+    "max_accuracy_drop",
+    "calibrator",
+    "costs",
+    "n_jobs",
+    "verbose",
+    "memory",
+}
 SOFT = {"alignment__bandwidth", "alignment__mixture"}
 SETTINGS = {name for name in CHANGED if name.startswith("calibrator__")}
 #: What makes no difference to the training under each alignment.
@@ -123,7 +133,7 @@ def test_a_part_and_its_name_are_one():
 
 
 def test_one_margin_for_both():
-    one = cascade(alignment_margin="same")
+    one = cascade(alignment_margin="same", margin=0.1)
     assert asked(one).key != asked(clone(one).set_params(margin=0.3)).key
     free = clone(one).set_params(alignment__kind="none")
     assert asked(free).key == asked(clone(free).set_params(margin=0.3)).key

@@ -62,7 +62,7 @@ def test_what_is_refused_changes_nothing(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(fitted.calibrator_), "fit", interrupt)
+        patch.setattr(type(fitted.calibrator_), "fit_on", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fitted.recalibrate(NEW, NAMES[TRUTH])
     after = fitted.calibration_, fitted.calibrator_, fitted.row_digests_
@@ -90,7 +90,7 @@ def test_a_class_that_the_labels_lack_never_exits(rule, targets):
         backbone,
         branch=small_branch("gap"),
         targets=targets,
-        margin=0.05 if rule is not None else 0.9,
+        margin="auto" if rule is not None else 0.9,
         calibrator=rule,
         random_state=0,
     ).fit(X[two], NAMES[Y[two]])

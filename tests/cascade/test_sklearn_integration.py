@@ -39,7 +39,12 @@ def form(request, features):
 
 
 def cascade(params, **more):
-    more = {"branch": small_branch(), "random_state": 0, "min_support": 3} | more
+    more = {
+        "branch": small_branch(),
+        "margin": 0.05,
+        "random_state": 0,
+        "min_support": 3,
+    } | more
     return flat_cascade(**params, **more)
 
 

@@ -62,7 +62,8 @@ def same_answers(a, b):
 
 
 def cascade(**params):
-    params = {"branch": small_branch(), "random_state": 0} | params
+    own = {} if "calibrator" in params else {"margin": 0.05}
+    params = {"branch": small_branch(), "random_state": 0} | own | params
     return CascadeClassifier(tiny_backbone(), **params)
 
 
@@ -133,7 +134,7 @@ def test_branch_answers_as_before(branch, labels, tmp_path):
 @pytest.mark.parametrize("labels", [["a", "b", "c"], [5, 7, 9]])
 def test_branches_of_scikit_learn_answer_as_before(labels, tmp_path):
     flat, other = X.reshape(len(X), -1), Z.reshape(len(Z), -1)
-    given = CascadeClassifier(branch=LogisticRegression(), random_state=0)
+    given = CascadeClassifier(branch=LogisticRegression(), margin=0.05, random_state=0)
     given.fit(flat, np.array(labels)[Y])
     found = there_and_back(given, tmp_path / "saved")
     np.testing.assert_array_equal(found.predict(other), given.predict(other))
@@ -145,7 +146,7 @@ def test_branches_of_scikit_learn_answer_as_before(labels, tmp_path):
 def test_features_instead_of_samples(tmp_path):
     features = tiny_backbone().fit(X).transform(X)
     given = CascadeClassifier(
-        branch=small_branch(), input="features", random_state=0
+        branch=small_branch(), input="features", margin=0.05, random_state=0
     ).fit(features, Y)
     found = there_and_back(given, tmp_path / "saved")
     np.testing.assert_array_equal(found.predict(features), given.predict(features))
@@ -172,7 +173,9 @@ def test_preprocess_comes_with_the_backbone(tmp_path):
         return x / 2
 
     backbone = FrozenBackbone(tiny_net(), ["stem"], preprocess=halved, device="cpu")
-    given = CascadeClassifier(backbone, branch=small_branch(), random_state=0)
+    given = CascadeClassifier(
+        backbone, branch=small_branch(), margin=0.05, random_state=0
+    )
     given.fit(X, Y).save(tmp_path / "saved")
     same_answers(given, sk_calex.load(tmp_path / "saved", backbone))
     with pytest.raises(ValueError, match=r"another network.*preprocess"):

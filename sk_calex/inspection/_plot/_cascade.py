@@ -110,7 +110,7 @@ class CascadeDisplay:
     >>> from sklearn.datasets import make_classification
     >>> from sk_calex import CascadeClassifier, CascadeDisplay
     >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> cascade = CascadeClassifier(margin=0.05, random_state=0).fit(X, y)
     >>> display = CascadeDisplay.from_estimator(cascade, X, y, name="CalexNet")
     >>> display.ax_.get_xlabel(), display.ax_.get_ylabel()
     ('FLOPs saved (%)', 'Accuracy (%)')
