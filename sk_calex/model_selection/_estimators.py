@@ -42,7 +42,9 @@ __all__ = [
     "input_of",
     "knob_of",
     "moved",
+    "never_exit",
     "taps_of",
+    "without_exits",
 ]
 
 # Denser where little is given up; strict enough for margins that hold for a mean.
@@ -195,9 +197,26 @@ def taps_of(X: Any, layout: TapLayout, names: Sequence[str]) -> Any:
 
 
 def moved(estimator: Any, value: Any) -> Any:
-    """Copy a fitted estimator to another value of the knob."""
+    """Copy a fitted estimator to another value of the knob; None lets none exit."""
+    if value is None:
+        return without_exits(estimator)
     cascade = copy.copy(cascade_in(estimator)).set_operating_point(value)
     return with_cascade(estimator, cascade)
+
+
+def without_exits(estimator: Any) -> Any:
+    """Copy a fitted estimator so that the last stage answers every sample."""
+    cascade = copy.copy(cascade_in(estimator))
+    cascade.calibrator_ = never_exit(len(cascade.branches_), len(cascade.classes_))
+    return with_cascade(estimator, cascade)
+
+
+def never_exit(n_branches: int, n_classes: int) -> SharedThreshold:
+    """Return a fitted rule under which no sample exits."""
+    rule = SharedThreshold(np.inf)
+    rule.thresholds_ = np.full((n_branches, n_classes), np.inf)
+    rule.threshold_ = np.inf
+    return rule
 
 
 def with_cascade(estimator: Any, cascade: BaseCascade) -> Any:

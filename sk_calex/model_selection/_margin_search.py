@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Self
@@ -33,7 +34,15 @@ from sk_calex.utils._validation import (
 )
 
 from ._curves import Outcomes
-from ._estimators import Prepared, cascade_in, input_of, knob_of, moved, taps_of
+from ._estimators import (
+    Prepared,
+    cascade_in,
+    input_of,
+    knob_of,
+    moved,
+    taps_of,
+    without_exits,
+)
 from ._found import FoundCascade
 from ._operating_points import Constraint, Landscape, best_joint, best_shared
 from ._taps import best_taps, check_values
@@ -66,8 +75,12 @@ class MarginSearchCV(FoundCascade):
         Least share of the plain backbone's FLOPs to be saved, in [0, 1]. The most
         accurate operating point within it is taken.
     margins : "auto" or array-like of shape (n_margins,), default="auto"
-        Margins to try, or values of what moves the method instead: the knob of a
-        baseline or of the cascade's `calibrator`. "auto": about 20 that span the curve.
+        Margins to try, or values of what moves the method instead, the knob of a
+        baseline or of the cascade's `calibrator`:
+
+        - "auto": about 20 that span the curve; the steps around the best one are then
+          halved until they save alike to half a per cent of the FLOPs.
+        - array-like: these, and no others.
     per_branch : bool, default=False
         Whether each branch gets a margin of its own. All combinations are tried up to
         about 1,000; beyond that, coordinate descent from the best shared margin, which
@@ -92,7 +105,11 @@ class MarginSearchCV(FoundCascade):
         or a copy of the frozen one that was moved there. With ``taps="select"`` it has
         the chosen taps only.
     best_margin_ : float or tuple of float
-        The margin found, or value of the knob; with `per_branch` one a branch.
+        The margin found, or value of the knob; with `per_branch` one a branch; NaN for
+        the fallback.
+    is_fallback_ : bool
+        Whether the plain network was taken, since no point within the constraint saves
+        FLOPs. `best_estimator_` then lets no sample exit.
     best_score_ : float
         Accuracy there, over all folds.
     best_flops_reduction_ : float
@@ -138,11 +155,12 @@ class MarginSearchCV(FoundCascade):
     Examples
     --------
     >>> from sklearn.datasets import make_classification
+    >>> from sklearn.ensemble import RandomForestClassifier
     >>> from sk_calex import CascadeClassifier, MarginSearchCV
     >>> X, y = make_classification(500, n_informative=6, n_classes=3, random_state=0)
-    >>> search = MarginSearchCV(
-    ...     CascadeClassifier(random_state=0), max_accuracy_drop=0.05, cv=3
-    ... ).fit(X, y)
+    >>> forest = RandomForestClassifier(20, random_state=0)
+    >>> cascade = CascadeClassifier(final_estimator=forest, random_state=0)
+    >>> search = MarginSearchCV(cascade, max_accuracy_drop=0.05, cv=3).fit(X, y)
     >>> bool(search.best_score_ >= search.backbone_accuracy_ - 0.05)
     True
     >>> search.best_estimator_.margin == search.best_margin_
@@ -223,9 +241,24 @@ class MarginSearchCV(FoundCascade):
             message says which comes nearest), or the margin cannot be searched.
         TypeError
             If `estimator` holds no cascade, or ``taps="select"`` does not suit it.
+
+        Warns
+        -----
+        UserWarning
+            If every point within the constraint costs more than the plain network,
+            which is then taken.
         """
         with all_or_nothing(self):
             self._search(X, y, sample_weight, params)
+        if self.is_fallback_:
+            warnings.warn(
+                "no operating point within the constraint saves FLOPs, heads counted, "
+                "so that the plain network is the best one: best_estimator_ lets no "
+                "sample exit. Try cheaper branches or fewer taps, or allow a larger "
+                "drop.",
+                UserWarning,
+                stacklevel=2,
+            )
         return self
 
     def _search(
@@ -282,13 +315,20 @@ class MarginSearchCV(FoundCascade):
             landscape = landscape.of_taps(chosen)
             if self.refit and prepared is not None:
                 prepared = prepared.of_taps(chosen, self._layout_, X)
-        self._choose(landscape, values, knob_of(cascade))
-        if prepared is None:
-            self.best_estimator_ = moved(source, self.best_margin_)
-        elif self.refit:
-            self.best_estimator_ = prepared.refit(
-                self.best_margin_, labels, routed.estimator.fit
+        if isinstance(self.margins, str):
+            # Of combinations there are many: coarser steps, and none twice.
+            grid = Landscape(landscape.folds, constraint)
+            values = (
+                grid.spread(values) if self.per_branch else landscape.refine(values)
             )
+        self._choose(landscape, values, knob_of(cascade))
+        value = None if self.is_fallback_ else self.best_margin_
+        if prepared is None:
+            self.best_estimator_ = moved(source, value)
+        elif self.refit:
+            self.best_estimator_ = prepared.refit(value, labels, routed.estimator.fit)
+            if self.is_fallback_:
+                self.best_estimator_ = without_exits(self.best_estimator_)
             # A pipeline is known by its first step.
             source = self.best_estimator_ if source is None else source
         note_features(self, source)
@@ -383,10 +423,17 @@ class MarginSearchCV(FoundCascade):
     def _choose(self, landscape: Landscape, values: list[Any], knob: str) -> None:
         search = best_joint if self.per_branch else best_shared
         best, self.search_ = search(landscape, values)
-        landscape.check(best, knob)
         points = list(landscape.measured.values())
+        self.is_fallback_ = False
+        if best.flops_reduction < 0 or not best.feasible:
+            # The plain network costs less than that, and loses nothing.
+            plain = landscape.backbone
+            if plain.feasible:
+                best, self.is_fallback_ = plain, True
+                points.append(plain)
+        landscape.check(best, knob)
         self.best_margin_ = best.value
-        self.best_index_ = list(landscape.measured).index(best.value)
+        self.best_index_ = points.index(best)
         self.best_score_ = best.accuracy
         self.best_flops_reduction_ = best.flops_reduction
         self.backbone_accuracy_ = landscape.backbone_accuracy

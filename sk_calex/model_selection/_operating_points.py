@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from numbers import Real
 from typing import Any
 
@@ -19,6 +19,10 @@ __all__ = ["Constraint", "Landscape", "Measured", "best_joint", "best_shared"]
 
 #: Operating points that are measured before a joint search turns greedy.
 MAX_JOINT = 1024
+# Steps on the curve, in shares of the FLOPs: larger ones are halved where the choice
+# falls, and anywhere on the curve before margins are combined.
+_FINE, _COARSE = 0.005, 0.05
+_MAX_HALVINGS = 8
 
 # Accuracies are counts divided by counts: 0.83 - 0.82 must not be more than 0.01.
 _ROUNDING = 1e-9
@@ -161,6 +165,74 @@ class Landscape:
                 value, right, saved, accuracy, reduction, key
             )
         return self.measured[value]
+
+    @property
+    def backbone(self) -> Measured:
+        """The point where nothing exits and no head runs; its value is NaN."""
+        accuracies = np.array([fold.backbone_accuracy for fold in self.folds])
+        key = self.constraint.key(self.backbone_accuracy, 0.0, self.backbone_accuracy)
+        return Measured(
+            np.nan,
+            accuracies,
+            np.zeros(len(accuracies)),
+            self.backbone_accuracy,
+            0.0,
+            key,
+        )
+
+    def refine(self, values: Sequence[Any]) -> list[Any]:
+        """Measure values, and halve the steps around the best one.
+
+        Parameters
+        ----------
+        values : sequence
+            Numbers that span the curve. Whole numbers have none between them.
+
+        Returns
+        -------
+        values : list
+            These and those that were added, in rising order.
+        """
+        known = set(values)
+        if not all(isinstance(value, float) for value in known):
+            return list(values)
+        for _ in range(_MAX_HALVINGS):
+            rising = sorted(known)
+            best = rising.index(self.best_of(rising).value)
+            beside = pairwise(rising[max(best - 1, 0) : best + 2])
+            middles = self._middles(beside, _FINE)
+            if not middles:
+                break
+            known.update(middles)
+        return sorted(known)
+
+    def spread(self, values: Sequence[Any]) -> list[Any]:
+        """Values whose savings differ, in steps that are not large.
+
+        Of values with equal savings one is kept, such as of those at which nothing
+        exits.
+        """
+        known = set(values)
+        if not all(isinstance(value, float) for value in known):
+            return list(values)
+        for _ in range(2):
+            known.update(self._middles(pairwise(sorted(known)), _COARSE))
+        kept: list[Any] = []
+        for value in sorted(known):
+            saved = self.at(value).flops_reduction
+            if not kept or abs(saved - self.at(kept[-1]).flops_reduction) > _FINE:
+                kept.append(value)
+        return kept
+
+    def _middles(
+        self, pairs: Iterable[tuple[float, float]], step: float
+    ) -> list[float]:
+        """Values between those whose savings are further apart than a step."""
+        return [
+            (low + high) / 2
+            for low, high in pairs
+            if abs(self.at(high).flops_reduction - self.at(low).flops_reduction) > step
+        ]
 
     def best_of(self, values: Iterable[Any]) -> Measured:
         """Return the best point, of equal ones the first."""

@@ -24,6 +24,7 @@ from sk_calex.baselines import SDNClassifier
 from sk_calex.calibration import SurvivorThresholdCalibrator
 from sk_calex.cascade._predict import stage_table
 from sk_calex.model_selection import _operating_points
+from sk_calex.model_selection._estimators import SEARCH_MARGINS
 from sk_calex.policies import Quota, SharedThreshold
 from tests._cascade_models import tiny_backbone, tiny_net
 from tests.model_selection._searches import (
@@ -97,17 +98,69 @@ def test_results_are_those_of_fitting_at_each_margin(features, slow):
 def test_cheapest_within_a_drop(features, slow, drop):
     accuracy, saved, plain, *_ = slow
     good = plain[0] - accuracy <= drop + 1e-12
-    if not good.any():
-        with pytest.raises(ValueError, match="no operating point stays within"):
+    best = np.where(good, saved, -np.inf).argmax()
+    if not good.any() or saved[best] < 0:
+        with pytest.warns(UserWarning, match="the plain network is the best one"):
             search(max_accuracy_drop=drop).fit(features, Y)
         return
     found = search(max_accuracy_drop=drop).fit(features, Y)
-    best = np.where(good, saved, -np.inf).argmax()
+    assert not found.is_fallback_
     np.testing.assert_array_equal(found.cv_results_["feasible"], good)
     assert found.best_index_ == best
     assert found.best_margin_ == MARGINS[best]
     assert found.best_score_ == pytest.approx(accuracy[best])
     assert found.best_flops_reduction_ == pytest.approx(saved[best])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_costs_more_than_the_plain_network_is_not_taken(features, slow, frozen):
+    """Margins at which hardly anything exits pay for heads: the network alone is it."""
+    _, saved, *_ = slow
+    assert saved[0] < 0
+    given = FrozenEstimator(cascade().fit(features, Y)) if frozen else None
+    alone = search(given, margins=[MARGINS[0]], max_accuracy_drop=0.5)
+    with pytest.warns(UserWarning, match="the plain network is the best one"):
+        alone.fit(features, Y)
+    assert alone.is_fallback_
+    assert np.isnan(alone.best_margin_)
+    assert alone.best_flops_reduction_ == 0
+    assert alone.best_score_ == alone.backbone_accuracy_
+    last = {name: column[-1] for name, column in alone.cv_results_.items()}
+    assert np.isnan(last["margin"])
+    assert last["feasible"]
+    assert alone.best_index_ == 1
+    assert (alone.exit_depth(features) == 2).all()
+    # A share that must be saved is another matter: the network saves nothing.
+    with pytest.raises(ValueError, match="no operating point reaches"):
+        search(given, margins=[MARGINS[0]], flops_budget=0.2).fit(features, Y)
+
+
+def test_auto_refines_where_the_choice_falls(features):
+    coarse = search(margins=list(SEARCH_MARGINS), max_accuracy_drop=0.1)
+    fine = search(margins="auto", max_accuracy_drop=0.1)
+    coarse.fit(features, Y), fine.fit(features, Y)
+    tried = fine.cv_results_["margin"]
+    assert set(SEARCH_MARGINS) < set(tried)
+    assert fine.best_flops_reduction_ >= coarse.best_flops_reduction_
+    # Around the choice no step saves more than half a per cent, or it was halved often.
+    rising = np.argsort(tried)
+    saved = fine.cv_results_["mean_flops_reduction"][rising]
+    at = np.flatnonzero(rising == fine.best_index_)[0]
+    beside = slice(max(at - 1, 0), at + 2)
+    steps, widths = np.diff(saved[beside]), np.diff(tried[rising][beside])
+    assert ((np.abs(steps) <= 0.005) | (widths <= 0.5 / 2**8)).all()
+
+
+def test_margins_of_each_branch_are_combined_where_they_differ(features):
+    found = search(margins="auto", max_accuracy_drop=0.1, per_branch=True)
+    found.fit(features, Y)
+    one = search(margins="auto", max_accuracy_drop=0.1).fit(features, Y)
+    assert found.best_flops_reduction_ >= one.best_flops_reduction_ - 0.05
+    pairs = found.cv_results_["margin"].tolist()
+    saved = found.cv_results_["mean_flops_reduction"]
+    alike = [saved[i] for i, (one, two) in enumerate(pairs) if one == two]
+    # Not eight of twenty at which nothing exits.
+    assert np.diff(np.sort(alike)).min() > 0.001
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])

@@ -24,6 +24,7 @@ from sk_calex.model_selection._estimators import (
     cascade_in,
     default_values,
     input_of,
+    never_exit,
     with_cascade,
 )
 from sk_calex.model_selection._found import FoundCascade
@@ -37,7 +38,6 @@ from ._operating_path import (
     OperatingPath,
     PathPlan,
     given_path,
-    rule_of,
 )
 from ._paired_test import fewest_rows
 from ._path_results import PathResults
@@ -396,8 +396,8 @@ class ExitRiskController(SavableMixin, FoundCascade):
         chosen = copy.copy(cascade)
         if best and self.path == "calibration":
             return chosen.set_operating_point(path.values[best - 1])
-        never = np.full((len(cascade.branches_), len(cascade.classes_)), np.inf)
-        chosen.calibrator_ = path.rules[best - 1] if best else rule_of(never)
+        never = never_exit(len(cascade.branches_), len(cascade.classes_))
+        chosen.calibrator_ = path.rules[best - 1] if best else never
         return chosen
 
     def _explain_fallback(self) -> str:
