@@ -16,7 +16,8 @@ from sk_calex import TapLayout, effective_sample_size
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import CalibrationSet
 from sk_calex.cascade._alignment import SurvivorAlignment
-from sk_calex.cascade._fit_branches import _BranchFitter, fit_branches
+from sk_calex.cascade._branch_fitter import BranchFitter
+from sk_calex.cascade._fit_branches import fit_branches
 from sk_calex.cascade._training_data import Folds, TrainingData, make_folds
 from tests._cascade_models import converged_regression, small_branch
 from tests._reference.calibration import slow_class_precision
@@ -96,6 +97,7 @@ def fitted(given, where, alignment, template=None, *, min_support=3, n_jobs=None
         replace(given.data, folds=where),
         [converged_regression() if template is None else template] * n_branches,
         given.kind,
+        [(None,)] * n_branches,
         alignment,
         np.full(n_branches, alignment.margin),
         rule,
@@ -357,7 +359,7 @@ def test_threads_and_processes_give_the_same():
         two = fitted(given, where, Alignment("soft", 0.1), small_branch(), n_jobs=2)
     np.testing.assert_array_equal(one.answers.confidence, two.answers.confidence)
     # What travels to a process, and back.
-    fitter = _BranchFitter(
+    fitter = BranchFitter(
         given.data,
         LogisticRegression(),
         0,
