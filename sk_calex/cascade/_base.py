@@ -52,10 +52,14 @@ from sk_calex.cascade._last_stage import (
 )
 from sk_calex.cascade._onnx._answer_modules import AnswerModule, answer_module
 from sk_calex.cascade._plain_input import plain_tags
-from sk_calex.cascade._predict import predict_codes, run_with_exits, stage_probabilities
 from sk_calex.cascade._prediction import predict_batches, predict_details
 from sk_calex.cascade._read_data import read_training_data
 from sk_calex.cascade._recalibrate import calibrate_on_rows, calibrate_with_params
+from sk_calex.cascade._run_on_samples import (
+    predict_codes,
+    run_with_exits,
+    stage_probabilities,
+)
 from sk_calex.cascade._runtime import (
     Answer,
     independent,

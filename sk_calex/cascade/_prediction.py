@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from sk_calex.calibration._answers import Signals
 from sk_calex.calibration._exit_rule import Policy
 from sk_calex.cascade._cascade_prediction import CascadePrediction
-from sk_calex.cascade._predict import run_with_exits
+from sk_calex.cascade._run_on_samples import run_with_exits
 
 __all__ = [
     "FirstBranchRecorder",

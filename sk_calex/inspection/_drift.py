@@ -10,7 +10,7 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from sk_calex.calibration._answers import StageTable
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.policies import first_exits
 from sk_calex.utils._intervals import share_limits

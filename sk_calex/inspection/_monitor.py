@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._cascade_prediction import CascadePrediction
-from sk_calex.cascade._predict import run_with_exits
 from sk_calex.cascade._prediction import FirstBranchRecorder
+from sk_calex.cascade._run_on_samples import run_with_exits
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.utils._codec import savable

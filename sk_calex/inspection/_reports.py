@@ -22,7 +22,7 @@ from sk_calex.cascade._alignment import (
     effective_sample_size,
 )
 from sk_calex.cascade._cascade import CascadeClassifier
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.model_selection._estimators import cascade_in, input_of
 from sk_calex.policies import ClassThresholds
 from sk_calex.utils._intervals import share_limits

@@ -19,7 +19,7 @@ from sk_calex.calibration._exit_rule import first_exits
 from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._costs import cost_name, depth_prices
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
 from ._estimators import knob_of

@@ -7,7 +7,7 @@ from sklearn.model_selection import GridSearchCV
 
 from sk_calex import CascadeClassifier, operating_curve
 from sk_calex.calibration import SurvivorThresholdCalibrator
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.policies import ClassThresholds, first_exits
 from sk_calex.utils._validation import check_margins
 from tests._cascade_models import composed, images, small_branch, tiny_backbone

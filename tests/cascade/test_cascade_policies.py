@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from sk_calex import CascadeClassifier, SurvivorAlignment
 from sk_calex.calibration import StageTable, SurvivorThresholdCalibrator
 from sk_calex.cascade._base import BaseCascade
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,

@@ -28,8 +28,8 @@ from sk_calex.baselines import SDNClassifier, _joint
 from sk_calex.cascade import _fit_branches as fitting
 from sk_calex.cascade import _fit_cache as sharing
 from sk_calex.cascade import _fit_key as content
-from sk_calex.cascade import _predict
-from sk_calex.cascade._predict import run_all_stages
+from sk_calex.cascade import _run_on_samples
+from sk_calex.cascade._run_on_samples import run_all_stages
 from sk_calex.policies import SharedThreshold
 from tests._cascade_models import (
     flat_cascade,
@@ -411,7 +411,7 @@ def test_few_sets_of_samples_are_remembered(features, monkeypatch):
     base = cascade({"input": "features"})
     first = clone(base).fit(features, Y)
     second = clone(base).fit(features, Y)
-    runs = counted(monkeypatch, _predict, "run_with_exits")
+    runs = counted(monkeypatch, _run_on_samples, "run_with_exits")
     for start in range(8):
         rows = features[start : start + 40]
         np.testing.assert_array_equal(second.predict(rows), first.predict(rows))

@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sk_calex import MarginSearchCV
 from sk_calex.baselines import SDNClassifier
 from sk_calex.calibration import SurvivorThresholdCalibrator
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.model_selection import _operating_points
 from sk_calex.model_selection._estimators import SEARCH_MARGINS
 from sk_calex.policies import Quota, SharedThreshold

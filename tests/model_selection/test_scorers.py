@@ -19,7 +19,7 @@ from sk_calex import (
 )
 from sk_calex.baselines import BoostNetClassifier, SDNClassifier
 from sk_calex.calibration import SurvivorThresholdCalibrator
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.model_selection._estimators import default_values
 from sk_calex.policies import (
     EntropyThreshold,

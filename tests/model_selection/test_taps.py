@@ -11,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 
 from sk_calex import MarginSearchCV, TapLayout, select_taps
 from sk_calex.baselines import NoAlignmentClassifier, SDNClassifier
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.model_selection import _taps
 from sk_calex.policies import ClassThresholds, Patience, first_exits
 from sk_calex.utils._flops import depth_costs

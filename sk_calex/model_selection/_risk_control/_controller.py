@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from sk_calex.calibration._answers import StageTable
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._costs import cost_name, depth_prices
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import (
     cascade_in,

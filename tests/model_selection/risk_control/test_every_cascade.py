@@ -17,7 +17,7 @@ from sk_calex import (
     SurvivorAlignment,
     baselines,
 )
-from sk_calex.cascade._predict import stage_table
+from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.policies import (
     EntropyThreshold,
     LearnedGate,
