@@ -16,13 +16,16 @@ from sklearn.utils.validation import check_is_fitted
 
 import sk_calex
 from sk_calex import (
+    BranchClassifier,
     CascadeClassifier,
     MarginSearchCV,
+    PrototypePoolingClassifier,
     SurvivorAlignment,
     SurvivorThresholdCalibrator,
     baselines,
     policies,
 )
+from sk_calex.branches._heads import HEADS
 from sk_calex.calibration._exit_rule import ExitPolicy
 from sk_calex.utils._fitted_state import fitted_state
 from tests._cascade_models import images, small_branch, tiny_backbone
@@ -141,6 +144,55 @@ def test_an_interrupted_fit_of_a_cascade_leaves_nothing(cascade):
         lambda estimator: estimator.fit(given, Y),
         lambda fitted: fitted.fit(given[:60], Y[:60]),
     )
+
+
+def test_an_interrupted_fit_of_a_backbone_leaves_nothing():
+    walk(
+        tiny_backbone(),
+        lambda estimator: estimator.fit(X),
+        lambda fitted: fitted.fit(X[:, :, ::2, ::2]),
+    )
+
+
+BRANCHES = [
+    *(
+        BranchClassifier(head, feature_shape=(4, 3, 3), max_iter=2, random_state=0)
+        for head in sorted(set(HEADS) - {"conv1d"})
+    ),
+    BranchClassifier("conv1d", feature_shape=(9, 4), max_iter=2, random_state=0),
+    BranchClassifier("gap", feature_shape=(4, 3, 3), max_iter=2, early_stopping=True),
+    PrototypePoolingClassifier(widths=(4,), feature_shape=(4, 3, 3), max_iter=2),
+]
+
+
+@pytest.mark.parametrize("branch", BRANCHES, ids=lambda b: getattr(b, "head", "pool"))
+def test_an_interrupted_fit_of_a_branch_leaves_nothing(branch):
+    flat = X.reshape(len(X), -1)[:, :36]
+    walk(
+        branch,
+        lambda estimator: estimator.fit(flat, Y),
+        lambda fitted: fitted.fit(flat, Y % 2),
+    )
+
+
+def test_an_interrupted_fit_that_continues_leaves_nothing():
+    """Its head was changed in place: neither the fit before nor this one."""
+    flat = X.reshape(len(X), -1)[:, :36]
+    branch = BranchClassifier("gap", feature_shape=(4, 3, 3), max_iter=2)
+    branch.set_params(warm_start=True, random_state=0)
+    names = {}
+    fitted = clone(branch).fit(flat, Y)
+    with traced(lambda name: names.setdefault(name)):
+        fitted.fit(flat, Y)
+    begun = [name for name in names if "_base" in name or "_training" in name][2:]
+    assert len(begun) > 5
+    for at in begun[::3]:
+        fitted = clone(branch).fit(flat, Y)
+        with pytest.raises(InterruptedError_):
+            interrupt(lambda fitted=fitted: fitted.fit(flat, Y), at)
+        with pytest.raises(NotFittedError):
+            fitted.predict(flat)
+        assert fitted.fit(flat, Y).predict(flat).shape == Y.shape
 
 
 def test_an_interrupted_fit_is_not_shared():

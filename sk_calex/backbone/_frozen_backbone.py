@@ -29,6 +29,7 @@ from sk_calex.backbone._whole import check_module
 from sk_calex.store import FeatureStore
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._codec import savable
+from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._html import SummaryMixin, named
 from sk_calex.utils._progress import bar
 from sk_calex.utils._saving import LoadError, SavableMixin
@@ -232,6 +233,8 @@ class FrozenBackbone(
     def fit(self, X: Any, y: Any = None) -> FrozenBackbone:
         """Run one batch to learn the layout of the taps; nothing is trained.
 
+        A fit that fails or is interrupted leaves the backbone unfitted.
+
         Parameters
         ----------
         X : array, tensor, Dataset or paths of shape (n_samples, C, H, W)
@@ -252,11 +255,10 @@ class FrozenBackbone(
         OSError
             If one of the first two files cannot be read.
         """
-        for name in [name for name in vars(self) if name in _FITTED]:
-            delattr(self, name)
-        check_module(self.module)
-        self._validate_params()
-        with Task.root(self, 0, X, y):
+        vars(self).pop("_runner", None)
+        with all_or_nothing(self), Task.root(self, 0, X, y):
+            check_module(self.module)
+            self._validate_params()
             samples = Samples(X)
             sample_shape = samples.shape_before(self.preprocess)
             if sample_shape == ():
@@ -281,8 +283,8 @@ class FrozenBackbone(
                 self.n_features_in_ = cast(int, sample_shape[0])
             self.sample_shape_ = sample_shape
             self.stage_macs_ = runner.layout.stage_macs
-            self.layout_ = runner.layout
             self._runner = runner
+            self.layout_ = runner.layout
         return self
 
     def _settings(self) -> RunSettings:

@@ -29,6 +29,7 @@ from sk_calex.branches._train_head import (
 )
 from sk_calex.branches._training import Batch, soften
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
+from sk_calex.utils._fitted_state import all_or_nothing, fitted_state
 from sk_calex.utils._flops import count_macs
 from sk_calex.utils._modes import trainable
 from sk_calex.utils._saving import SavableMixin, plain_seed
@@ -108,6 +109,8 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
     ) -> BaseBranch:
         """Train the head.
 
+        A fit that fails or is interrupted leaves the branch unfitted.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -133,6 +136,15 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             If the shapes do not fit each other or `feature_shape`, if there are fewer
             than two classes, or if a value is not finite.
         """
+        before = fitted_state(self) if self.warm_start else {}
+        with all_or_nothing(self):
+            self._fit_head(X, y, sample_weight, soft_targets, before)
+        return self
+
+    def _fit_head(
+        self, X: Any, y: Any, sample_weight: Any, soft_targets: Any, before: Any
+    ) -> None:
+        """Train a new head, or that of the fit before; set all that a fit leaves."""
         self._validate_params()
         checked: Any = validate_data(self, X, y, dtype=_DTYPES, ensure_all_finite=False)
         features, y = checked
@@ -148,14 +160,15 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
                 f"{classes[0]!r}."
             )
         shape = _check_shape(self.feature_shape, features.shape[1])
-        continues = self.warm_start and hasattr(self, "head_")
-        if continues and not (
-            shape == self.feature_shape_ and np.array_equal(classes, self.classes_)
+        if before and not (
+            shape == before["feature_shape_"]
+            and np.array_equal(classes, before["classes_"])
         ):
             raise ValueError(
                 "warm_start=True continues the last fit, which saw features of "
-                f"shape {self.feature_shape_} and the labels {self.classes_}; now they "
-                f"are {shape} and {classes}. Set warm_start=False."
+                f"shape {before['feature_shape_']} and the labels "
+                f"{before['classes_']}; now they are {shape} and {classes}. Set "
+                "warm_start=False."
             )
         self.classes_ = classes
         device = resolve_device(self.device)
@@ -179,8 +192,8 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
         with trainable(), Task.root(self, epochs, X, y, sample_weight) as task:
-            if continues:
-                head = self.head_.float()
+            if before:
+                head = before["head_"].float()
                 head.set_momentum(0.1)  # a full-batch fit left it at 1
             else:
                 head = self._new_head(shape, n_classes, generator)
@@ -197,7 +210,6 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             self.n_iter_ = history.n_iter
             self.feature_shape_ = shape
             self._set_head(head)
-        return self
 
     def _set_head(self, head: BranchHead) -> None:
         self.head_ = head
