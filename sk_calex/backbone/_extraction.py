@@ -305,10 +305,11 @@ def _check_can_be_sent(shipment: Shipment, n_jobs: int | None) -> None:
     try:
         shipment.pickle()
     except Exception as error:  # whatever a part of it raises
+        reason = " ".join(str(error).split())
         raise TypeError(
             f"n_jobs={n_jobs} sends the module, its `preprocess` and the samples to "
             "other processes, but they cannot be pickled "
-            f"({type(error).__name__}: {error}). Set n_jobs=None, or make them "
+            f"({type(error).__name__}: {reason}). Set n_jobs=None, or make them "
             "picklable: no locks, open files or scripted parts, and parametrisations "
             "removed."
         ) from error

@@ -255,7 +255,7 @@ class FrozenBackbone(
         OSError
             If one of the first two files cannot be read.
         """
-        vars(self).pop("_runner", None)
+        self.__dict__.pop("_runner", None)
         with all_or_nothing(self), Task.root(self, 0, X, y):
             check_module(self.module)
             self._validate_params()

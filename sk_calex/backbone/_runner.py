@@ -212,7 +212,7 @@ class Runner:
             raise ValueError(
                 f"the module refused {_described(example)}: {error}. Check the number "
                 "of channels, the size, the dtype (integers stay integers, for token "
-                "ids) and `preprocess`."
+                f"ids) and `preprocess`.{_how_to_turn(example)}"
             ) from error
 
     def _split(self, placed: _Placed, taps: Sequence[str], example: Batch) -> Stages:
@@ -471,6 +471,19 @@ class Runner:
         new = object.__new__(type(self))
         vars(new).update(self.__getstate__())
         return new
+
+
+def _how_to_turn(batch: Batch) -> str:
+    """Say how images with channels last are given, where these look like such."""
+    if isinstance(batch, dict) or batch.ndim != 4:
+        return ""
+    colours = (1, 3, 4)
+    if batch.shape[-1] not in colours or batch.shape[1] in colours:
+        return ""
+    return (
+        " These look like images with channels last: give X.transpose(0, 3, 1, 2), or "
+        "the Dataset a transform that makes tensors of them, such as ToTensor()."
+    )
 
 
 def _described(batch: Batch) -> str:

@@ -129,10 +129,23 @@ class Samples:
 
     def _read(self, rows: slice) -> Tensor | NamedBatch:
         if self._is_dataset:
-            return self._collate([self._data[i] for i in range(rows.start, rows.stop)])
+            return self._collate(
+                [self._read_item(i) for i in range(rows.start, rows.stop)]
+            )
         if isinstance(self._data, dict):
             return NamedBatch({k: _tensor(c[rows]) for k, c in self._data.items()})
         return _tensor(self._data[rows])
+
+    def _read_item(self, i: int) -> Any:
+        """Give an item of a Dataset; what its transform refuses is said by name."""
+        try:
+            return self._data[i]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.name}[{i}] cannot be read: {type(self._data).__name__} raised "
+                f"{type(error).__name__}: {error}. Check its transform, which gets one "
+                "item at a time; what takes whole batches is `preprocess`."
+            ) from error
 
     def _collate(self, items: Sequence[Any]) -> Tensor | NamedBatch:
         # An item is a sample or a (sample, label, ...) tuple, as in torchvision.
@@ -257,6 +270,7 @@ def _as_array(X: Any, name: str, least_ndim: int = 2) -> Any:
             f"{name} has dtype {kind}; samples must be real numbers of at most 64 bits "
             "(uint8 or float images, dense tensors), a torch Dataset, a dict of "
             "arrays, or a list or 1-D array of paths to image files."
+            f"{_how_to_convert(data, name)}"
         )
     if data.ndim < least_ndim:
         raise ValueError(
@@ -265,6 +279,20 @@ def _as_array(X: Any, name: str, least_ndim: int = 2) -> Any:
             f"{name}[None]."
         )
     return data
+
+
+def _how_to_convert(data: Any, name: str) -> str:
+    """Say how what is nearly an array of numbers becomes one; empty: not known."""
+    if not isinstance(data, Tensor):
+        wide = data.dtype.kind in "iuf"
+        return f" Give {name}.astype('float64')." if wide else ""
+    if data.is_meta:
+        return f" {name} is on the meta device, without values: load them."
+    if data.is_nested:
+        return f" Give torch.nested.to_padded_tensor({name}, padding=0)."
+    if data.layout != torch.strided:
+        return f" Give {name}.to_dense()."
+    return f" Give {name}.dequantize()." if data.is_quantized else ""
 
 
 def _numbers_of_frame(frame: Any) -> Any:

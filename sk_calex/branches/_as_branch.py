@@ -26,6 +26,7 @@ from sk_calex.utils._validation import check_finite, softmax64, take_rows
 
 __all__ = [
     "Probabilities",
+    "check_n_branches",
     "clone_for_taps",
     "count_target_classes",
     "fit_as_branch",
@@ -70,18 +71,23 @@ def clone_for_taps(
     ValueError
         If `branch` is a list that does not have one classifier for each tap.
     """
+    check_n_branches(branch, taps)
     given = branch if isinstance(branch, list) else [branch] * len(taps)
-    if len(given) != len(taps):
-        raise ValueError(
-            f"branch is a list of {len(given)} classifiers but there are {len(taps)} "
-            f"taps: {list(taps)}. Give one for each tap, or a single one for all."
-        )
     branches = []
     for template in given:
         own = clone(template)
         seed_estimator(own, int(seeds.randint(2**31 - 1)))
         branches.append(own)
     return branches
+
+
+def check_n_branches(branch: Any, taps: Sequence[str]) -> None:
+    """Refuse a list of classifiers that does not have one for each tap."""
+    if isinstance(branch, list) and len(branch) != len(taps):
+        raise ValueError(
+            f"branch is a list of {len(branch)} classifiers but there are {len(taps)} "
+            f"taps: {list(taps)}. Give one for each tap, or a single one for all."
+        )
 
 
 def seed_estimator(estimator: Any, seed: int) -> None:

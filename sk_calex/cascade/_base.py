@@ -67,7 +67,7 @@ from sk_calex.cascade._runtime import (
 from sk_calex.cascade._saving import cascade_card, plain_state
 from sk_calex.cascade._seen_rows import digest_rows
 from sk_calex.cascade._summary import cascade_summary
-from sk_calex.cascade._training_data import TrainingData
+from sk_calex.cascade._training_data import Folds, TrainingData
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._flops import flops_reduction
@@ -127,6 +127,14 @@ class BaseCascade(
 
     def _check_params(self) -> None:
         """Refuse parameters that `_parameter_constraints` cannot tell."""
+
+    def _check_split(
+        self, folds: Folds, codes: NDArray[np.intp], classes: NDArray[Any]
+    ) -> None:
+        """Refuse parameters that do not suit the split, before the backbone runs."""
+
+    def _check_taps(self, layout: TapLayout) -> None:
+        """Refuse parameters that do not suit the taps, before all samples are read."""
 
     def _readers(self) -> dict[str, list[Any]] | None:
         """Classifiers that read plain 2-D data themselves, by parameter."""

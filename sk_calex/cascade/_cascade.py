@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
 from sk_calex.backbone._layout import TapLayout
-from sk_calex.branches._as_branch import clone_for_taps
+from sk_calex.branches._as_branch import check_n_branches, clone_for_taps
 from sk_calex.branches._defaults import default_branches
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
@@ -24,7 +24,7 @@ from sk_calex.cascade._ensembles import Ensembles
 from sk_calex.cascade._fit_branches import count_trainings, fit_branches
 from sk_calex.cascade._last_stage import final_estimator_for
 from sk_calex.cascade._runtime import Answer
-from sk_calex.cascade._training_data import TrainingData, check_n_folds
+from sk_calex.cascade._training_data import Folds, TrainingData, check_n_folds
 from sk_calex.utils._callbacks import Task
 from sk_calex.utils._codec import savable
 from sk_calex.utils._validation import check_margins, is_auto
@@ -371,23 +371,40 @@ class CascadeClassifier(BaseCascade):
                 trained["margin"] = self.margin
         return trained, moved
 
-    def _train(self, data: TrainingData, task: Task) -> None:
-        n_taps = data.layout.n_taps
+    def _check_split(
+        self, folds: Folds, codes: NDArray[np.intp], classes: NDArray[Any]
+    ) -> None:
+        alignment = self._alignment()
+        if alignment.cross_fit and alignment.kind != "none" and not folds.out_of_fold:
+            check_n_folds(
+                "alignment__cross_fit",
+                alignment.cross_fit,
+                codes[folds.train],
+                classes,
+            )
+
+    def _check_taps(self, layout: TapLayout) -> None:
         if not is_auto(self.margin):
-            check_margins(self.margin, n_taps)
+            check_margins(self.margin, layout.n_taps)
+        self._margins_of_weights(layout.n_taps)
+        _alphas_to_try(self.alpha, layout.n_taps)
+        if self.branch is not None:
+            check_n_branches(self.branch, layout.names)
+
+    def _margins_of_weights(self, n_taps: int) -> NDArray[np.float64]:
+        """Margins of the thresholds that make the training weights."""
         alignment = self._alignment()
         # Without weights no threshold reaches the training.
         margin = 0.0 if alignment.kind == "none" else self._alignment_margin()
-        margins = check_margins(margin, n_taps, self._margin_of_alignment)
+        return check_margins(margin, n_taps, self._margin_of_alignment)
+
+    def _train(self, data: TrainingData, task: Task) -> None:
+        alignment, layout = self._alignment(), data.layout
+        margins = self._margins_of_weights(layout.n_taps)
         _check_targets(self.targets, data)
-        cross_fit = alignment.cross_fit
-        if cross_fit and alignment.kind != "none" and not data.folds.out_of_fold:
-            codes = data.codes[data.folds.train]
-            check_n_folds("alignment__cross_fit", cross_fit, codes, self.classes_)
-        layout = data.layout
         branch = self._default_branch(layout) if self.branch is None else self.branch
         templates = clone_for_taps(branch, layout.names, data.seeds)
-        alphas = _alphas_to_try(self.alpha, n_taps)
+        alphas = _alphas_to_try(self.alpha, layout.n_taps)
         n_fits = count_trainings(alphas, data.folds.out_of_fold, alignment)
         with task.part("branches", n_fits) as part:
             fitted = fit_branches(

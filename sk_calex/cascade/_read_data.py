@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.cascade._costs import read_costs
@@ -50,10 +50,7 @@ def read_training_data(
             "Found array with 0 sample(s) while a minimum of 1 is required: X and "
             "y are empty."
         )
-    if isinstance(X, Mapping) and not issparse(X):  # one kind of sparse is a dict
-        check_consistent_length(*X.values(), labels)
-    elif hasattr(X, "__len__") or hasattr(X, "shape"):
-        check_consistent_length(X, labels)
+    _check_lengths(X, labels)
     weight = check_sample_weight(sample_weight, labels)
     found = np.unique(labels)
     if len(np.unique(labels[weight > 0])) < 2:
@@ -75,7 +72,10 @@ def read_training_data(
     seeds = check_random_state(cascade.random_state)
     folds = make_folds(cascade.cv, codes, weight, classes, seeds, split_args)
 
+    cascade._check_split(folds, codes, classes)
+
     def check_layout(layout: TapLayout) -> None:
+        cascade._check_taps(layout)
         if final_estimator_for(cascade.final_estimator, layout.shared) is None:
             output_order(classes, named, layout.n_outputs)
         if cascade.costs is not None:
@@ -96,3 +96,18 @@ def read_training_data(
         )
     cascade._last_stage_, cascade.final_estimator_ = stage, stage.estimator
     return TrainingData(features, layout, codes, weight, final, folds, seeds)
+
+
+def _check_lengths(X: Any, labels: NDArray[Any]) -> None:
+    """Refuse samples and labels of different numbers, where samples can be counted."""
+    if isinstance(X, Mapping) and not issparse(X):  # one kind of sparse is a dict
+        parts = list(X.values())
+    else:
+        parts = [X] if hasattr(X, "__len__") or hasattr(X, "shape") else []
+    lengths = [_num_samples(part) for part in parts]
+    if set(lengths) - {len(labels)}:
+        raise ValueError(
+            "X and y have inconsistent numbers of samples: "
+            f"{', '.join(map(str, [*lengths, len(labels)]))}. Give one label for each "
+            "sample."
+        )

@@ -14,7 +14,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import _safe_indexing, assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, column_or_1d
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    column_or_1d,
+)
 
 from sk_calex.utils._stage_answer import softmax_in_float64
 
@@ -182,9 +186,20 @@ def check_sample_weight(
             "sample_weight is zero for all samples: a weight of zero means absence. "
             "Give some sample a positive weight, or None."
         )
+    given, n = np.asarray(sample_weight), _num_samples(X)
+    if given.ndim == 1 and len(given) != n:
+        raise ValueError(
+            f"sample_weight has {len(given)} values, but there are {n} samples. Give "
+            "one weight for each sample."
+        )
     weight: NDArray[np.float64] = _check_sample_weight(
-        sample_weight, X, dtype=np.float64, ensure_non_negative=True
+        sample_weight, X, dtype=np.float64
     )
+    if weight.min(initial=0.0) < 0:
+        raise ValueError(
+            f"Negative values in sample_weight: the least is {weight.min():g}. Give "
+            "weights of at least 0, which means absence."
+        )
     return weight
 
 

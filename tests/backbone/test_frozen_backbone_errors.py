@@ -116,6 +116,15 @@ def test_samples_that_the_module_refuses_are_explained(net, shape):
         FrozenBackbone(net, TAPS).fit(x)
 
 
+def test_images_with_channels_last_are_recognised(net):
+    """And only these: not images whose channels are first but too many."""
+    x = np.zeros((2, 16, 16, 3), dtype=np.float32)
+    for given, seen in ((x, True), (x.transpose(0, 3, 1, 2)[:, :1], False)):
+        with pytest.raises(ValueError, match="the module refused") as caught:
+            FrozenBackbone(net, TAPS).fit(given)
+        assert ("X.transpose(0, 3, 1, 2)" in str(caught.value)) == seen
+
+
 def test_a_size_that_the_module_asserts_is_explained():
     taps = ["encoder.layers.encoder_layer_0"]
     with pytest.raises(ValueError, match=r"refused a batch.*Expected 16"):

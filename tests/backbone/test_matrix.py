@@ -170,18 +170,19 @@ def test_families_of_torchvision(name: str) -> None:
 
 @pytest.mark.parametrize("name", TIMM)
 def test_families_of_timm(name: str) -> None:
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="pip install timm")
     settings, taps, shape, way = TIMM[name]
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     module = randomised(lambda: timm.create_model(name, num_classes=4, **settings))
     check_family(module, taps, x, way)
 
 
+INSTALL = "pip install transformers"
 SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
 def bert() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason=INSTALL)
     config = transformers.BertConfig(
         vocab_size=50, intermediate_size=32, num_labels=3, **SIZE
     )
@@ -189,11 +190,25 @@ def bert() -> nn.Module:
 
 
 def hugging_face_vit() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason=INSTALL)
     config = transformers.ViTConfig(
         image_size=32, patch_size=8, intermediate_size=32, num_labels=3, **SIZE
     )
     return randomised(lambda: transformers.ViTForImageClassification(config))
+
+
+def hugging_face_swin() -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason=INSTALL)
+    config = transformers.SwinConfig(
+        image_size=32,
+        patch_size=2,
+        embed_dim=12,
+        depths=[2, 2],
+        num_heads=[2, 2],
+        window_size=4,
+        num_labels=3,
+    )
+    return randomised(lambda: transformers.SwinForImageClassification(config))
 
 
 def tokens(n: int = 12) -> dict[str, np.ndarray]:
@@ -237,6 +252,14 @@ def test_a_vit_of_hugging_face() -> None:
     layers = next(n for n, m in module.named_modules() if isinstance(m, nn.ModuleList))
     x = {"pixel_values": torch.randn(4, 3, 32, 32)}
     check_family(module, [f"{layers}.0", f"{layers}.1"], x, "export", "logits")
+
+
+def test_a_swin_of_hugging_face() -> None:
+    """Its layers may return tuples; their blocks keep tokens."""
+    taps = ["swin.encoder.layers.0.blocks.0", "swin.encoder.layers.0"]
+    x = {"pixel_values": torch.randn(4, 3, 32, 32)}
+    stages = check_family(hugging_face_swin(), taps, x, "export", "logits")
+    assert stages.output_shapes == ((256, 12), (64, 24), (3,))
 
 
 @pytest.mark.parametrize("name", ["resnet", "swin", "vit"])

@@ -129,12 +129,17 @@ class Unsized(Dataset):
         (Endless(), TypeError, "cannot be indexed"),
         (Unsized(), TypeError, "cannot be indexed"),
         (DataLoader(Items([1])), TypeError, "the `dataset` of a DataLoader"),
-        (torch.zeros(3, 4).to_sparse(), ValueError, "X has dtype.*layout torch.sparse"),
-        (torch.zeros(3, 4, device="meta"), ValueError, "device meta"),
+        (
+            torch.zeros(3, 4).to_sparse(),
+            ValueError,
+            r"X has dtype.*layout torch.sparse.* Give X\.to_dense\(\)",
+        ),
+        (torch.zeros(3, 4, device="meta"), ValueError, "device meta.*: load them"),
+        (np.zeros((3, 4), np.longdouble), ValueError, r"Give X\.astype\('float64'\)"),
         (
             nested_tensor([torch.zeros(2)], layout=torch.jagged),
             ValueError,
-            "float32, nested",
+            r"float32, nested.* Give torch\.nested\.to_padded_tensor\(X",
         ),
         ({}, ValueError, "X holds no input"),
         ({"labels": [1, 2]}, ValueError, "X holds no input"),
@@ -163,6 +168,15 @@ def test_what_is_not_samples_is_refused(given, error, message):
 def test_items_that_do_not_make_a_batch_are_refused(items, message):
     with pytest.raises(ValueError, match=message):
         Samples(Items(items)).raw(slice(0, 2))
+
+
+def test_what_a_dataset_cannot_read_is_named():
+    class Broken(Items):
+        def __getitem__(self, index):
+            raise TypeError("pic should be PIL Image")
+
+    with pytest.raises(ValueError, match=r"X\[0\] cannot be read: Broken raised TypeE"):
+        Samples(Broken([1, 2])).raw(slice(0, 2))
 
 
 def test_a_shape_that_changes_between_batches_is_refused():

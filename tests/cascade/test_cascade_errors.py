@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import PredefinedSplit, ShuffleSplit
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.utils.data import Dataset
@@ -312,6 +313,53 @@ def test_what_needs_only_the_labels_is_checked_before_a_sample_is_read(
         with pytest.raises(ValueError, match=message):
             method(tiny_backbone(), **params).fit(Counted(), labels)
     assert Counted.reads == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"margin": [0.1] * 3}, "margin is a sequence of 3 .* there are 2 branches"),
+        (
+            {"alignment": SurvivorAlignment(margin=[0.1])},
+            "alignment__margin is a sequence of 1 numbers",
+        ),
+        ({"branch": [GaussianNB()] * 3}, "list of 3 classifiers but there are 2 taps"),
+        ({"costs": [1, 2]}, r"costs=\[1, 2\] must be 3"),
+        (
+            {"alignment": SurvivorAlignment(cross_fit=50)},
+            "alignment__cross_fit=50 asks for more folds",
+        ),
+    ],
+)
+def test_what_needs_the_taps_is_checked_after_two_samples(params, message):
+    given, y = images(60)
+
+    class Counted(Dataset):
+        reads = 0
+
+        def __len__(self):
+            return len(y)
+
+        def __getitem__(self, i):
+            Counted.reads += 1
+            return given[i]
+
+    with pytest.raises(ValueError, match=message):
+        CascadeClassifier(tiny_backbone(), **params).fit(Counted(), y)
+    assert Counted.reads <= 4
+
+
+def test_lengths_and_weights_are_refused_in_our_words():
+    given, y = images(20)
+    for data in (given, {"x": given}):
+        with pytest.raises(ValueError, match=r"X and y have .*: 20, 19\. Give one"):
+            CascadeClassifier(tiny_backbone()).fit(data, y[:-1])
+    for weight, message in (
+        (np.ones(3), "sample_weight has 3 values, but there are 20 samples"),
+        (np.r_[-2.0, np.ones(19)], "Negative values in sample_weight: the least is -2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CascadeClassifier(tiny_backbone()).fit(given, y, sample_weight=weight)
 
 
 def test_outputs_are_compared_with_the_classes_before_all_samples_run(monkeypatch):

@@ -364,7 +364,7 @@ def test_costs_that_are_missing():
     [
         (np.zeros(120), "sample_weight is zero for all samples"),
         (-np.ones(120), "Negative values"),
-        (np.ones(119), "sample_weight.shape"),
+        (np.ones(119), "sample_weight has 119 values, but there are 120 samples"),
         (np.full(120, np.nan), "NaN"),
     ],
 )
