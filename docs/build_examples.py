@@ -6,8 +6,8 @@
 A page shows its script as it is now. What the script printed and drew is kept in
 ``docs/examples``, with a digest of the sources and of the library's defaults that it
 came from: the tests compare it, so that no output outlives them. Outputs hold no paths
-and, but for the quickstart's, no times: they come out the same again with the same
-versions of the libraries.
+and no times, but for those of the quickstart and of the tabular cascade: they come out
+the same again with the same versions of the libraries.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ NAMES = (
     "budgeted_margin",
     "transfer_final_estimator",
     "timm_model",
+    "hugging_face_models",
+    "small_model_first",
+    "tabular_cascade",
     "token_features",
     "dataset_on_disk",
     "survivors_and_weights",
@@ -45,6 +48,12 @@ ALTERNATIVES = {
     "quickstart": {"quickstart": "Accuracy against compute saved, and images by stage"},
     "budgeted_margin": {
         "budgeted_margin": "Accuracy against FLOPs saved at all margins, out of fold"
+    },
+    "small_model_first": {
+        "small_model_first": "The cascade of both networks between the two alone"
+    },
+    "tabular_cascade": {
+        "tabular_cascade": "Accuracy against the time saved, and rows by classifier"
     },
     "survivors_and_weights": {
         "survivors_depths": "Share of the test images answered at each depth, by class",

@@ -327,7 +327,7 @@ def test_what_needs_only_the_labels_is_checked_before_a_sample_is_read(
         ({"costs": [1, 2]}, r"costs=\[1, 2\] must be 3"),
         (
             {"alignment": SurvivorAlignment(cross_fit=50)},
-            "alignment__cross_fit=50 asks for more folds",
+            "alignment__cross_fit=50 makes more folds",
         ),
     ],
 )

@@ -21,7 +21,9 @@ RUN_HERE = {
     "dataset_on_disk",
     "hugging_face_models",
     "pipeline_grid_search",
+    "small_model_first",
     "survivors_and_weights",
+    "tabular_cascade",
     "timm_model",
     "token_features",
     "transfer_final_estimator",
@@ -163,3 +165,23 @@ def test_survivors_and_weights(run: Run, tmp_path: Path) -> None:
     assert sum(share[0] for share in shares) == pytest.approx(100, abs=0.3)
     for name in ("depths", "thresholds", "weights"):
         assert is_drawn(tmp_path / f"survivors_{name}.png")
+
+
+def test_small_model_first(run: Run, tmp_path: Path) -> None:
+    printed = run("small_model_first")
+    assert len(percentages(printed, r"^(large|small) alone ")) == 2
+    rows = percentages(printed, r"^ *0\.\d\d\d ")
+    assert len(rows) == 7
+    assert all(saved < share <= 100 for _, saved, share in rows), "the small one costs"
+    assert is_drawn(tmp_path / "small_model_first.png")
+
+
+def test_tabular_cascade(run: Run, tmp_path: Path) -> None:
+    printed = run("tabular_cascade")
+    spent = re.findall(r"^  (?:logistic|small|boosted).* ([\d.]+)$", printed, re.M)
+    assert len(spent) == 3
+    assert all(float(milliseconds) > 0 for milliseconds in spent)
+    rows = percentages(printed, r"^ *0\.\d\d\d ")
+    assert len(rows) == 7
+    assert all(sum(row[2:]) == pytest.approx(100, abs=0.3) for row in rows)
+    assert is_drawn(tmp_path / "tabular_cascade.png")
