@@ -475,7 +475,7 @@ class Runner:
 
 def _how_to_turn(batch: Batch) -> str:
     """Say how images with channels last are given, where these look like such."""
-    if isinstance(batch, dict) or batch.ndim != 4:
+    if not isinstance(batch, Tensor) or batch.ndim != 4:
         return ""
     colours = (1, 3, 4)
     if batch.shape[-1] not in colours or batch.shape[1] in colours:
