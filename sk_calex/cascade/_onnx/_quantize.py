@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_calex.calibration._answers import StageTable
+from sk_calex.cascade._onnx._engine import OnnxEngine
 from sk_calex.cascade._onnx._graphs import import_onnx_tools
 from sk_calex.cascade._onnx._manifest import Manifest
-from sk_calex.cascade._onnx._onnx_cascade import OnnxEngine
 
 __all__ = ["quantize_graphs", "tabulate_answers"]
 

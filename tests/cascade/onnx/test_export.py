@@ -358,6 +358,21 @@ def test_graph_that_gives_other_values_is_refused(exported):
         check_graph(graph, Other(), [torch.rand(2, 3, 16, 16)], ["X"], "stage 0")
 
 
+def test_graph_that_does_not_run_is_said():
+    with pytest.raises(ValueError, match="stage 0 was exported, but onnxruntime"):
+        check_graph(b"no graph", nn.Identity(), [torch.rand(2, 3)], ["X"], "stage 0")
+
+
+def test_samples_of_unknown_kind_are_said(exported, monkeypatch, tmp_path):
+    cascade = exported[0]
+    monkeypatch.setattr(cascade.backbone_, "sample_shape_", (3, None, None))
+    with pytest.raises(ValueError, match=r"files of any size.*include_preprocess=Fa"):
+        export_onnx(cascade, tmp_path / "exported")
+    monkeypatch.delattr(cascade.backbone_.runner(), "sample_dtype")
+    with pytest.raises(ValueError, match="Fit it again"):
+        export_onnx(cascade, tmp_path / "exported")
+
+
 def test_missing_exporter_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'sk-calex\[onnx\]'"):

@@ -170,6 +170,40 @@ def test_no_content_of_a_manifest_raises_another_error(exported):
     assert accepted > 10  # another threshold is no error
 
 
+@pytest.mark.parametrize("classes", [["ant", "bee"], ["ant", "bee", "cat", "dog"]])
+def test_logits_of_other_classes_are_refused(copied, classes):
+    def change(manifest):
+        content = manifest["content"]
+        content["classes"]["values"] = classes
+        for row in content["rule"]["thresholds"]:
+            row[:] = ["inf"] * len(classes)
+        for stage in content["stages"]:
+            stage["classes"] = stage["columns"] = None
+
+    rewrite(copied, change)
+    with pytest.raises(ValueError, match=r"stage_0\.onnx gives logits of shape"):
+        OnnxCascade(copied).predict(Z)
+
+
+def test_graph_that_mixes_or_drops_samples_is_refused(copied):
+    import hashlib
+
+    onnx = pytest.importorskip("onnx", reason="not installed: see the extra 'onnx'")
+    model = onnx.load(copied / "stage_0.onnx")
+    for node in model.graph.node:
+        node.output[:] = ["all" if name == "logits" else name for name in node.output]
+    one = onnx.numpy_helper.from_array(np.zeros((1, 3), np.float32), "logits")
+    model.graph.node.append(onnx.helper.make_node("Identity", ["one"], ["logits"]))
+    one.name = "one"
+    model.graph.initializer.append(one)
+    data = model.SerializeToString()
+    (copied / "stage_0.onnx").write_bytes(data)
+    told = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewrite(copied, lambda m: m["files"].update({"stage_0.onnx": told}))
+    with pytest.raises(ValueError, match="does not give one row for each sample"):
+        OnnxCascade(copied).predict(Z)
+
+
 def test_crafted_manifest_with_a_right_digest_is_refused(copied):
     rewrite(copied, lambda manifest: manifest["content"].update(stages=[]))
     with pytest.raises(ValueError, match=r"fewer than two stages.*written by sk_calex"):
