@@ -19,6 +19,7 @@ from sk_calex.utils._validation import note_features
 
 __all__ = [
     "Inputs",
+    "check_precision",
     "check_same_taps",
     "feature_batches",
     "fit_backbone",
@@ -129,7 +130,7 @@ def note_precision(cascade: Any) -> None:
     cascade._calibrated_amp_ = getattr(cascade.backbone_, "amp", None)
 
 
-def _check_precision(cascade: Any) -> None:
+def check_precision(cascade: Any) -> None:
     """Refuse to run in another precision than that which chose the thresholds.
 
     Scores lie a little elsewhere then, so that other samples would exit.
@@ -147,7 +148,7 @@ def input_batches(cascade: Any, X: Any) -> Inputs:
     """Return batches of X on their way through the stages."""
     check_is_fitted(cascade)
     if cascade.backbone_ is not None:
-        _check_precision(cascade)
+        check_precision(cascade)
         samples = cascade.backbone_._check_samples(X)
         # One for the whole call: another thread may change the settings meanwhile.
         runner = cascade.backbone_.runner()

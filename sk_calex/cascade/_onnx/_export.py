@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from sk_calex.backbone._runner import Runner
 from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.cascade._base import BaseCascade
-from sk_calex.cascade._inputs import check_same_taps
+from sk_calex.cascade._inputs import check_precision, check_same_taps
 from sk_calex.cascade._onnx._answer_modules import AnswerModule, last_answer_module
 from sk_calex.cascade._onnx._graphs import check_graph, import_onnx_tools, write_graph
 from sk_calex.cascade._onnx._manifest import (
@@ -137,11 +138,13 @@ def export_onnx(
             "in it: best_estimator_ or cascade_."
         )
     check_is_fitted(cascade)
+    if cascade.backbone_ is not None:
+        check_precision(cascade)
     _check_quantize(quantize, calibration_data)
     classes = classes_to_json(cascade.classes_)
     rule = _rule_to_json(cascade.calibrator_)
-    answers = [*cascade._answer_modules(), last_answer_module(cascade._last_stage_)]
-    parts = _parts_of(cascade, backbone, answers, include_preprocess)
+    modules = [*cascade._answer_modules(), last_answer_module(cascade._last_stage_)]
+    parts = _parts_of(cascade, backbone, modules, include_preprocess)
     graphs, specs = parts.write()
     ensembles = getattr(cascade, "ensembles_", None)
     try:
@@ -163,9 +166,8 @@ def export_onnx(
         X, y = calibration_data
         with tempfile.TemporaryDirectory() as empty:
             graphs = quantize_graphs(manifest, graphs, X, Path(empty))
-            content["rule"] = _recalibrated(
-                cascade, tabulate_answers(manifest, graphs, X, Path(empty)), y
-            )
+            answers, reference = tabulate_answers(manifest, graphs, X, Path(empty))
+            content["rule"] = _recalibrated(cascade, answers, reference, y)
     write_folder(
         folder,
         {
@@ -373,10 +375,12 @@ def _rule_to_json(rule: ExitPolicy) -> Any:
     return NumericRule.to_json(scores, rule.thresholds_)
 
 
-def _recalibrated(cascade: BaseCascade, answers: StageTable, y: Any) -> Any:
+def _recalibrated(
+    cascade: BaseCascade, answers: StageTable, reference: NDArray[np.intp], y: Any
+) -> Any:
     """Fit the exit rule on what the graphs answer; the cascade keeps its own."""
     labels = check_labels(y, "y of calibration_data")
-    check_consistent_length(answers.predicted[0], labels)
+    check_consistent_length(reference, labels)
     unknown = np.setdiff1d(labels, cascade.classes_)
     if len(unknown):
         raise ValueError(
@@ -385,7 +389,9 @@ def _recalibrated(cascade: BaseCascade, answers: StageTable, y: Any) -> Any:
         )
     codes = np.searchsorted(cascade.classes_, labels)
     moved = copy.copy(cascade)
-    moved.calibration_ = CalibrationSet(answers, codes, np.ones(len(codes)))
+    moved.calibration_ = CalibrationSet(
+        answers, codes, np.ones(len(codes)), reference=reference
+    )
     return _rule_to_json(moved._fit_rule(moved._exit_rule()))
 
 

@@ -97,15 +97,29 @@ def quantize_graphs(
 
 def tabulate_answers(
     manifest: Manifest, graphs: Sequence[bytes], X: Any, folder: Path
-) -> StageTable:
-    """Tabulate what graphs answer to samples at every stage, without exits."""
+) -> tuple[StageTable, NDArray[np.intp]]:
+    """Tabulate what graphs answer to samples at every stage, without exits.
+
+    Returns
+    -------
+    table : StageTable
+        Of all stages.
+    reference : ndarray of intp, shape (n_samples,)
+        Class codes of the last stage by itself, also where ensembles answer.
+    """
     engine = OnnxEngine(manifest, graphs, folder)
     batches, n = engine.batches(X, _BATCH)
     table = StageTable.empty(engine.n_stages, n, len(manifest.classes))
+    reference = np.empty(n, dtype=np.intp)
     for rows, values in batches:
         for k, said in engine.every_answer(values):
             table.put(k, rows, said)
-    return table
+            if k == engine.n_stages - 1:
+                alone = said.predicted
+                if manifest.exponents is not None:  # logarithms of all answers so far
+                    alone = said.memory[:, -1].argmax(axis=1)
+                reference[rows] = alone
+    return table, reference
 
 
 def _evenly_spaced(X: Any) -> Any:

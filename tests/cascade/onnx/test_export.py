@@ -23,7 +23,10 @@ from sk_calex import (
 from sk_calex.baselines import ExitNet, PTEENetClassifier, SDNClassifier, ZTWClassifier
 from sk_calex.cascade._onnx._answer_modules import answer_module
 from sk_calex.cascade._onnx._graphs import check_graph, import_onnx_tools
+from sk_calex.cascade._onnx._manifest import Manifest
+from sk_calex.cascade._onnx._quantize import tabulate_answers
 from sk_calex.policies import Quota, SharedThreshold
+from sk_calex.utils._checked_folder import read_folder
 from tests._cascade_models import small_branch, tiny_backbone
 from tests._models import tiny_vit
 from tests.cascade.onnx._exported import (
@@ -138,6 +141,16 @@ def test_ensembles_answer_alike(tmp_path):
     cascade = fitted(backbone=tiny_backbone(**ONE_TAP), ensemble=True)
     export_onnx(cascade, tmp_path / "exported")
     answers_alike(OnnxCascade(tmp_path / "exported"), cascade)
+    # What new thresholds are compared with is the last stage alone, not the ensemble.
+    folder = tmp_path / "exported"
+    manifest, files = read_folder(folder, "sk_calex.onnx")
+    graphs = [files[f"stage_{k}.onnx"] for k in range(2)]
+    content = Manifest.from_json(manifest["content"])
+    table, reference = tabulate_answers(content, graphs, Z, folder)
+    plain = cascade.backbone_.predict_proba(Z)
+    np.testing.assert_array_equal(reference, plain.argmax(axis=1))
+    stages = cascade.stage_probabilities(Z)
+    np.testing.assert_allclose(table.confidence, stages.max(axis=2), atol=1e-5)
 
 
 def test_features_of_a_backbone_are_taken_or_made(tmp_path):
@@ -276,6 +289,9 @@ def test_lowered_precision_is_refused(tmp_path):
     images, labels = bytes_of_images()
     cascade = fitted_on(images, labels, amp="bfloat16")
     with pytest.raises(ValueError, match="Set amp=None, recalibrate"):
+        export_onnx(cascade, tmp_path / "exported")
+    cascade.backbone_.set_params(amp=None)  # thresholds of other numbers
+    with pytest.raises(ValueError, match="calibrated with amp='bfloat16'"):
         export_onnx(cascade, tmp_path / "exported")
 
 
