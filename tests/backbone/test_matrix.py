@@ -168,6 +168,36 @@ def test_families_of_torchvision(name: str) -> None:
     check_family(randomised(build), taps, x, "fx")
 
 
+class Adapted(nn.Module):
+    """A linear layer with a low-rank adapter (LoRA), as the library peft wraps it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.active = base, ["default"]
+        down = nn.Linear(base.in_features, 2, bias=False)
+        up = nn.Linear(2, base.out_features, bias=False)
+        self.lora_A = nn.ModuleDict({"default": down})
+        self.lora_B = nn.ModuleDict({"default": up})
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        kind = result.dtype
+        for name in self.active:
+            if name not in self.lora_A:
+                continue
+            x = x.to(self.lora_A[name].weight.dtype)
+            result = result + 2.0 * self.lora_B[name](self.lora_A[name](x))
+        return result.to(kind)
+
+
+def test_adapters_are_cut_as_the_plain_model() -> None:
+    build, taps, shape = TORCHVISION["vit"]
+    module = randomised(build)
+    for layer in module.encoder.layers:
+        layer.mlp[0] = Adapted(layer.mlp[0])
+    check_family(module.eval(), taps, torch.randn(4, *shape), "fx")
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_families_of_timm(name: str) -> None:
     timm = pytest.importorskip("timm", reason="pip install timm")
