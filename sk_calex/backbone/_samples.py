@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -246,6 +247,7 @@ def _columns(X: Any) -> dict[str, Any] | None:
 
 def _as_array(X: Any, name: str, least_ndim: int = 2) -> Any:
     """Make an array or a detached tensor of what is no Dataset; refuse the rest."""
+    given = X
     try:
         if isinstance(X, list | tuple) and X and isinstance(X[0], Tensor):
             X = torch.stack([torch.as_tensor(item) for item in X])
@@ -270,7 +272,7 @@ def _as_array(X: Any, name: str, least_ndim: int = 2) -> Any:
             f"{name} has dtype {kind}; samples must be real numbers of at most 64 bits "
             "(uint8 or float images, dense tensors), a torch Dataset, a dict of "
             "arrays, or a list or 1-D array of paths to image files."
-            f"{_how_to_convert(data, name)}"
+            f"{_how_to_convert(given, data, name)}"
         )
     if data.ndim < least_ndim:
         raise ValueError(
@@ -281,8 +283,17 @@ def _as_array(X: Any, name: str, least_ndim: int = 2) -> Any:
     return data
 
 
-def _how_to_convert(data: Any, name: str) -> str:
+def _how_to_convert(given: Any, data: Any, name: str) -> str:
     """Say how what is nearly an array of numbers becomes one; empty: not known."""
+    if issparse(given):
+        return f" Give {name}.toarray()."
+    if hasattr(given, "columns"):
+        columns = {
+            str(column): str(given[column].dtype)
+            for column in given.columns
+            if getattr(given[column].dtype, "kind", "O") not in "buif"
+        }
+        return f" Encode the columns that are no numbers, {columns}, or leave them out."
     if not isinstance(data, Tensor):
         wide = data.dtype.kind in "iuf"
         return f" Give {name}.astype('float64')." if wide else ""

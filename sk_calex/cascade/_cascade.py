@@ -316,6 +316,7 @@ class CascadeClassifier(BaseCascade):
     # -- fitting -----------------------------------------------------------------
 
     def _check_params(self) -> None:
+        _check_branch_list(self.branch)
         if not is_auto(self.margin):
             check_margins(self.margin, None)
         alignment = self._alignment()
@@ -568,6 +569,22 @@ class CascadeClassifier(BaseCascade):
         check_is_fitted(self)
         self._check_has_margin()
         return self._rule_at(margin).thresholds_
+
+
+def _check_branch_list(branch: Any) -> None:
+    """Refuse a list that is empty or holds what is no classifier."""
+    if not isinstance(branch, list):
+        return
+    if not branch:
+        raise ValueError(
+            "branch is an empty list. Give one classifier for each tap, a single one "
+            "for all, or None."
+        )
+    for k, each in enumerate(branch):
+        if not (hasattr(each, "fit") and hasattr(each, "predict_proba")):
+            raise TypeError(
+                f"branch[{k}]={each!r} must be a classifier with fit and predict_proba."
+            )
 
 
 def _alphas_to_try(alpha: Any, n_taps: int) -> list[tuple[float | None, ...]]:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.sparse import csr_array
 from torch.nested import nested_tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -135,6 +136,12 @@ class Unsized(Dataset):
             r"X has dtype.*layout torch.sparse.* Give X\.to_dense\(\)",
         ),
         (torch.zeros(3, 4, device="meta"), ValueError, "device meta.*: load them"),
+        (csr_array(np.eye(3)), ValueError, r"Give X\.toarray\(\)"),
+        (
+            pd.DataFrame({"a": [1.0], "b": ["x"]}),
+            ValueError,
+            "Encode the columns that are no numbers, {'b': '(str|object)'}",
+        ),
         (np.zeros((3, 4), np.longdouble), ValueError, r"Give X\.astype\('float64'\)"),
         (
             nested_tensor([torch.zeros(2)], layout=torch.jagged),

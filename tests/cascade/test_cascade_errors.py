@@ -8,6 +8,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import PredefinedSplit, ShuffleSplit
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
@@ -347,6 +348,14 @@ def test_what_needs_the_taps_is_checked_after_two_samples(params, message):
     with pytest.raises(ValueError, match=message):
         CascadeClassifier(tiny_backbone(), **params).fit(Counted(), y)
     assert Counted.reads <= 4
+
+
+def test_a_list_of_branches_must_hold_classifiers():
+    given, y = images(20)
+    with pytest.raises(TypeError, match=r"branch\[1\]=LinearRegression\(\) must be"):
+        CascadeClassifier(branch=[GaussianNB(), LinearRegression()]).fit(given, y)
+    with pytest.raises(ValueError, match="branch is an empty list"):
+        CascadeClassifier(branch=[]).fit(given, y)
 
 
 def test_lengths_and_weights_are_refused_in_our_words():
