@@ -86,6 +86,13 @@ class SurvivorThresholdCalibrator(ExitPolicy):
 
         - "survivors": those that no earlier branch answers, as at prediction;
         - "all": all of them, which is what the paper compares with.
+    rare_classes : {"never", "shared"}, default="never"
+        What a class does that has fewer than `min_support` calibration samples at any
+        threshold, or none at all:
+
+        - "never": it does not exit at that branch.
+        - "shared": it exits at the threshold of all classes together. For many classes
+          with a few rows each, where else hardly any would exit.
     max_accuracy_drop : float, default=0.005
         With ``margin="auto"``: accuracy that may be lost against the last stage
         alone, one standard error included. Inside a cascade leave it at its default:
@@ -174,6 +181,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         "rule": [StrOptions({"smallest", "first_violation"})],
         "shrinkage": [Interval(Real, 0, None, closed="both")],
         "calibrate_on": [StrOptions({"survivors", "all"})],
+        "rare_classes": [StrOptions({"never", "shared"})],
     }
 
     def __init__(
@@ -185,6 +193,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         rule: str = "smallest",
         shrinkage: float = 200,
         calibrate_on: str = "survivors",
+        rare_classes: str = "never",
         max_accuracy_drop: float = 0.005,
     ) -> None:
         self.margin = margin
@@ -193,6 +202,7 @@ class SurvivorThresholdCalibrator(ExitPolicy):
         self.rule = rule
         self.shrinkage = shrinkage
         self.calibrate_on = calibrate_on
+        self.rare_classes = rare_classes
         self.max_accuracy_drop = max_accuracy_drop
 
     def fit(
@@ -377,7 +387,9 @@ class SurvivorThresholdCalibrator(ExitPolicy):
             given.reference_precision,
             margin,
         )
-        return found if given.seen.all() else found.disable(~given.seen)
+        if self.rare_classes == "shared" or given.seen.all():
+            return found
+        return found.disable(~given.seen)
 
     def _find_thresholds(
         self,
@@ -395,29 +407,54 @@ class SurvivorThresholdCalibrator(ExitPolicy):
             rows = rows & survivors
         if rows.all():
             rows = slice(None)  # no copies
+        kept = [scores[rows], predicted[rows], right[rows], reference_right[rows]]
+        found = self._of_classes(*kept, weight[rows], reference, margin)
+        if self.rare_classes == "never":
+            return found
+        kept[1] = np.zeros(len(kept[1]), dtype=np.intp)  # as if of one class
+        present = weight > 0
+        accuracy = np.average(reference_right[present], weights=weight[present])
+        overall = reference if self.margin_mode == "local" else np.array([accuracy])
+        shared = self._of_classes(*kept, weight[rows], overall[:1], margin)
+        count = np.bincount(predicted[rows], weight[rows], len(reference))
+        return found.fill(count < max(self.min_support, _SOME), shared)
+
+    def _of_classes(
+        self,
+        scores: NDArray[np.float64],
+        predicted: NDArray[np.intp],
+        right: NDArray[np.bool_],
+        reference_right: NDArray[np.bool_],
+        weight: NDArray[np.float64],
+        reference: NDArray[np.float64],
+        margin: float,
+    ) -> BranchThresholds:
+        """Find the threshold of each class from samples that all count."""
         if self.margin_mode == "local":
             return find_local_thresholds(
-                scores[rows],
-                predicted[rows],
-                right[rows],
-                reference_right[rows],
-                weight[rows],
+                scores,
+                predicted,
+                right,
+                reference_right,
+                weight,
                 len(reference),
                 margin,
                 min_support=self.min_support,
                 shrinkage=self.shrinkage,
             )
         return find_thresholds(
-            scores[rows],
-            predicted[rows],
-            right[rows],
-            weight[rows],
+            scores,
+            predicted,
+            right,
+            weight,
             precision_bars(reference, margin, self.margin_mode),
             min_support=self.min_support,
             rule=self.rule,
         )
 
 
+# Weight of a class that has any samples.
+_SOME = np.finfo(float).tiny
 # What "auto" tries, from strict to lax: finest where little is given up.
 _MARGINS = (
     *(-np.geomspace(1, 0.002, 24)).round(4).tolist(),

@@ -169,7 +169,7 @@ class ExitPolicy(BaseEstimator):
             self._fit_laxest(given)
             return
         self._fit(given)
-        if given.skips_unseen:
+        if given.skips_unseen and getattr(self, "rare_classes", "never") == "never":
             # Nothing is known of how right such answers are.
             self.thresholds_[:, ~given.seen] = np.inf
         if knob is not None:

@@ -154,6 +154,18 @@ class BranchThresholds:
             self.bars,
         )
 
+    def fill(
+        self, classes: NDArray[np.bool_], shared: BranchThresholds
+    ) -> BranchThresholds:
+        """Let some classes exit as all together do; `shared` is of one class."""
+        return BranchThresholds(
+            np.where(classes, shared.thresholds, self.thresholds),
+            np.where(classes, shared.enabled, self.enabled),
+            np.where(classes, shared.precision, self.precision),
+            np.where(classes, shared.support, self.support),
+            np.where(classes, shared.bars, self.bars),
+        )
+
 
 class _Prefixes:
     """Samples sorted by class and falling score, with sums over each class so far.

@@ -47,7 +47,10 @@ def warn_of_few_rows(rule: Any, given: CalibrationSet, classes: NDArray[Any]) ->
     """
     least = float(getattr(rule, "min_support", 0))
     total = float(given.weight.sum())
-    remedy = "Hold out more rows (cv), give more data, or lower min_support."
+    remedy = (
+        "Hold out more rows (cv), give more data, lower min_support, or let them share "
+        "a threshold (rare_classes='shared' of the calibrator)."
+    )
     if total < least:
         _warn(
             f"the calibration rows have a total weight of {total:g}, less than "
@@ -78,7 +81,11 @@ def warn_of_few_rows(rule: Any, given: CalibrationSet, classes: NDArray[Any]) ->
             "threshold), train better branches, or calibrate on more rows."
         )
     elif few:
-        _warn(f"{few}: their thresholds are rough, or they never exit. {remedy}")
+        exits = np.isfinite(rule.thresholds_).any(axis=0).sum()
+        _warn(
+            f"{few}: their thresholds are rough, or they never exit; {exits} of "
+            f"{len(classes)} classes may exit at some branch. {remedy}"
+        )
 
 
 def _warn(message: str) -> None:

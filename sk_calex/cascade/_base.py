@@ -196,7 +196,8 @@ class BaseCascade(
         ------
         ValueError
             If `X`, `y` and the backbone do not fit each other, a value is not finite, a
-            class is absent from a part of the split, or a parameter is out of range.
+            class is absent from the training part of the split, or a parameter is out
+            of range.
         TypeError
             If `backbone` is not a `FrozenBackbone`, or `final_estimator` no classifier.
         """

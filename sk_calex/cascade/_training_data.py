@@ -102,9 +102,8 @@ def make_folds(
     counts = cv is None or isinstance(cv, Real)
     rows = present if counts else np.arange(len(codes))
     if isinstance(cv, Real) and not isinstance(cv, Integral):
-        _check_share(float(cv), codes[rows], classes)
         seed = seeds.randint(2**31 - 1)
-        splitter: Any = StratifiedShuffleSplit(1, test_size=cv, random_state=seed)
+        splitter: Any = _hold_out_share(float(cv), codes[rows], classes, seed)
     else:
         if counts:
             check_n_folds("cv", 5 if cv is None else int(cv), codes[rows], classes)
@@ -130,9 +129,12 @@ def make_folds(
             )
     labelled = np.unique(codes[present])
     for train, held in pairs:
-        _check_part(codes[train], labelled, classes, cv, "training")
-        if len(pairs) == 1:
-            _check_part(codes[held], labelled, classes, cv, "calibration")
+        _check_training_part(codes[train], labelled, classes, cv)
+        if len(held) == 0:
+            raise ValueError(
+                f"cv={_named(cv)} holds out no sample of positive weight to calibrate "
+                "on. Hold out some."
+            )
     return Folds(pairs)
 
 
@@ -149,40 +151,44 @@ def check_n_folds(
         )
 
 
-def _check_share(share: float, codes: NDArray[np.intp], classes: NDArray[Any]) -> None:
-    """Refuse a share that cannot put every class into both parts."""
+def _hold_out_share(
+    share: float, codes: NDArray[np.intp], classes: NDArray[Any], seed: int
+) -> Any:
+    """Return a splitter that holds out a share of each class with enough rows.
+
+    Where classes have a row or two, or the share has fewer rows than there are classes,
+    one row of each class trains, and the others are held out evenly over the classes.
+    """
     counts = np.bincount(codes, minlength=len(classes))
-    found = np.flatnonzero(counts)
-    rarest = found[counts[found].argmin()]
-    if counts[rarest] < 2:
+    n_classes, n_held = np.count_nonzero(counts), int(np.ceil(share * len(codes)))
+    n_trained = len(codes) - n_held
+    if n_trained < n_classes:
         raise ValueError(
-            f"cv={share} holds out samples of each class to calibrate, but class "
-            f"{classes.tolist()[rarest]!r} has {counts[rarest]} sample of positive "
-            "weight. Give at least 2 samples of each class, or leave the class out."
+            f"cv={share} of {len(codes)} samples leaves {n_trained} that are trained "
+            f"on, fewer than the {n_classes} classes. Give a smaller share, or more "
+            "samples of each class."
         )
-    n_held = int(np.ceil(share * len(codes)))
-    for part, size in (("held out", n_held), ("trained on", len(codes) - n_held)):
-        if size < len(found):
-            raise ValueError(
-                f"cv={share} of {len(codes)} samples leaves {size} that are {part}, "
-                f"fewer than the {len(found)} classes. Give another share, or at least "
-                "a few samples of each class."
-            )
+    if counts[counts > 0].min() > 1 and n_held >= n_classes:
+        return StratifiedShuffleSplit(1, test_size=share, random_state=seed)
+    rng = np.random.RandomState(seed)
+    shuffled = rng.permutation(len(codes))
+    by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    first = np.append(True, np.diff(codes[by_class]) > 0)  # these train
+    others = by_class[~first]  # as many as are held out, at least
+    start = rng.uniform()
+    held = others[((np.arange(n_held) + start) * len(others) / n_held).astype(np.intp)]
+    return check_cv([(np.setdiff1d(np.arange(len(codes)), held), np.sort(held))])
 
 
-def _check_part(
-    codes: NDArray[np.intp],
-    labelled: NDArray[np.intp],
-    classes: NDArray[Any],
-    cv: Any,
-    part: str,
+def _check_training_part(
+    codes: NDArray[np.intp], labelled: NDArray[np.intp], classes: NDArray[Any], cv: Any
 ) -> None:
     absent = np.setdiff1d(labelled, codes)
     if len(absent):
         raise ValueError(
-            f"the {part} part of cv={_named(cv)} holds no sample of class "
-            f"{classes.tolist()[absent[0]]!r}: each class needs some in both parts. "
-            "Give more samples, a stratified split, or leave the class out."
+            f"the training part of cv={_named(cv)} holds no sample of class "
+            f"{classes.tolist()[absent[0]]!r}, which then no branch could learn. Give "
+            "more samples, a stratified split, or leave the class out."
         )
 
 

@@ -69,6 +69,7 @@ CHANGED = {
     "calibrator__rule": "first_violation",
     "calibrator__shrinkage": 30,
     "calibrator__calibrate_on": "all",
+    "calibrator__rare_classes": "shared",
     "alignment__margin": 0.2,
     "alignment__bandwidth": 0.3,
     "alignment__mixture": 0.7,
