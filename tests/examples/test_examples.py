@@ -15,7 +15,13 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # Those with a test of their own elsewhere, and those that are no examples of a use.
-ELSEWHERE = {"quickstart", "train_backbone", "distributed_extraction"}
+ELSEWHERE = {
+    "distributed_extraction",
+    "quickstart",
+    "serve",
+    "serve_ray",
+    "train_backbone",
+}
 RUN_HERE = {
     "budgeted_margin",
     "dataset_on_disk",
