@@ -133,8 +133,8 @@ def test_baselines_have_thresholds_and_no_bar():
     ],
 )
 def test_scores_are_those_of_the_rule(calibrator, name):
-    margin = 0.1 if calibrator.knob == "margin" else 0.05
-    cascade = fit(calibrator=calibrator, margin=margin)
+    margin = {"margin": 0.1} if calibrator.knob == "margin" else {}
+    cascade = fit(calibrator=calibrator, **margin)
     display = ThresholdDisplay.from_estimator(cascade, 0)
     assert display.score_name == name
     said = cascade.calibration_.answers.stage(0)
