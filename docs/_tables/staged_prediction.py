@@ -46,17 +46,6 @@ def at_quoted(record: Record) -> list[float]:
     return [found[ratio]["median"] for ratio in RATIOS[:2]]
 
 
-def single_images(record: Record) -> list[str]:
-    """Write what a single image takes where nothing exits."""
-    found = record["batch_1_nothing_exits"]
-    return [
-        *spread_figures(found["time_ratio_to_plain"]),
-        *(f"{found[key]['median']:.1f}" for key in ("cascade_ms", "plain_ms")),
-        *spread_figures(found["time_ratio_to_stages_alone"]),
-        f"{found['stages_alone_ms']['median']:.1f}",
-    ]
-
-
 def what_arrives(record: Record) -> list[str]:
     """Write which share of the implied arrives, at the first and the last margin."""
     first, last = record["batch_256"][0], record["batch_256"][-1]
@@ -85,13 +74,6 @@ SENTENCES = (
         lambda record: [f"{ratio:.2f}" for ratio in at_quoted(record)],
     ),
     Sentence(
-        BENCHMARKS,
-        "half the time of the plain module, {} times that of its stages alone",
-        lambda record: [
-            f"{record['batch_1_nothing_exits']['time_ratio_to_stages_alone']['median']:.1f}"
-        ],
-    ),
-    Sentence(
         TIME,
         "of what the FLOPs promise, {} % arrives at a quarter saved and {} % at {} %,",
         what_arrives,
@@ -100,12 +82,6 @@ SENTENCES = (
         TIME,
         "plain module more than all of it does ({} times, {} to {}, at",
         more_than_implied,
-    ),
-    Sentence(
-        TIME,
-        "takes {} ({} to {}) of the time of the plain module ({} ms against {} ms), "
-        "but {} ({} to {}) times the stages alone ({} ms):",
-        single_images,
     ),
     Sentence(
         "docs/howto/see_what_ran.md",

@@ -1,11 +1,11 @@
 """Wall-clock of a running cascade against the plain backbone, in the same run.
 
 At batch 256, over margins, the speed-up is compared with what the FLOPs reduction
-implies. At batch 1 nothing exits (thresholds of infinity), which is the worst case:
-every stage and every head runs. Plain means the module itself on preprocessed batches
-in inference mode, nothing of this library around it. The library runs the module's
-stages with normalisation folded and weights packed; so that the cascade is not given
-credit for that, it is also compared with those stages alone, no head in between.
+implies; single images are in one_image.py. Plain means the module itself on
+preprocessed batches in inference mode, nothing of this library around it. The library
+runs the module's stages with normalisation folded and weights packed; so that the
+cascade is not given credit for that, it is also compared with those stages alone, no
+head in between.
 
     python examples/benchmarks/staged_prediction.py --cache ~/.cache/sk_calex/features
 """
@@ -22,7 +22,6 @@ from _common import cifar_backbone, cifar_splits, environment, spread, write_jso
 from sklearn.model_selection import PredefinedSplit
 
 from sk_calex import CascadeClassifier, PrototypePoolingClassifier
-from sk_calex.policies import ClassThresholds
 
 
 def plain_predict(backbone, images, size):
@@ -105,17 +104,6 @@ def main():
         )
         print(batches[-1], flush=True)
 
-    # Nobody exits: the price of asking every head, one sample at a time.
-    never = ClassThresholds(np.full_like(cascade.thresholds_, np.inf))
-    cascade.thresholds_ = never.thresholds
-    singles = [images[i : i + 1] for i in range(100)]
-    plain, alone, staged, wrapped = in_turn(
-        lambda: [plain_predict(backbone, x, 1) for x in singles],
-        lambda: [stages_predict(cascade.backbone_, x, 1) for x in singles],
-        lambda: [cascade.predict(x) for x in singles],
-        lambda: [cascade.backbone_.predict(x) for x in singles],
-        repeats=args.repeats,
-    )
     record = {
         "what": __doc__.splitlines()[0],
         "environment": environment(),
@@ -128,17 +116,8 @@ def main():
             "seed": 0,
         },
         "batch_256": batches,
-        "batch_1_nothing_exits": {
-            "time_ratio_to_plain": spread(staged / plain),
-            "time_ratio_to_stages_alone": spread(staged / alone),
-            "plain_ms": spread(plain * 10),
-            "stages_alone_ms": spread(alone * 10),
-            "cascade_ms": spread(staged * 10),
-            "backbone_predict_ms": spread(wrapped * 10),
-        },
     }
     path = write_json("staged_prediction", record)
-    print(record["batch_1_nothing_exits"])
     print("written to", path.name)
 
 

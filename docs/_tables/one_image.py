@@ -1,0 +1,51 @@
+"""Time of one image where nothing exits."""
+
+from __future__ import annotations
+
+from .formats import BENCHMARKS, TIME, Record, Sentence, Table, spread
+
+WAYS = {
+    "plain": "plain module",
+    "stages": "stages alone",
+    "stages_and_heads": "stages and heads",
+    "predict": "`predict`",
+}
+
+
+def milliseconds(record: Record) -> Table:
+    """Show the processor time of an image, and that of `predict` over the others."""
+    headers = ["", *(f"{n} thread{'s' * (n != '1')}, ms" for n in record["threads"])]
+    headers += [f"`predict` over it, {n}" for n in record["threads"]]
+    rows = []
+    for way, name in WAYS.items():
+        found = record["threads"].values()
+        times = [f"{each['ms'][way]['median']:.1f}" for each in found]
+        over = [
+            spread(each["predict_over"][way]) if way != "predict" else ""
+            for each in found
+        ]
+        rows.append([name, *times, *over])
+    return Table(headers, rows)
+
+
+TABLES = {"milliseconds": milliseconds}
+
+
+def ratio(record: Record, way: str) -> float:
+    """Give the time of `predict` over that of another way, on one thread."""
+    return record["threads"]["1"]["predict_over"][way]["median"]
+
+
+SENTENCES = (
+    Sentence(
+        BENCHMARKS,
+        "one image at a time, one thread: {} of the time of the plain module, {} times "
+        "that of its stages alone",
+        lambda record: [f"{ratio(record, way):.1f}" for way in ("plain", "stages")],
+    ),
+    Sentence(
+        TIME,
+        "checks and decisions of `predict` take {} % more than the stages and heads",
+        lambda record: [f"{100 * (ratio(record, 'stages_and_heads') - 1):.0f}"],
+    ),
+)
