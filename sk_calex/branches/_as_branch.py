@@ -179,7 +179,10 @@ def fit_as_branch(
 
 
 def count_target_classes(
-    branch: Any, y: NDArray[np.intp], soft_targets: NDArray[np.float64] | None
+    branch: Any,
+    y: NDArray[np.intp],
+    soft_targets: NDArray[np.float64] | None,
+    rows: NDArray[np.intp] | None = None,
 ) -> int:
     """Count the classes that `fit_as_branch` would train a classifier on.
 
@@ -189,8 +192,11 @@ def count_target_classes(
         The classifier, fitted or not.
     y : ndarray of int, shape (n_samples,)
         Class codes of the rows of positive weight.
-    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
-        Their class probabilities to imitate.
+    soft_targets : ndarray of float64, shape (n_all, n_classes), or None
+        Class probabilities to imitate.
+    rows : ndarray of intp, shape (n_samples,), default=None
+        Which rows of `soft_targets` have positive weight; None: all. They are copied
+        only where they decide.
 
     Returns
     -------
@@ -199,7 +205,8 @@ def count_target_classes(
     """
     if soft_targets is None or isinstance(branch, BaseBranch):
         return len(np.unique(y))
-    return int((_class_shares(branch, soft_targets) > 0).any(axis=0).sum())
+    given = soft_targets if rows is None else soft_targets[rows]
+    return int((_class_shares(branch, given) > 0).any(axis=0).sum())
 
 
 def _class_shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]:

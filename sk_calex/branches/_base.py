@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -27,7 +28,7 @@ from sk_calex.branches._train_head import (
     init_head,
     train_head,
 )
-from sk_calex.branches._training import Batch, soften
+from sk_calex.branches._training import Batch, soften_rows
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._fitted_state import all_or_nothing, fitted_state
 from sk_calex.utils._flops import count_macs
@@ -181,13 +182,15 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
                     f"{(len(features), n_classes)}: one row for each sample, one "
                     "column for each of the sorted labels of y."
                 )
-            soft = soften(soft, self.temperature)
-        all_rows = Batch(
-            features, np.arange(len(features)), codes.astype(np.int64), weight, soft
-        )
-        batch = all_rows.take(np.flatnonzero(weight > 0))
-
+        rows = np.flatnonzero(weight > 0)
+        batch = Batch(features, rows, codes[rows].astype(np.int64), weight[rows], None)
         self.solver_ = choose_solver(self, batch)
+        if soft is not None:
+            # Mini-batches are float32, and other solvers are for small data.
+            dtype = np.float32 if self.solver_ == "adam" else np.float64
+            batch = replace(
+                batch, soft=soften_rows(soft, rows, self.temperature, dtype)
+            )
         epochs = 0 if self.solver_ == "lbfgs" else count_epochs(self, len(batch))
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))

@@ -29,9 +29,13 @@ __all__ = [
     "RowGatherer",
     "branch_loss",
     "soften",
+    "soften_rows",
     "train_adam",
     "train_full_batch",
 ]
+
+
+_SOFT_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,15 @@ class Batch:
 
     `features` has shape (n_all, width) and may be a column slice of a memory map; row i
     of the batch is its row ``rows[i]``, so that a subset of a large matrix is never
-    copied. `soft` holds *softened* targets of shape (n_samples, n_classes), or is None.
+    copied. `soft` holds *softened* targets of shape (n_samples, n_classes), in float32
+    or float64, or is None.
     """
 
     features: NDArray[Any]
     rows: NDArray[np.intp]
     labels: NDArray[np.int64]
     weight: NDArray[np.float64]
-    soft: NDArray[np.float64] | None
+    soft: NDArray[Any] | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,6 +83,37 @@ def soften(proba: NDArray[np.float64], temperature: float) -> NDArray[np.float64
         scaled = np.log(proba / proba.max(axis=1, keepdims=True)) / temperature
     powered = np.exp(scaled)
     return powered / powered.sum(axis=1, keepdims=True)
+
+
+def soften_rows(
+    proba: NDArray[np.float64],
+    rows: NDArray[np.intp],
+    temperature: float,
+    dtype: Any,
+) -> NDArray[Any]:
+    """Apply `soften` to some rows, a few at a time: no copy of all in float64.
+
+    Parameters
+    ----------
+    proba : ndarray of float64, shape (n_all, n_classes)
+        Probabilities.
+    rows : ndarray of intp, shape (n_samples,)
+        Which rows.
+    temperature : float
+        T > 0.
+    dtype : dtype
+        Of the result.
+
+    Returns
+    -------
+    soft : ndarray of shape (n_samples, n_classes)
+        Softened probabilities.
+    """
+    soft = np.empty((len(rows), proba.shape[1]), dtype=dtype)
+    for start in range(0, len(rows), _SOFT_ROWS):
+        part = slice(start, start + _SOFT_ROWS)
+        soft[part] = soften(proba[rows[part]], temperature)
+    return soft
 
 
 def branch_loss(

@@ -98,10 +98,8 @@ class BranchFitter:
         """Return training weights on some rows; the others get 0, which is absence."""
         weight = np.zeros_like(self.weight)
         weight[rows] = self.weight[rows]
-        used = weight > 0
-        mixed = self._mixed(alpha)
-        soft = None if mixed is None else mixed[used]
-        if count_target_classes(self.template, self.labels[used], soft) < 2:
+        used, soft = np.flatnonzero(weight > 0), self._mixed(alpha)
+        if count_target_classes(self.template, self.labels[used], soft, used) < 2:
             # Survivors of one class teach nothing: then all rows count alike.
             weight[rows] = self.data.weight[rows]
         return weight

@@ -32,6 +32,8 @@ from sk_calex.utils._progress import showing
 
 __all__ = ["FittedBranches", "count_trainings", "fit_branches"]
 
+_ROWS = 4096
+
 
 @dataclass(frozen=True)
 class FittedBranches:
@@ -137,7 +139,9 @@ def fit_branches(
     survival = np.ones(n)
     reaching = np.ones(len(calibration), dtype=bool)
     answers = StageTable.empty(n_branches + 1, n, data.n_classes)
-    answers.put(n_branches, slice(None), StageAnswer(data.final))
+    for start in range(0, n, _ROWS):  # a few at a time: signals need several copies
+        part = slice(start, min(start + _ROWS, n))
+        answers.put(n_branches, part, StageAnswer(data.final[part]))
     branches, sizes, weights, chosen = [], [], [], []
     kept = None
     if keep_proba:

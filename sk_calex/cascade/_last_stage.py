@@ -34,6 +34,8 @@ __all__ = [
     "read_backbone",
 ]
 
+_ROWS = 4096
+
 
 @savable
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ def read_backbone(
 ) -> tuple[LastStage, NDArray[np.float64]]:
     """Take the backbone's own classifier as last stage; also its probabilities."""
     check_finite(outputs, "the logits of the backbone", "Check its weights.")
-    proba = softmax64(outputs)[:, order]
+    proba = np.empty((len(outputs), len(order)))
+    for start in range(0, len(outputs), _ROWS):  # a softmax needs several copies
+        part = slice(start, start + _ROWS)
+        proba[part] = softmax64(outputs[part])[:, order]
     if check_order:
         held = folds.calibration
         check_output_order(proba[held].argmax(axis=1), codes[held])

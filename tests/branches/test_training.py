@@ -2,6 +2,7 @@
 
 import copy
 import math
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sk_calex import BranchClassifier
 from sk_calex.branches._heads import build_head
 from sk_calex.branches._layers import smooth_gradients
 from sk_calex.branches._solvers import choose_full_batch, default_max_iter
@@ -17,6 +19,7 @@ from sk_calex.branches._training import (
     Batch,
     branch_loss,
     soften,
+    soften_rows,
     train_adam,
     train_full_batch,
 )
@@ -484,3 +487,33 @@ def test_rounding_in_the_features_stays_rounding_in_the_probabilities(name):
         answers.append(probabilities(head, batch.features))
     first, second = answers
     assert np.abs(first - second).max() < 1e-4
+
+
+def test_rows_are_softened_as_all_at_once():
+    rng = np.random.default_rng(0)
+    proba = rng.dirichlet(np.ones(5), size=700)
+    rows = np.flatnonzero(rng.random(700) < 0.8)
+    found = soften_rows(proba, rows, 3.0, np.float64)
+    np.testing.assert_array_equal(found, soften(proba, 3.0)[rows])
+    single = soften_rows(proba, rows, 3.0, np.float32)
+    np.testing.assert_array_equal(single, found.astype(np.float32))
+
+
+def test_soft_targets_are_not_copied_in_double_precision():
+    """A fit takes half as much as the soft targets beside them, and a few blocks."""
+    rng = np.random.default_rng(0)
+    n, n_classes = 8000, 400
+    X = rng.normal(size=(n, 4)).astype(np.float32)
+    soft = np.full((n, n_classes), 1 / n_classes)
+    y = np.arange(n) % n_classes
+    branch = BranchClassifier(
+        "gap", solver="adam", max_iter=1, random_state=0, device="cpu"
+    )
+    branch.fit(X[:10], y[:10])  # what torch imports at first does not count
+    tracemalloc.start()
+    try:
+        branch.fit(X, y, soft_targets=soft)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < soft.nbytes
