@@ -11,15 +11,13 @@ good for comparing settings with each other, not for the best figures.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from _common import TAPS, Normalize, cifar_resnet18, cifar_splits
 from _networks import RESNET32_TAPS, cifar10_backbone, load_cifar10
-from guarantees import corruptions
 from numpy.typing import NDArray
 from sklearn.model_selection import PredefinedSplit, train_test_split
 
@@ -30,13 +28,12 @@ from sk_calex import (
     PrototypePoolingClassifier,
     SurvivorAlignment,
     alignment_report,
-    load,
 )
 
 TRAINING_ROWS = 8_000
 EPOCHS = 6
 SEEDS = (0, 1, 2)
-CORRUPTED_ROWS = 5_000
+MARGIN = 0.05  # of the thresholds that make the weights, their default
 # Widths of the heads' two layers.
 BACKBONES = {"resnet18_cifar100": (32, 48), "resnet32_cifar10": (32, 48)}
 
@@ -70,6 +67,7 @@ class Setting:
             branch=branch,
             alignment=weights,
             targets=self.targets.removesuffix("_alone"),
+            margin=MARGIN,
             input="features",
             **params,
         )
@@ -92,7 +90,7 @@ SETTINGS = tuple(
         ("soft", "soft", "prototype"),
     )
 )
-# Whose cascades are kept too, and asked about corrupted images.
+# Whose branches other benchmarks take: all rows alike, soft targets.
 KEPT = Setting("none", "soft", "conv")
 
 
@@ -111,13 +109,6 @@ class BackboneData:
     split: PredefinedSplit
     test: Part
     backbone: FrozenBackbone
-    test_images: NDArray[np.uint8] = field(repr=False)
-
-    def corrupted(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Features of the first test images, corrupted in five ways."""
-        images = self.test_images[:CORRUPTED_ROWS]
-        for name, changed in corruptions(images, np.random.default_rng(0)):
-            yield name, self.backbone.transform(changed)
 
 
 def load_data(name: str, cache: str) -> BackboneData:
@@ -157,7 +148,6 @@ def load_data(name: str, cache: str) -> BackboneData:
         PredefinedSplit(fold),
         Part(backbone.transform(test_images), test_y),
         backbone,
-        test_images,
     )
 
 
@@ -190,14 +180,12 @@ def train(
     cascade.fit(*data.fit)
     seconds = time.process_time() - start
     held = data.split.test_fold == 0
-    # Their margin is that of the weights: both have the default.
+    # Its survivors are those at the margin of the weights.
     report = alignment_report(cascade, *data.test)
     arrays = {
         "calibration": cascade.stage_probabilities(data.fit.X[held]),
         "test": cascade.stage_probabilities(data.test.X),
     }
-    if setting == KEPT:
-        cascade.save(path.with_suffix(""))
     temporary = path.with_suffix(".part.npz")
     np.savez(
         temporary,
@@ -215,36 +203,6 @@ def train(
     )
     temporary.replace(path)
     return path
-
-
-def ask_about_corrupted(
-    cache: str, backbone: str, seed: int, data: BackboneData
-) -> Path:
-    """Keep what the stages of the kept cascade say of corrupted images."""
-    path = _corrupted_path(cache, backbone, seed)
-    if not path.exists():
-        cascade = load(path_of(cache, backbone, KEPT, seed).with_suffix(""))
-        said = {
-            name: cascade.stage_probabilities(X).astype(np.float32)
-            for name, X in data.corrupted()
-        }
-        temporary = path.with_suffix(".part.npz")
-        np.savez(temporary, **said)
-        temporary.replace(path)
-    return path
-
-
-def read_corrupted(
-    cache: str, backbone: str, seed: int
-) -> dict[str, NDArray[np.float64]]:
-    """What the kept cascade says of each corruption of the first test images."""
-    with np.load(_corrupted_path(cache, backbone, seed)) as file:
-        found = {name: proba.astype(np.float64) for name, proba in file.items()}
-    return {name: p / p.sum(axis=2, keepdims=True) for name, p in found.items()}
-
-
-def _corrupted_path(cache: str, backbone: str, seed: int) -> Path:
-    return folder_of(cache) / f"{backbone}-corrupted-seed{seed}.npz"
 
 
 class BranchSet(NamedTuple):

@@ -1,10 +1,11 @@
 """Do soft targets give branches whose confidence can be trusted more?
 
 Outside of cascades a confidence is used to abstain, to rank, or as a probability. The
-branches of ablation.py that were trained on all rows alike, with four kinds of targets,
-are asked for the expected calibration error, the log loss, how well confidence tells
-right from wrong answers (AUROC) and the area under the risk-coverage curve (AURC): as
-they are, and after one temperature, found on the calibration rows. Judged on test rows.
+branches of ablation.py that were trained on all rows alike, with three kinds of
+targets, are asked for the expected calibration error, the log loss, how well confidence
+tells right from wrong answers (AUROC) and the area under the risk-coverage curve
+(AURC): as they are, and after one temperature, found on the calibration rows. Judged on
+test rows.
 
     python examples/benchmarks/uncertainty.py --cache ~/.cache/sk_calex/features
 """
@@ -24,7 +25,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score
 
-TARGETS = ("soft", "soft_alone", "argmax", "labels")
+TARGETS = ("soft", "argmax", "labels")
 BINS = 15
 MEASURES = ("ece", "nll", "auroc", "aurc", "accuracy")
 

@@ -136,6 +136,23 @@ def test_an_example_is_run_and_shown(
     assert "CascadeClassifier.input='samples'" in builder.defaults()
 
 
+def test_pictures_of_the_evidence_show_the_record(tmp_path: Path) -> None:
+    """If this fails: python docs/draw_evidence.py, and look at what has changed."""
+    evidence = load("draw_evidence")
+    record = json.loads(evidence.RECORD.read_text(encoding="utf-8"))
+    evidence.main(tmp_path)
+    for ground in evidence.GROUNDS:
+        for name, words in (
+            ("alignment", "total variation"),
+            ("components", "points of accuracy gained"),
+        ):
+            kept = (DOCS / "images" / f"{name}-{ground}.svg").read_text("utf-8")
+            drawn = (tmp_path / f"{name}-{ground}.svg").read_text("utf-8")
+            for picture in (kept, drawn):
+                assert f"numbers {evidence.digest(record)}" in picture
+                assert words in picture
+
+
 pages = load("build_pages")
 
 

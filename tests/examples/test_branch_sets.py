@@ -22,7 +22,6 @@ def sets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("_branch_sets")
     monkeypatch.setattr(module, "EPOCHS", 1)
     monkeypatch.setattr(module, "BACKBONES", {"small": (4, 4)})
-    monkeypatch.setattr(module, "CORRUPTED_ROWS", 6)
     return module
 
 
@@ -53,7 +52,6 @@ def small_data(sets: ModuleType):
         PredefinedSplit(fold),
         sets.Part(X[36:], y[36:]),
         backbone,
-        images[36:],
     )
 
 
@@ -78,10 +76,6 @@ def test_a_set_is_read_as_it_was_trained(sets: ModuleType, tmp_path: Path) -> No
     written = path.stat().st_mtime_ns
     assert sets.train(cache, "small", sets.KEPT, 0, data) == path
     assert path.stat().st_mtime_ns == written  # trained once
-    sets.ask_about_corrupted(cache, "small", 0, data)
-    said = sets.read_corrupted(cache, "small", 0)
-    assert len(said) == 5
-    assert all(proba.shape == (3, 6, 2) for proba in said.values())
 
 
 def random_set(sets: ModuleType, seed: int = 0):
