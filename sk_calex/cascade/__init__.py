@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._costs import measure_costs
     from ._onnx._export import export_onnx
     from ._onnx._onnx_cascade import OnnxCascade
+    from ._paper_settings import PAPER_SETTINGS
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -33,10 +34,12 @@ else:
             "_cascade_prediction": ["CascadePrediction"],
             "_onnx._export": ["export_onnx"],
             "_onnx._onnx_cascade": ["OnnxCascade"],
+            "_paper_settings": ["PAPER_SETTINGS"],
         },
     )
 
 __all__ = [
+    "PAPER_SETTINGS",
     "CascadeClassifier",
     "CascadePrediction",
     "OnnxCascade",
