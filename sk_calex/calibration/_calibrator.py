@@ -407,16 +407,17 @@ class SurvivorThresholdCalibrator(ExitPolicy):
             rows = rows & survivors
         if rows.all():
             rows = slice(None)  # no copies
-        kept = [scores[rows], predicted[rows], right[rows], reference_right[rows]]
-        found = self._of_classes(*kept, weight[rows], reference, margin)
+        score, guess, ok = scores[rows], predicted[rows], right[rows]
+        reference_ok, w = reference_right[rows], weight[rows]
+        found = self._of_classes(score, guess, ok, reference_ok, w, reference, margin)
         if self.rare_classes == "never":
             return found
-        kept[1] = np.zeros(len(kept[1]), dtype=np.intp)  # as if of one class
         present = weight > 0
         accuracy = np.average(reference_right[present], weights=weight[present])
-        overall = reference if self.margin_mode == "local" else np.array([accuracy])
-        shared = self._of_classes(*kept, weight[rows], overall[:1], margin)
-        count = np.bincount(predicted[rows], weight[rows], len(reference))
+        one = np.zeros(len(guess), dtype=np.intp)  # as if all were of one class
+        overall = np.array([accuracy])
+        shared = self._of_classes(score, one, ok, reference_ok, w, overall, margin)
+        count = np.bincount(guess, w, len(reference))
         return found.fill(count < max(self.min_support, _SOME), shared)
 
     def _of_classes(
