@@ -30,6 +30,9 @@ import sk_calex
 ROOT = Path(__file__).parents[1]
 EXAMPLES, PAGES = ROOT / "examples", ROOT / "docs" / "examples"
 
+UNDITHERED = Image.Dither.NONE
+LARGEST_PICTURE = 90_000  # bytes
+
 # In the order of the navigation.
 NAMES = (
     "quickstart",
@@ -54,6 +57,19 @@ ALTERNATIVES = {
     },
     "tabular_cascade": {
         "tabular_cascade": "Accuracy against the time saved, and rows by classifier"
+    },
+    "pipeline_grid_search": {
+        "pipeline_grid_search": "Accuracy and FLOPs saved over the margin"
+    },
+    "transfer_final_estimator": {
+        "transfer_final_estimator": "Share of the digits answered at each depth"
+    },
+    "timm_model": {"timm_model": "Accuracy against FLOPs saved, by margin"},
+    "token_features": {
+        "token_features": "Accuracy against FLOPs saved, for three kinds of branches"
+    },
+    "dataset_on_disk": {
+        "dataset_on_disk": "Rows computed and rows read by each of four fits"
     },
     "survivors_and_weights": {
         "survivors_depths": "Share of the test images answered at each depth, by class",
@@ -152,10 +168,15 @@ def build(name: str) -> None:
         printed = re.sub(r"[\d.]+ times as fast", "x times as fast", printed)
         pictures = []
         for picture in ALTERNATIVES.get(name, {}):
-            with Image.open(Path(folder) / f"{picture}.png") as image:
-                # A palette is enough for plots, and a third of the bytes.
-                small = image.convert("RGB").quantize(48, dither=Image.Dither.NONE)
-            small.save(PAGES / f"{picture}.png", optimize=True)
+            drawn, kept = (to / f"{picture}.png" for to in (Path(folder), PAGES))
+            # A palette is enough for plots, and a third of the bytes; one of fewer
+            # colours for those that hold images.
+            for colors in (128, 48):
+                with Image.open(drawn) as image:
+                    small = image.convert("RGB").quantize(colors, dither=UNDITHERED)
+                small.save(kept, optimize=True)
+                if kept.stat().st_size < LARGEST_PICTURE:
+                    break
             pictures.append(picture)
     (PAGES / f"{name}.md").write_text(page(name, printed, pictures), encoding="utf-8")
 

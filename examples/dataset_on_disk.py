@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.model_selection import PredefinedSplit
 from torch import nn
@@ -75,32 +76,50 @@ def fit_from_disk(folder, args):
         random_state=args.seed,
     )
     print("                                rows computed  rows read")
+    steps = {}
     cascade.fit(known, known.targets)
-    seen = report("fit on the Dataset", store, {"hits": 0, "misses": 0})
+    steps["fit on the Dataset"] = rows_since(store, steps)
     cascade.fit(known, known.targets)
-    seen = report("the same again", store, seen)
+    steps["the same again"] = rows_since(store, steps)
 
     # Paths do without a Dataset. Their rows are found by the bytes of the files, so
     # they are computed anew once, and nothing is decoded to look them up.
     paths = [Path(path) for path, _ in known.samples]
     cascade.fit(paths, known.targets)
-    seen = report("fit on paths", store, seen)
+    steps["fit on paths"] = rows_since(store, steps)
     cascade.fit(paths[::-1], known.targets[::-1])
-    report("the same, in another order", store, seen)
+    steps["the same, in another order"] = rows_since(store, steps)
+    for what, (computed, read) in steps.items():
+        print(f"{what:30}  {computed:13}  {read:9}")
 
     answers, depth = cascade.predict([path for path, _ in test.samples], True)
     print(f"accuracy {np.mean(answers == test.targets):.1%}, ", end="")
     print(f"FLOPs saved {cascade.flops_reduction(test):.1%}, ", end="")
     shares = np.bincount(depth, minlength=4) / len(depth)
     print("answered at", ", ".join(f"{share:.0%}" for share in shares))
+    draw(steps, args.output)
 
 
-def report(what, store, before):
-    """Print what the store did since `before`."""
-    now = store.info()
-    computed, read = (now[key] - before[key] for key in ("misses", "hits"))
-    print(f"{what:30}  {computed:13}  {read:9}")
-    return now
+def rows_since(store, steps):
+    """Return how many rows were computed, and read, after the steps before."""
+    before = np.sum([*steps.values(), (0, 0)], axis=0)
+    info = store.info()
+    return tuple(np.array([info["misses"], info["hits"]]) - before)
+
+
+def draw(steps, folder):
+    """Draw how many rows each step computed and read."""
+    ax = Figure(figsize=(6.4, 3), layout="constrained").subplots()
+    computed, read = np.array([*steps.values()]).T
+    ax.barh([*steps], computed, label="rows computed")
+    ax.barh([*steps], read, left=computed, hatch="//", label="rows read", alpha=0.6)
+    ax.invert_yaxis()
+    ax.set(xlabel="rows", title="What a fit computes, and reads from the store")
+    ax.legend()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "dataset_on_disk.png"
+    ax.figure.savefig(path, dpi=100)
+    print(f"Picture: {path.name}")
 
 
 def load_digits(args):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from torch import nn
@@ -88,6 +89,23 @@ def main(argv=None):
         right = (search.predict(X[test]) == y[test]).mean()
         saved = flops_reduction_scorer(search, X[test])
         print(f"On test images: accuracy {right:.1%}, FLOPs saved {saved:.1%}")
+        draw(search, args.output)
+
+
+def draw(search, folder):
+    """Draw both scores over the margin, and mark the one that was taken."""
+    found = search.cv_results_
+    margins = np.asarray(found["param_cascade__margin"], dtype=float)
+    ax = Figure(figsize=(6.4, 4), layout="constrained").subplots()
+    ax.plot(margins, 100 * found["mean_test_accuracy"], "o-", label="accuracy")
+    ax.plot(margins, 100 * found["mean_test_flops"], "s--", label="FLOPs saved")
+    ax.axvline(margins[search.best_index_], color="0.5", linestyle=":", label="taken")
+    ax.set(xlabel="margin", ylabel="%", title="Means over the folds")
+    ax.legend()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pipeline_grid_search.png"
+    ax.figure.savefig(path, dpi=100)
+    print(f"Picture: {path.name}")
 
 
 def print_results(search):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.model_selection import PredefinedSplit
 from torch import nn
 from torchvision.transforms import v2
@@ -23,6 +24,7 @@ from torchvision.transforms import v2
 from sk_calex import (
     BranchClassifier,
     CascadeClassifier,
+    CascadeDisplay,
     FrozenBackbone,
     margin_curve,
 )
@@ -80,6 +82,17 @@ def main(argv=None):
         curve.margins, curve.accuracy, curve.flops_reduction, strict=True
     ):
         print(f"{margin:+6.2f}  {accuracy:8.1%}  {saved:11.1%}")
+    draw(curve, args)
+
+
+def draw(curve, args):
+    """Draw accuracy against FLOPs saved, a point for each margin."""
+    ax = Figure(figsize=(6.4, 4), layout="constrained").subplots()
+    CascadeDisplay.from_curve(curve, name=args.model, ax=ax)
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "timm_model.png"
+    ax.figure.savefig(path, dpi=100)
+    print(f"Picture: {path.name}")
 
 
 def load_digits(args):

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.model_selection import PredefinedSplit
 from torch import nn
 
 from sk_calex import (
     BranchClassifier,
     CascadeClassifier,
+    CascadeDisplay,
     FrozenBackbone,
     PrototypePoolingClassifier,
     margin_curve,
@@ -100,6 +102,7 @@ def main(argv=None):
         "conv1d": BranchClassifier("conv1d", max_iter=epochs),
         "prototype": PrototypePoolingClassifier(widths=(32,), max_iter=epochs),
     }
+    ax = Figure(figsize=(6.4, 4), layout="constrained").subplots()
     print("branch     margin  accuracy  FLOPs saved")
     for name, branch in branches.items():
         cascade = CascadeClassifier(
@@ -112,7 +115,12 @@ def main(argv=None):
                 f"{name:9}  {margin:+6.2f}  {curve.accuracy[i]:8.1%}  "
                 f"{curve.flops_reduction[i]:11.1%}"
             )
+        CascadeDisplay.from_curve(curve, name=name, ax=ax)
     print(f"The transformer itself: {curve.backbone_accuracy:.1%} right")
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "token_features.png"
+    ax.figure.savefig(path, dpi=100)
+    print(f"Picture: {path.name}")
 
 
 def load_digits(args):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit
 from torch import nn
@@ -29,6 +30,7 @@ from torchvision.transforms import v2
 from sk_calex import (
     BranchClassifier,
     CascadeClassifier,
+    ExitDepthDisplay,
     FrozenBackbone,
     margin_curve,
 )
@@ -87,6 +89,17 @@ def main(argv=None):
             f"{margin:+6.2f}  {curve.accuracy[i]:8.1%}  "
             f"{curve.flops_reduction[i]:11.1%}  {shares}"
         )
+    draw(cascade, X[test], y[test], args)
+
+
+def draw(cascade, X, y, args):
+    """Draw at which depth the digits are answered, class by class."""
+    ax = Figure(figsize=(6.4, 4), layout="constrained").subplots()
+    ExitDepthDisplay.from_estimator(cascade, X, y, ax=ax)
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "transfer_final_estimator.png"
+    ax.figure.savefig(path, dpi=100)
+    print(f"Picture: {path.name}")
 
 
 def load_digits(args):

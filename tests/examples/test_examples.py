@@ -92,28 +92,31 @@ def test_example_imports_no_other_example(path: Path) -> None:
     assert not imported & neighbours
 
 
-def test_pipeline_grid_search(run: Run) -> None:
+def test_pipeline_grid_search(run: Run, tmp_path: Path) -> None:
     printed = run("pipeline_grid_search")
     assert len(percentages(printed, r"^ *[+-]0\.\d\d ")) == 4
     assert printed.count("<- taken") == 1
     trained, without = map(int, re.findall(r"(\d+)", printed.splitlines()[0]))
     assert trained == 9, "three branches in each of two folds and in the refit"
     assert without == 27
+    assert is_drawn(tmp_path / "pipeline_grid_search.png")
 
 
-def test_transfer_final_estimator(run: Run) -> None:
+def test_transfer_final_estimator(run: Run, tmp_path: Path) -> None:
     printed = run("transfer_final_estimator")
     assert "random" in printed
     for _, saved, *shares in percentages(printed, r"^ *[+-]0\.\d\d "):
         assert saved < 100
         assert sum(shares) == pytest.approx(100, abs=0.3)
+    assert is_drawn(tmp_path / "transfer_final_estimator.png")
 
 
-def test_timm_model(run: Run) -> None:
+def test_timm_model(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="timm is not installed: pip install timm")
     printed = run("timm_model")
     assert "tapped: ['layer1', 'layer2', 'layer3']" in printed
     assert len(percentages(printed, r"^ *[+-]0\.\d\d ")) == 4
+    assert is_drawn(tmp_path / "timm_model.png")
 
 
 def test_timm_is_asked_for_where_it_is_absent(
@@ -140,19 +143,21 @@ def test_transformers_is_asked_for_where_it_is_absent(
         run("hugging_face_models")
 
 
-def test_token_features(run: Run) -> None:
+def test_token_features(run: Run, tmp_path: Path) -> None:
     printed = run("token_features")
     assert "layer1: tokens of shape (16, 64)" in printed
     assert len(percentages(printed, r"^(gap|conv1d|prototype) ")) == 9
+    assert is_drawn(tmp_path / "token_features.png")
 
 
-def test_dataset_on_disk(run: Run) -> None:
+def test_dataset_on_disk(run: Run, tmp_path: Path) -> None:
     printed = run("dataset_on_disk")
     assert "450 files to learn from, 100 to test" in printed
     rows = [line.split()[-2:] for line in printed.splitlines()[2:6]]
     # Computed once for the Dataset and once for the paths, and read ever after.
     assert [int(computed) for computed, _ in rows] == [450, 0, 450, 0]
     assert all(int(read) >= 450 for _, read in rows)
+    assert is_drawn(tmp_path / "dataset_on_disk.png")
 
 
 def test_budgeted_margin(run: Run, tmp_path: Path) -> None:
