@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.models import resnet18
 
@@ -100,6 +101,19 @@ def test_quickstart(quickstart: dict[str, Any]) -> None:
     # What the page claims to show: a backbone that works and a curve that is not flat.
     assert quickstart["cascade"].score(quickstart["X_test"], quickstart["y_test"]) > 0.5
     assert len(set(quickstart["curve"].flops_reduction)) > 1
+
+
+def test_quickstart_draws_all_weights_from_its_seed() -> None:
+    """Its outputs, and those of all pages after it, come out the same again."""
+    _, source = blocks(DOCS / "quickstart.md")[0]
+    before_training = source.partition("epochs, steps =")[0]
+    states = []
+    for earlier in (1, 2):  # whatever the session has drawn before
+        names: dict[str, Any] = {}
+        torch.manual_seed(earlier)
+        exec(before_training, names)
+        states.append(names["model"].state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("page", sorted(AFTER_QUICKSTART))
