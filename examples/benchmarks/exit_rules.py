@@ -31,23 +31,20 @@ from sk_calex.policies import (
     LearnedGate,
     OptimalStopping,
     Quota,
-    RegretPriced,
-    SharedThreshold,
 )
 
 REDUCTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 AIMS = (0.005, 0.01)
+AUTOMATIC = ("local margins", "optimal stopping")  # whose knob "auto" is tried
 FOLDS = 5
-THRESHOLDS = np.r_[np.linspace(0.3, 0.9, 25), 1 - np.geomspace(0.09, 1e-4, 25)]
-PRICES = np.r_[0, np.geomspace(0.01, 1.2, 40)]
+THRESHOLDS = np.r_[np.linspace(0.3, 0.9, 16), 1 - np.geomspace(0.09, 1e-4, 16)]
+PRICES = np.r_[0, np.geomspace(0.01, 1.2, 29)]
 RULES = {
     "local margins": (
         SurvivorThresholdCalibrator(margin_mode="local"),
-        np.r_[-0.02, -0.01, np.linspace(0, 0.2, 41), 0.25, 0.3, 0.4, 0.6],
+        np.r_[-0.02, -0.01, np.linspace(0, 0.1, 21), 0.12, 0.14, 0.17, 0.2, 0.3, 0.6],
     ),
-    "shared threshold": (SharedThreshold(), THRESHOLDS),
-    "regret-priced": (RegretPriced(), PRICES),
-    "quota": (Quota(), np.geomspace(0.15, 10, 41)),
+    "quota": (Quota(), np.geomspace(0.15, 10, 30)),
     "learned gate": (LearnedGate(), THRESHOLDS),
     "optimal stopping": (OptimalStopping(), PRICES),
 }
@@ -161,6 +158,42 @@ def operating_point(
     }
 
 
+def automatic_point(
+    rule: Any, test: Outcomes, branches: BranchSet, ensemble: bool
+) -> dict[str, float]:
+    """What the knob "auto", the default, loses and saves on test.
+
+    It is found by the rule itself on the calibration rows, at its default of half a
+    point. Beside it the most that a value of the knob saves on test within that loss,
+    and within what it lost.
+    """
+    chosen, y = branches.calibration, branches.calibration_y
+    proba, truth = branches.test, branches.test_y
+    if ensemble:
+        means = Ensembles.fit(chosen, y.astype(np.intp), np.ones(len(y)))
+        chosen, proba = means.combine(chosen), means.combine(proba)
+    table = StageTable.from_probabilities(proba)
+    fitted = clone(rule).set_params(**{rule.knob: "auto"})
+    known = StageTable.from_probabilities(chosen)
+    depth = fitted.fit(known, y, costs=branches.costs).depth(table)
+    right = table.predicted[depth, np.arange(len(truth))] == truth
+    lost = test.last.astype(float) - right
+    found = {
+        "knob": float(getattr(fitted, f"{rule.knob}_")),
+        "drop": float(lost.mean()),
+        "test_error": float(lost.std(ddof=1) / np.sqrt(len(lost))),
+        "saved": float(1 - branches.costs[depth].mean()),
+    }
+    saved = 1 - test.cost.mean(axis=1)
+    aim = float(fitted.max_accuracy_drop)
+    for name, most in (("best_at_aim", aim), ("best_at_drop", max(found["drop"], 0.0))):
+        best = saved[test.drop()[0] <= most + 1e-12].max(initial=0.0)
+        if found["drop"] <= most:  # the value that was found is one of them
+            best = max(best, found["saved"])
+        found[name] = float(best)
+    return found
+
+
 def judge(branches: BranchSet, seed: int) -> dict[str, Any]:
     """Every rule on one set of branches, alone and with the ensemble."""
     found: dict[str, Any] = {}
@@ -175,12 +208,16 @@ def judge(branches: BranchSet, seed: int) -> dict[str, Any]:
                 run = {"seed": seed, "backbone_accuracy": judged.plain}
                 run |= {"validation": validation.curve(), "test": judged.curve()}
                 runs[part] = accuracy_at([run], REDUCTIONS)
-            found[f"{name}, ensemble" if ensemble else name] = {
+            label = f"{name}, ensemble" if ensemble else name
+            found[label] = {
                 **{f"{part}_accuracy": value for part, value in runs.items()},
                 "points": {
                     str(aim): operating_point(validation, test, aim) for aim in AIMS
                 },
             }
+            if name in AUTOMATIC:
+                point = automatic_point(rule, test, branches, ensemble)
+                found[label]["points"]["auto"] = point
     return found
 
 
@@ -198,7 +235,7 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
                 key: mean_and_sd([one["points"][aim][key] for one in each])
                 for key in each[0]["points"][aim]
             }
-            for aim in map(str, AIMS)
+            for aim in each[0]["points"]
         }
     return out
 
@@ -212,10 +249,10 @@ def show(record: dict[str, Any]) -> None:
                 means = result[f"{part}_accuracy"]["mean"]
                 cells = ("  -  " if v is None else f"{100 * v:5.2f}" for v in means)
                 print(f"  {rule:28}", *cells)
-        for aim in map(str, AIMS):
+        for aim in (*map(str, AIMS), "auto"):
             print(f"\n{backbone}, aim {aim}")
             for rule, result in found.items():
-                each = result["points"][aim].items()
+                each = result["points"].get(aim, {}).items()
                 cells = (f"{key} {100 * v['mean']:5.2f}" for key, v in each)
                 print(f"  {rule:28}", *cells)
 

@@ -157,3 +157,25 @@ def test_operating_point_stays_within_the_aim_by_one_standard_error(
     assert rules.operating_point(same, same, 0.04)["saved"] == pytest.approx(0.5)
     costly = same._replace(cost=cost + 0.6)
     assert rules.operating_point(costly, costly, 0.04)["saved"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::sk_calex.calibration.CalibrationWarning")
+def test_automatic_point_is_that_of_the_rule_itself(
+    sets: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = module_of("exit_rules", monkeypatch)
+    branches = random_set(sets)
+    rule = SurvivorThresholdCalibrator(margin_mode="local")
+    rows = (branches.calibration, branches.calibration_y)
+    tests = (branches.test, branches.test_y)
+    swept = rules.follow(rule, np.array([0.0, 0.6]), rows, tests, branches.costs, False)
+    point = rules.automatic_point(rule, swept, branches, False)
+    fitted = SurvivorThresholdCalibrator("auto", margin_mode="local")
+    fitted.fit(branches.calibration, branches.calibration_y, costs=branches.costs)
+    depth = fitted.depth(branches.test)
+    answers = branches.test.argmax(axis=2)
+    right = answers[depth, np.arange(200)] == branches.test_y
+    assert point["saved"] == pytest.approx(1 - branches.costs[depth].mean())
+    lost = (answers[-1] == branches.test_y).mean() - right.mean()
+    assert point["drop"] == pytest.approx(lost)
+    assert point["best_at_drop"] >= point["saved"]
