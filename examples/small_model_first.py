@@ -61,8 +61,8 @@ def main(argv=None):
     args = parse_args(argv)
     X, y, train, val, test = load_digits(args)
     torch.manual_seed(args.seed)  # initial weights
-    large_width = 8 if args.quick else 32
-    small = train_network(make_resnet(4, 1), X[train], y[train], args)
+    large_width = 8 if args.quick else 24
+    small = train_network(make_resnet(6, 1), X[train], y[train], args)
     large = train_network(make_resnet(large_width, 2), X[train], y[train], args)
 
     # The networks are too sure of the images that trained them: others calibrate.
@@ -131,7 +131,7 @@ def train_network(module, X, y, args):
     """Train a network: AdamW under a one-cycle schedule."""
     torch.manual_seed(args.seed)  # order of the images
     X, y = torch.from_numpy(X) / 255, torch.from_numpy(y)
-    epochs = 1 if args.quick else 4
+    epochs = 1 if args.quick else 5
     steps = epochs * -(-len(X) // 64)
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
