@@ -100,7 +100,11 @@ def main():
     record = {
         "what": __doc__.splitlines()[0],
         "environment": environment(),
-        "settings": {**vars(args), "branches": 3 * [repr(cascade.branch)]},
+        "settings": {
+            **vars(args),
+            "branches": 3 * [repr(cascade.branch)],
+            "seed": cascade.random_state,
+        },
         "threads": {},
     }
     for n_threads in args.threads:
