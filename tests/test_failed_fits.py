@@ -275,8 +275,7 @@ def test_an_interrupted_move_leaves_the_cascade_where_it_was(monkeypatch, error)
         lambda: cascade.set_calibrator(SurvivorThresholdCalibrator()),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(ExitPolicy, "fit", fail)
-            patch.setattr(SurvivorThresholdCalibrator, "fit", fail)
+            patch.setattr(SurvivorThresholdCalibrator, "_fit", fail)
             with pytest.raises(error):
                 move()
         assert same_state(before[0], fitted_state(cascade))

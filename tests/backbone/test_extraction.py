@@ -278,7 +278,7 @@ def test_an_interruption_keeps_the_finished_rows(cache, expected):
 def test_a_sample_that_cannot_be_read_keeps_the_finished_rows(cache, expected):
     backbone = make(cache).fit(X)
     data = Interrupted(KeyError("file 9"), readable=9)
-    with pytest.raises(KeyError, match="file 9"):
+    with pytest.raises(ValueError, match=r"X\[9\] cannot be read.*file 9"):
         backbone.transform(data)
     data.readable = 12
     n, features = rows_computed(backbone, data)

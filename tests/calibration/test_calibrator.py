@@ -266,11 +266,13 @@ def test_continuous_labels_are_refused():
 def test_parameters_are_those_of_the_signature():
     params = {
         "margin": 0.1,
+        "max_accuracy_drop": 0.01,
         "margin_mode": "absolute",
         "min_support": 3,
         "rule": "first_violation",
         "shrinkage": 50,
         "calibrate_on": "all",
+        "rare_classes": "shared",
     }
     estimator = SurvivorThresholdCalibrator(**params)
     assert estimator.get_params() == params

@@ -228,7 +228,10 @@ def test_grid_search_over_the_knob(plain, rule, values):
 def test_grid_search_over_rules(plain):
     cascade = flat_cascade(branch=LogisticRegression(), random_state=0)
     rules = [None, SharedThreshold(0.5), Quota()]
-    grid = {"calibrator": rules}
+    grid = [
+        {"calibrator": rules[:1], "margin": [0.05]},
+        {"calibrator": rules[1:], "margin": ["auto"]},  # without effect on these
+    ]
     search = GridSearchCV(cascade, grid, cv=2, scoring=saved, error_score="raise")
     search.fit(*plain)
     assert search.best_params_["calibrator"] in rules

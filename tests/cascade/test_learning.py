@@ -6,6 +6,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from sk_calex.baselines import SDNClassifier
+from sk_calex.cascade._knob import default_of
 from sk_calex.model_selection import operating_curve
 from sk_calex.policies import Oracle, RegretPriced, SharedThreshold
 from tests._cascade_models import flat_cascade, images, small_branch, tiny_backbone
@@ -80,7 +81,7 @@ def test_a_knob_that_has_no_effect_is_refused(make, value, refused):
     with pytest.raises(ValueError, match=message):
         stray.fit(X, Y)
     fitted = make(**{knob: value}).fit(X, Y)
-    default = getattr(make(), knob)
+    default = default_of(make(), knob)
     # Exchanged later it goes back to the default: the parameters can be fitted again.
     assert getattr(fitted.set_calibrator(RegretPriced()), knob) == default
     clone(fitted).fit(X, Y)

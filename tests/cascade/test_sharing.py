@@ -25,7 +25,7 @@ from sk_calex import (
 )
 from sk_calex.backbone._runner import Runner
 from sk_calex.baselines import SDNClassifier, _joint
-from sk_calex.cascade import _fit_branches as fitting
+from sk_calex.cascade import _branch_fitter as fitting
 from sk_calex.cascade import _fit_cache as sharing
 from sk_calex.cascade import _fit_key as content
 from sk_calex.cascade import _run_on_samples
@@ -125,9 +125,9 @@ def test_in_a_pipeline_and_over_a_rule(features, heads):
     search = GridSearchCV(pipeline, {"cascadeclassifier__margin": MARGINS[:5]}, cv=3)
     assert n_heads(heads, search, X) == (3 + 1) * 2
     policies = [SharedThreshold(0.5), SharedThreshold(0.9)]
-    search = GridSearchCV(
-        cascade({"input": "features"}), {"calibrator": [None, *policies]}, cv=3
-    )
+    no_margin = cascade({"input": "features"}).set_params(margin="auto")
+    grid = [{"calibrator": [None], "margin": [0.1]}, {"calibrator": policies}]
+    search = GridSearchCV(no_margin, grid, cv=3)
     assert n_heads(heads, search, features) == (3 + 1) * 2
 
 

@@ -129,6 +129,8 @@ def test_every_method_can_be_watched(name):
 
 def test_method_that_would_be_refitted_is_refused():
     """With one margin for alignment and exits, another margin is another training."""
-    cascade = fit(CascadeClassifier, alignment=SurvivorAlignment(margin="same"))
+    cascade = fit(
+        CascadeClassifier, margin=0.05, alignment=SurvivorAlignment(margin="same")
+    )
     with pytest.raises(ValueError, match="trains the branches for one margin"):
         certify(cascade)
