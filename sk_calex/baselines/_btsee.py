@@ -171,5 +171,8 @@ class BTSEEClassifier(CascadeClassifier):
     def _alignment(self) -> SurvivorAlignment:
         return SurvivorAlignment("hard", margin=self.alignment_margin)
 
-    def _default_branch(self, layout: TapLayout) -> Any:
+    def _default_on_vectors(self) -> Any:
         return BranchClassifier("conv1d")
+
+    def _default_branch(self, layout: TapLayout) -> Any:
+        return self._default_on_vectors()

@@ -301,12 +301,16 @@ class CascadeClassifier(BaseCascade):
     def _readers(self) -> dict[str, list[Any]]:
         """Classifiers that read plain 2-D data themselves, by parameter."""
         given = self.branch if isinstance(self.branch, list) else [self.branch]
-        (default,) = default_branches([(1,)], None, 2)
+        default = self._default_on_vectors()
         last = final_estimator_for(self.final_estimator, shared=True)
         return {
             "branch": [default if branch is None else branch for branch in given],
             "final_estimator": [last],
         }
+
+    def _default_on_vectors(self) -> Any:
+        (branch,) = default_branches([(1,)], None, 2)
+        return branch
 
     def _default_branch(self, layout: TapLayout) -> Any:
         """Choose branches where `branch` is None: a template, or one for each tap."""
