@@ -13,6 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sk_calex.backbone._example import (
+    check_kind,
+    described,
+    drawn,
+    how_to_turn,
+    spare,
+)
 from sk_calex.backbone._fingerprint import module_fingerprint
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.backbone._maps import tap_maps
@@ -148,7 +155,7 @@ class Runner:
         if isinstance(taps, str):
             self._try(placed, example)
             taps = suggest(placed.module, example, _N_AUTO, output).taps
-        self._example = _spare(example)
+        self._example = spare(example)
         stages = self._split(placed, taps, example)
         self._maps = tap_maps(
             settings.module,
@@ -210,9 +217,9 @@ class Runner:
                 self._whole(placed, example, picked=False)
         except Exception as error:
             raise ValueError(
-                f"the module refused {_described(example)}: {error}. Check the number "
+                f"the module refused {described(example)}: {error}. Check the number "
                 "of channels, the size, the dtype (integers stay integers, for token "
-                f"ids) and `preprocess`.{_how_to_turn(example)}"
+                f"ids) and `preprocess`.{how_to_turn(example)}"
             ) from error
 
     def _split(self, placed: _Placed, taps: Sequence[str], example: Batch) -> Stages:
@@ -255,7 +262,7 @@ class Runner:
         """
         runner = self.with_settings(replace(self.settings, device="cpu"))
         placed = runner._place()
-        example = _drawn(self._example, placed.device, placed.dtype)
+        example = drawn(self._example, placed.device, placed.dtype)
         stages = Stages.split(
             placed.module, self.layout.names, example, output=self._output
         )
@@ -279,7 +286,7 @@ class Runner:
     def _cut_again(self) -> _Cut:
         """Cut on an example of the shape seen in fit."""
         placed = self._place()
-        example = _drawn(self._example, placed.device, placed.dtype)
+        example = drawn(self._example, placed.device, placed.dtype)
         stages = self._split(placed, self.layout.names, example)
         self._cut = self._note(placed, stages)
         return self._cut
@@ -360,7 +367,7 @@ class Runner:
     def _prepare(self, raw: Any) -> Batch:
         placed = self._cut.placed
         batch = prepare(raw, self.settings.preprocess, placed.device, placed.dtype)
-        _check_kind(batch, self._example, "X")
+        check_kind(batch, self._example, "X")
         return batch
 
     def advance(self, stage: int, state: State) -> tuple[Tensor, State]:
@@ -471,67 +478,6 @@ class Runner:
         new = object.__new__(type(self))
         vars(new).update(self.__getstate__())
         return new
-
-
-def _how_to_turn(batch: Batch) -> str:
-    """Say how images with channels last are given, where these look like such."""
-    if not isinstance(batch, Tensor) or batch.ndim != 4:
-        return ""
-    colours = (1, 3, 4)
-    if batch.shape[-1] not in colours or batch.shape[1] in colours:
-        return ""
-    return (
-        " These look like images with channels last: give X.transpose(0, 3, 1, 2), or "
-        "the Dataset a transform that makes tensors of them, such as ToTensor()."
-    )
-
-
-def _described(batch: Batch) -> str:
-    if isinstance(batch, Tensor):
-        return f"a batch of shape {tuple(batch.shape)} and dtype {batch.dtype}"
-    inputs = (f"{k}={_described(tensor)}" for k, tensor in batch.items())
-    return f"the keywords {', '.join(inputs)}"
-
-
-def _spare(example: Batch) -> Any:
-    """Reduce an example: integers, which are ids, stay; of floats, the shape."""
-    if isinstance(example, Tensor):
-        is_float = example.is_floating_point()
-        return tuple(example.shape[1:]) if is_float else example.detach().cpu()
-    return {name: _spare(tensor) for name, tensor in example.items()}
-
-
-def _check_kind(batch: Any, kept: Any, name: str) -> None:
-    """Refuse integers where the example had floats, and the other way round."""
-    if isinstance(batch, Mapping) != isinstance(kept, dict) or (
-        isinstance(batch, Mapping) and set(batch) != set(kept)
-    ):
-        names = sorted(batch) if isinstance(batch, Mapping) else "one tensor"
-        fitted = sorted(kept) if isinstance(kept, dict) else "one tensor"
-        raise ValueError(
-            f"preprocess has returned {names}, but in fit it was {fitted}. It must "
-            "return the same inputs for all samples."
-        )
-    if isinstance(batch, Mapping):
-        for key in batch:
-            _check_kind(batch[key], kept[key], f"{name}[{key!r}]")
-        return
-    if batch.is_floating_point() == isinstance(kept, Tensor):
-        fitted = "integers" if isinstance(kept, Tensor) else "floats"
-        raise ValueError(
-            f"{name} is of dtype {batch.dtype}, but the backbone was fitted with "
-            f"{fitted} (after preprocessing). Give samples of that kind, or fit again."
-        )
-
-
-def _drawn(kept: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Make an example from what `_spare` left of one."""
-    if isinstance(kept, dict):
-        return {name: _drawn(value, device, dtype) for name, value in kept.items()}
-    if isinstance(kept, Tensor):
-        return kept.to(device)
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, *kept, generator=generator).to(device, dtype)
 
 
 def state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
