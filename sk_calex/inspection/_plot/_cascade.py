@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 from sklearn.utils.validation import (
-    check_consistent_length,
     check_is_fitted,
     column_or_1d,
 )
@@ -22,10 +20,15 @@ from sk_calex.model_selection import pareto_front
 from sk_calex.model_selection._curves import Outcomes
 from sk_calex.model_selection._estimators import cascade_in, input_of, knob_of
 from sk_calex.policies import Oracle, first_exits
-from sk_calex.utils._intervals import clopper_pearson
-from sk_calex.utils._validation import check_finite, check_sample_weight
+from sk_calex.utils._validation import check_sample_weight
 
-from ._points import knob_values, points_of_cv_results, points_of_predictions
+from ._points import (
+    knob_values,
+    numbers_of,
+    points_in_per_cent,
+    points_of_cv_results,
+    points_of_predictions,
+)
 from ._style import (
     axes_on,
     legend_label,
@@ -475,7 +478,7 @@ class CascadeDisplay:
                 f"pareto={pareto!r} must be False, True or 'only', and "
                 f"spread={spread!r} 'band' or 'bars'."
             )
-        x, y, x_std, low, high, values = self._points()
+        x, y, x_std, low, high, values = points_in_per_cent(self)
         axes = axes_on(self, ax)
         from matplotlib import cbook
         from matplotlib.lines import Line2D
@@ -554,47 +557,10 @@ class CascadeDisplay:
     def _title(self, spread: str) -> str:
         """Say what is drawn, what the numbers are, and what the band is."""
         title, notes = f"Accuracy against {self._saving}", []
-        if self.value_name is not None and _numbers(self.values) is not None:
+        if self.value_name is not None and numbers_of(self.values) is not None:
             notes.append(f"{_NUMBERS}{self.value_name}")
         if self.accuracy_std is not None:
             notes.append(f"{spread}: one standard deviation")
         elif self.n_samples is not None:
             notes.append(f"{spread}: 95 % interval, n = {self.n_samples:,.0f}")
         return "\n".join([title, *([", ".join(notes)] if notes else [])])
-
-    def _points(self) -> Any:
-        """Return points, limits and values in per cent, from the highest cost on."""
-        parts: list[Any] = []
-        for what in ("flops_reduction", "accuracy"):
-            for suffix in ("", "_std"):
-                given = getattr(self, what + suffix)
-                if given is None:
-                    parts.append(None)
-                    continue
-                part = 100 * column_or_1d(given).astype(np.float64)
-                check_finite(part, what + suffix, "Leave such points out.")
-                parts.append(part)
-        check_consistent_length(*(part for part in parts if part is not None))
-        x, x_std, y, y_std = parts
-        low = high = None
-        if y_std is not None:
-            low, high = y - y_std, y + y_std
-        elif self.n_samples is not None:
-            right = y / 100 * self.n_samples
-            low, high = 100 * clopper_pearson(right, self.n_samples)
-        values = _numbers(self.values)
-        order = np.argsort(np.asarray(x), kind="stable")
-        parts = [x, y, x_std, low, high, values]
-        return [None if p is None else p[order] for p in parts]
-
-
-def _numbers(values: Any) -> NDArray[np.float64] | None:
-    """Give the values if each is a number, such as a margin for all branches."""
-    if values is None:
-        return None
-    given = list(values)
-    if given and all(isinstance(v, Mapping) and len(v) == 1 for v in given):
-        given = [next(iter(v.values())) for v in given]  # of a grid over one parameter
-    if not all(isinstance(v, Real) and np.isfinite(float(v)) for v in given):
-        return None
-    return np.array(given, dtype=np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sk_calex.model_selection._estimators import default_values, knob_of
-from sk_calex.utils._validation import check_sample_weight
+from sk_calex.utils._intervals import clopper_pearson
+from sk_calex.utils._validation import check_finite, check_sample_weight
 
-__all__ = ["knob_values", "points_of_cv_results", "points_of_predictions"]
+__all__ = [
+    "knob_values",
+    "numbers_of",
+    "points_in_per_cent",
+    "points_of_cv_results",
+    "points_of_predictions",
+]
 
 
 def knob_values(
@@ -121,3 +129,41 @@ def _metric(
         '{"accuracy": "accuracy", "flops": flops_reduction_scorer}, or name the '
         "metrics: accuracy=..., flops=..."
     )
+
+
+def points_in_per_cent(display: Any) -> Any:
+    """Return points, limits and values of a display, from the highest cost on."""
+    parts: list[Any] = []
+    for what in ("flops_reduction", "accuracy"):
+        for suffix in ("", "_std"):
+            given = getattr(display, what + suffix)
+            if given is None:
+                parts.append(None)
+                continue
+            part = 100 * column_or_1d(given).astype(np.float64)
+            check_finite(part, what + suffix, "Leave such points out.")
+            parts.append(part)
+    check_consistent_length(*(part for part in parts if part is not None))
+    x, x_std, y, y_std = parts
+    low = high = None
+    if y_std is not None:
+        low, high = y - y_std, y + y_std
+    elif display.n_samples is not None:
+        right = y / 100 * display.n_samples
+        low, high = 100 * clopper_pearson(right, display.n_samples)
+    values = numbers_of(display.values)
+    order = np.argsort(np.asarray(x), kind="stable")
+    parts = [x, y, x_std, low, high, values]
+    return [None if p is None else p[order] for p in parts]
+
+
+def numbers_of(values: Any) -> NDArray[np.float64] | None:
+    """Give the values if each is a number, such as a margin for all branches."""
+    if values is None:
+        return None
+    given = list(values)
+    if given and all(isinstance(v, Mapping) and len(v) == 1 for v in given):
+        given = [next(iter(v.values())) for v in given]  # of a grid over one parameter
+    if not all(isinstance(v, Real) and np.isfinite(float(v)) for v in given):
+        return None
+    return np.array(given, dtype=np.float64)
