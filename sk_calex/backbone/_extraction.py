@@ -30,8 +30,16 @@ from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._shipment import Shipment, fits_into
 from sk_calex.store import Section, row_keys
 from sk_calex.utils._parallel import for_workers, received
+from sk_calex.utils._space import free_memory
+from sk_calex.utils._warn import warn_caller
 
-__all__ = ["Featurizer", "extract", "extract_cached", "rows_in_piece"]
+__all__ = [
+    "Featurizer",
+    "extract",
+    "extract_cached",
+    "rows_in_piece",
+    "warn_without_memory",
+]
 
 # Raw samples or features of a piece. An interruption loses one piece, a shard holds
 # one, and a cached result that is larger is returned as a memory map.
@@ -138,6 +146,18 @@ def extract_cached(
         n_jobs, workers = 1, False
 
 
+def warn_without_memory(n_bytes: int) -> None:
+    """Warn where features that no store keeps are larger than the free memory."""
+    free = free_memory()
+    if free is not None and n_bytes > free:
+        warn_caller(
+            f"The features take {n_bytes:,} bytes, but only {free:,} bytes of memory "
+            f"are free. Set cache= to a folder to get a memory map, a smaller pool=, "
+            f"fewer taps, or dtype='float16' for half of it.",
+            UserWarning,
+        )
+
+
 class _Stored(NamedTuple):
     """Result of storing a piece."""
 
@@ -230,11 +250,11 @@ def _not_there(section: Section, n: int) -> OSError:
 def _warn_if_unseen(section: Section, keys: NDArray[np.uint8]) -> None:
     unseen = int((~section.find(keys)).sum())
     if unseen:
-        warnings.warn(
+        warn_caller(
             f"{unseen} rows that workers found in {section!r} are not there for this "
             "process, which now computes them itself. Workers on other machines must "
             "share that folder, under the same path.",
-            stacklevel=4,
+            UserWarning,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, cast
@@ -13,12 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, check_is_fitted
 from torch import nn
 
-from sk_calex.backbone._extraction import extract, extract_cached, rows_in_piece
+from sk_calex.backbone._archive import check_same_network, given_network
+from sk_calex.backbone._extraction import (
+    extract,
+    extract_cached,
+    rows_in_piece,
+    warn_without_memory,
+)
 from sk_calex.backbone._layout import FeatureArray
 from sk_calex.backbone._maps import DEFAULT_POOL, LAYOUTS
 from sk_calex.backbone._outputs import OUTPUTS
@@ -32,8 +36,7 @@ from sk_calex.utils._codec import savable
 from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._html import SummaryMixin, named
 from sk_calex.utils._progress import bar
-from sk_calex.utils._saving import LoadError, SavableMixin
-from sk_calex.utils._space import free_memory
+from sk_calex.utils._saving import SavableMixin
 from sk_calex.utils._validation import softmax64
 
 __all__ = ["FrozenBackbone"]
@@ -390,7 +393,7 @@ class FrozenBackbone(
         runner = self.runner()
         with rows, runner.inference_mode(), torch.inference_mode(False):
             if self.cache is None:
-                _warn_without_memory(len(samples) * width * itemsize)
+                warn_without_memory(len(samples) * width * itemsize)
                 out = np.empty((len(samples), width), dtype=self.dtype)
                 extract(
                     runner,
@@ -536,36 +539,14 @@ class FrozenBackbone(
         return dict(self.module.state_dict())
 
     def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
-        name = state["module"]
-        if isinstance(backbone, FrozenEstimator):
-            backbone = backbone.estimator
-        if isinstance(backbone, nn.Module):
-            backbone = FrozenBackbone(backbone, [])
-        if not isinstance(backbone, FrozenBackbone):
-            raise LoadError(
-                f"backbone={backbone!r}, but the estimator was fitted with a network, "
-                f"a {name}, which is not in the folder. Give the torch module, or a "
-                "FrozenBackbone with it and its `preprocess`."
-            )
-        shared = ("module", "preprocess", "cache")
-        given = {k: getattr(backbone, k) for k in shared}
-        if "weights" in state:
-            given["module"] = _with_weights(given["module"], state["weights"], name)
+        given = given_network(backbone, FrozenBackbone, state)
         self.__init__(**given, **state["params"])  # type: ignore[misc]
         self.__dict__.update(state["fitted"])
         runner = object.__new__(Runner)
         vars(runner).update(state["runner"])
         runner.settings = self._settings()
         self._runner = runner
-        if self.fingerprint_ != state["fingerprint"]:
-            raise LoadError(
-                f"backbone is another network than the {name} that the estimator was "
-                "fitted with: weights, code or preprocessing differ (its fingerprint "
-                f"is {self.fingerprint_[:12]}..., not {state['fingerprint'][:12]}...). "
-                "Give the same network in eval form, with the same `preprocess` and "
-                "the versions of Python and of the packages that define it; for "
-                "another one, fit again."
-            )
+        check_same_network(self.fingerprint_, state)
 
     def _summary(self) -> str:
         return backbone_summary(self)
@@ -576,29 +557,3 @@ class FrozenBackbone(
         tags.input_tags.three_d_array = True
         tags.requires_fit = True
         return tags
-
-
-def _with_weights(module: nn.Module, weights: Any, name: str) -> nn.Module:
-    """Load weights into a copy of a module: the caller's stays as it is."""
-    module = copy.deepcopy(module).requires_grad_(False)
-    try:
-        # As they are: their dtypes count, and the module may have no values yet.
-        module.load_state_dict(weights, assign=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise LoadError(
-            f"the folder holds the weights of a {name}, which do not fit the "
-            f"{type(module).__name__} that was given as the backbone: {error}. Give "
-            "a network made by the same code and settings."
-        ) from error
-    return module
-
-
-def _warn_without_memory(n_bytes: int) -> None:
-    free = free_memory()
-    if free is not None and n_bytes > free:
-        warnings.warn(
-            f"The features take {n_bytes:,} bytes, but only {free:,} bytes of memory "
-            f"are free. Set cache= to a folder to get a memory map, a smaller pool=, "
-            f"fewer taps, or dtype='float16' for half of it.",
-            stacklevel=4,  # scikit-learn wraps transform
-        )

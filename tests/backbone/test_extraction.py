@@ -72,7 +72,7 @@ def test_a_piece_is_whole_batches_within_its_bounds(batch, row):
 def test_features_that_will_not_fit_into_memory_warn(monkeypatch):
     backbone = make().fit(X)
     n_bytes = len(X) * backbone.layout_.width * 4
-    free_memory = "sk_calex.backbone._frozen_backbone.free_memory"
+    free_memory = "sk_calex.backbone._extraction.free_memory"
     for free in (n_bytes, None):
         monkeypatch.setattr(free_memory, lambda free=free: free)
         backbone.transform(X)
