@@ -8,41 +8,32 @@ from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
-from joblib import Parallel, delayed
-from numpy.typing import ArrayLike, NDArray
-from sklearn import get_config
+from numpy.typing import ArrayLike
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import check_cv
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Bunch, _safe_indexing, indexable
+from sklearn.utils import indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
-from sklearn.utils.metadata_routing import (
-    MetadataRouter,
-    MethodMapping,
-    process_routing,
-)
-from sklearn.utils.validation import _check_method_params, check_is_fitted
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
+from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._cascade import CascadeClassifier
 from sk_calex.utils._fitted_state import all_or_nothing
-from sk_calex.utils._parallel import for_workers, received
 from sk_calex.utils._validation import (
     check_labels,
     check_sample_weight,
     note_features,
 )
 
-from ._curves import Outcomes
 from ._estimators import (
     Prepared,
     cascade_in,
-    input_of,
     knob_of,
     moved,
     taps_of,
     without_exits,
 )
+from ._folds import outcomes_of, outcomes_of_folds, routed_params
 from ._found import FoundCascade
 from ._operating_points import Constraint, Landscape, best_joint, best_shared
 from ._taps import best_taps, check_values
@@ -287,17 +278,19 @@ class MarginSearchCV(FoundCascade):
         weight = None
         if sample_weight is not None:
             weight = check_sample_weight(sample_weight, labels)
-        routed = self._routed(weight, params)
+        routed = routed_params(self, weight, params)
         frozen = isinstance(self.estimator, FrozenEstimator)
         source: Any = None
         prepared: Prepared | None = None
         if frozen:
             source = self.estimator.estimator
             check_is_fitted(source)
-            folds = [_outcomes(source, X, labels, weight)]
+            folds = [outcomes_of(source, X, labels, weight)]
         else:
             prepared = Prepared.of(self.estimator, X)
-            folds = self._folds(prepared, labels, weight, routed)
+            folds = outcomes_of_folds(
+                prepared, self.cv, labels, weight, routed, n_jobs=self.n_jobs
+            )
             source = prepared.backbone
         cascade = folds[0].cascade
         # The backbone may name classes that y lacks.
@@ -368,57 +361,6 @@ class MarginSearchCV(FoundCascade):
                 f"taps='select' leaves branches out, but {type(cascade).__name__} "
                 "trains them together. Give a CascadeClassifier."
             )
-
-    def _routed(
-        self, sample_weight: NDArray[np.float64] | None, params: Mapping[str, Any]
-    ) -> Bunch:
-        """Return what goes to the estimator's fit and to the splitter."""
-        given = dict(params)
-        if sample_weight is not None:
-            given["sample_weight"] = sample_weight
-        if get_config()["enable_metadata_routing"]:
-            return process_routing(self, "fit", **given)
-        groups = given.pop("groups", None)
-        split = {} if groups is None else {"groups": groups}
-        unknown = sorted(set(given) - {"sample_weight"})
-        if unknown:
-            raise TypeError(
-                f"fit got {unknown}, which are only passed on with metadata routing: "
-                "sklearn.set_config(enable_metadata_routing=True)."
-            )
-        return Bunch(estimator=Bunch(fit=given), splitter=Bunch(split=split))
-
-    def _folds(
-        self,
-        prepared: Prepared,
-        y: NDArray[Any],
-        sample_weight: NDArray[np.float64] | None,
-        routed: Bunch,
-    ) -> list[Outcomes]:
-        # Rows of weight 0 are absent. Splits that were given speak of all rows.
-        rows, args = np.arange(len(y)), routed.splitter.split
-        weight = np.ones(len(y)) if sample_weight is None else sample_weight
-        if self.cv is None or isinstance(self.cv, Integral):
-            rows = np.flatnonzero(weight > 0)
-        if len(rows) < len(y):
-            args = _check_method_params(y, args, indices=rows)
-        cv = check_cv(self.cv, y[rows], classifier=True)
-        splits = cv.split(np.zeros((len(rows), 1)), y[rows], **args)
-        call = for_workers(_fold)
-        folds = Parallel(n_jobs=self.n_jobs)(
-            delayed(call)(
-                prepared.at(),
-                prepared.X,
-                y,
-                sample_weight,
-                routed.estimator.fit,
-                rows[train],
-                rows[held],
-            )
-            for train, held in splits
-            if weight[rows[held]].any()
-        )
-        return [received(fold) for fold in folds]
 
     def _choose(self, landscape: Landscape, values: list[Any], knob: str) -> None:
         search = best_joint if self.per_branch else best_shared
@@ -500,25 +442,3 @@ def _ends_frozen(estimator: Any) -> bool:
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]
     return isinstance(estimator, FrozenEstimator)
-
-
-def _outcomes(
-    fitted: Any, X: Any, y: NDArray[Any], sample_weight: NDArray[np.float64] | None
-) -> Outcomes:
-    return Outcomes.of(cascade_in(fitted), input_of(fitted, X), y, sample_weight)
-
-
-def _fold(
-    estimator: Any,
-    X: Any,
-    y: NDArray[Any],
-    sample_weight: NDArray[np.float64] | None,
-    params: Mapping[str, Any],
-    train: NDArray[np.intp],
-    held: NDArray[np.intp],
-) -> Outcomes:
-    """Train on one part; what the stages say of the other."""
-    params = _check_method_params(X, params, indices=train)
-    fitted = estimator.fit(_safe_indexing(X, train), y[train], **params)
-    weight = None if sample_weight is None else sample_weight[held]
-    return _outcomes(fitted, _safe_indexing(X, held), y[held], weight)
