@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sk_calex.utils._codec import savable
+from sk_calex.utils._warn import warn_caller
 
 __all__ = ["DEFAULT_POOL", "LAYOUTS", "TapMap", "tap_maps"]
 
@@ -207,12 +207,11 @@ def _find_layout(module: nn.Module, tap: str, shape: tuple[int, ...]) -> str | N
         return "NCHW" if axis == 0 else "NHWC"
     axis = square if learned is None else learned
     if axis is None:
-        warnings.warn(
+        warn_caller(
             f"tap {tap!r} gives features of shape {shape} for one sample, and whether "
             "the first or the last axis holds the channels is not known. The first is "
             "taken. Say it: FrozenBackbone(..., layout='NCHW') or layout='NHWC'.",
             UserWarning,
-            stacklevel=6,
         )
     return "NHWC" if axis == -1 else "NCHW"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sk_calex.utils._codec import savable
+from sk_calex.utils._warn import warn_caller
 
 __all__ = ["OUTPUTS", "OutputForm", "SigmoidWatch", "find_form"]
 
@@ -98,12 +98,11 @@ def find_form(outputs: Tensor, given: str | None, ends_in_sigmoid: bool) -> Outp
             "several independent labels is no classifier of one."
         )
     if given is None and looks:
-        warnings.warn(
+        warn_caller(
             "module gives probabilities, as it ends in a softmax or sigmoid, but they "
             "are taken as logits, and softmax is applied to them again. Set "
             "outputs='probabilities'; or outputs='logits' if that is what they are.",
             UserWarning,
-            stacklevel=5,
         )
     return OutputForm(given == "probabilities", single)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sk_calex.branches._branches import BranchClassifier, PrototypePoolingClassifier
 from sk_calex.branches._heads import build_head, fuse_for_inference
 from sk_calex.utils._flops import count_macs
+from sk_calex.utils._warn import warn_caller
 
 __all__ = [
     "BranchCostWarning",
@@ -181,7 +181,7 @@ def warn_of_costly_branches(
         return
     each = ", ".join(f"{macs:,.0f}" for macs in branch_macs)
     part = f"{total / backbone:.0%}" if backbone > 0 else "more than all"
-    warnings.warn(
+    warn_caller(
         f"the branches cost {part} of the backbone: {each} MACs, the backbone "
         f"{backbone:,.0f}. A sample that no branch answers pays for all of them. Give "
         "cheaper branches, such as branch=BranchClassifier('gap') or "
@@ -189,5 +189,4 @@ def warn_of_costly_branches(
         "chooses by cost. Where it is time that counts, give costs=measure_costs("
         "cascade, X).",
         BranchCostWarning,
-        stacklevel=2,
     )

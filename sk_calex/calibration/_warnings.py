@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sk_calex.calibration._exits import CalibrationSet
+from sk_calex.utils._warn import warn_caller
 
 __all__ = ["CalibrationWarning", "warn_of_few_rows"]
 
@@ -89,4 +89,4 @@ def warn_of_few_rows(rule: Any, given: CalibrationSet, classes: NDArray[Any]) ->
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, CalibrationWarning, stacklevel=4)  # who called fit
+    warn_caller(message, CalibrationWarning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Self
@@ -24,6 +23,7 @@ from sk_calex.utils._validation import (
     check_sample_weight,
     note_features,
 )
+from sk_calex.utils._warn import warn_caller
 
 from ._estimators import (
     Prepared,
@@ -242,13 +242,12 @@ class MarginSearchCV(FoundCascade):
         with all_or_nothing(self):
             self._search(X, y, sample_weight, params)
         if self.is_fallback_:
-            warnings.warn(
+            warn_caller(
                 "no operating point within the constraint saves FLOPs, heads counted, "
                 "so that the plain network is the best one: best_estimator_ lets no "
                 "sample exit. Try cheaper branches or fewer taps, or allow a larger "
                 "drop.",
                 UserWarning,
-                stacklevel=2,
             )
         return self
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
+
+from sk_calex.utils._warn import warn_caller
 
 Signature = tuple[int, ...]
 
@@ -43,4 +44,4 @@ def is_first_report(path: Path, state: Signature | None) -> bool:
 
 def warn(message: str) -> None:
     """Raise a StoreWarning."""
-    warnings.warn(message, StoreWarning, stacklevel=5)
+    warn_caller(message, StoreWarning)

@@ -6,7 +6,6 @@ the same in both units; elementwise, pooling and normalisation layers count as 0
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sk_calex.utils._flop_formulas import all_formulas
 from sk_calex.utils._modes import inference_mode_for
+from sk_calex.utils._warn import warn_caller
 
 __all__ = [
     "MacCount",
@@ -174,7 +174,7 @@ def checked_macs(counts: Sequence[MacCount]) -> list[int]:
                 f"{advice}: the module has weights, but its count is 0, and so would "
                 "be every cost."
             )
-        warnings.warn(f"{advice}: it counts as 0 MACs.", UserWarning, stacklevel=3)
+        warn_caller(f"{advice}: it counts as 0 MACs.", UserWarning)
     return macs
 
 

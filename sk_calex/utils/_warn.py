@@ -7,9 +7,12 @@ import warnings
 
 __all__ = ["warn_caller"]
 
+# Libraries through which this package calls itself, or is called by a search.
+_BETWEEN = ("sklearn", "joblib", "torch", "contextlib")
+
 
 def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn as of the first frame outside of this package.
+    """Warn as of the first frame outside of this package and those that call it.
 
     Parameters
     ----------
@@ -26,6 +29,6 @@ def warn_caller(message: str, category: type[Warning]) -> None:
 
 
 def _is_inside(names: dict[str, object], package: str) -> bool:
-    # A fit is entered through a wrapper of scikit-learn or contextlib, too.
+    # A fit is entered through wrappers of these libraries, and folds by joblib, too.
     module = str(names.get("__name__", ""))
-    return module.partition(".")[0] in (package, "sklearn", "contextlib")
+    return module.partition(".")[0] in (package, *_BETWEEN)

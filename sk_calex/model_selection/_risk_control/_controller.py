@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Self
@@ -32,6 +31,7 @@ from sk_calex.utils._codec import savable
 from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._saving import SavableMixin, model_card
 from sk_calex.utils._validation import check_labels, note_features
+from sk_calex.utils._warn import warn_caller
 
 from ._certify import PathAnswers, certify
 from ._operating_path import (
@@ -234,12 +234,11 @@ class ExitRiskController(SavableMixin, FoundCascade):
             self._certify(X, y, sample_weight)
         if self.is_fallback_:
             cost = cost_name(cascade_in(self.best_estimator_))
-            warnings.warn(
+            warn_caller(
                 f"nothing that saves {cost} could be certified"
                 + self._explain_fallback()
                 + " best_estimator_ lets no sample exit.",
                 UserWarning,
-                stacklevel=2,
             )
         return self
 
