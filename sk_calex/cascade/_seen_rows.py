@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from sk_calex.backbone._image_files import are_paths
 from sk_calex.backbone._samples import Samples, is_dataset
 from sk_calex.store import row_keys
+from sk_calex.utils._warn import warn_caller
 
 __all__ = ["check_rows_are_new", "digest_rows", "join_digests"]
 
@@ -75,12 +75,11 @@ def check_rows_are_new(cascade: Any, X: Any, what: str, reason: str) -> None:
     """
     seen, given = getattr(cascade, "row_digests_", None), digest_rows(X)
     if seen is None or given is None:
-        warnings.warn(
+        warn_caller(
             f"it is not known whether X holds rows of the cascade's fit, because "
             f"{'that' if seen is None else 'this'} X was not an array, a tensor or "
             f"image files. {what} is void if it does: {reason}",
             UserWarning,
-            stacklevel=3,
         )
         return
     again = np.flatnonzero(np.isin(given, seen))
