@@ -244,9 +244,14 @@ class _Digest:
             if installed is None:
                 self._add_named(name, member)
             elif isinstance(member, types.FunctionType):
-                # It may have been replaced, by a function of the user's or another.
+                # It may have been replaced, by a function of the user's or of another
+                # package. What a package does to its own classes, as torch.compile
+                # does to nn.Module, counts with its name and files.
                 inside = inspect.unwrap(member)
-                own = installed_as(home_of(inside)) is None
+                home = home_of(inside)
+                if home.partition(".")[0] == cls.__module__.partition(".")[0]:
+                    continue
+                own = installed_as(home) is None
                 self._add_named(name, member if own else inside.__qualname__)
         self._add_items("bases", cls.__bases__)
 

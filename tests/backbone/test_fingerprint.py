@@ -395,6 +395,21 @@ def test_another_process_gets_the_same(capsys):
     assert capsys.readouterr().out == other
 
 
+def test_what_torch_does_to_its_own_classes_counts_not(monkeypatch):
+    """torch.compile replaces methods of nn.Module in the process that calls it."""
+    fingerprint = module_fingerprint(TinyNet())
+
+    def patched(module, state):
+        raise AssertionError("not called")
+
+    monkeypatch.setattr(nn.Module, "__setstate__", patched)
+    assert module_fingerprint(TinyNet()) != fingerprint  # a function of this file
+    globals_of_torch = {"__name__": "torch._dynamo.mutation_guard"}
+    theirs = types.FunctionType(patched.__code__, globals_of_torch)
+    monkeypatch.setattr(nn.Module, "__setstate__", theirs)
+    assert module_fingerprint(TinyNet()) == fingerprint
+
+
 def test_loading_gives_the_same(tmp_path):
     net = TinyNet()
     joblib.dump(net, tmp_path / "net")
