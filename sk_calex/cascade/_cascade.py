@@ -20,6 +20,11 @@ from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._branch_settings import (
+    alphas_to_try,
+    check_branch_list,
+    check_targets,
+)
 from sk_calex.cascade._ensembles import Ensembles
 from sk_calex.cascade._fit_branches import count_trainings, fit_branches
 from sk_calex.cascade._last_stage import final_estimator_for
@@ -30,9 +35,6 @@ from sk_calex.utils._codec import savable
 from sk_calex.utils._validation import check_margins, is_auto
 
 __all__ = ["CascadeClassifier"]
-
-# What alpha="auto" tries; of equal ones the first.
-_ALPHAS = (0.5, 1.0, 0.0)
 
 
 @savable
@@ -320,7 +322,7 @@ class CascadeClassifier(BaseCascade):
     # -- fitting -----------------------------------------------------------------
 
     def _check_params(self) -> None:
-        _check_branch_list(self.branch)
+        check_branch_list(self.branch)
         if not is_auto(self.margin):
             check_margins(self.margin, None)
         alignment = self._alignment()
@@ -392,7 +394,7 @@ class CascadeClassifier(BaseCascade):
         if not is_auto(self.margin):
             check_margins(self.margin, layout.n_taps)
         self._margins_of_weights(layout.n_taps)
-        _alphas_to_try(self.alpha, layout.n_taps)
+        alphas_to_try(self.alpha, layout.n_taps)
         if self.branch is not None:
             check_n_branches(self.branch, layout.names)
 
@@ -406,10 +408,10 @@ class CascadeClassifier(BaseCascade):
     def _train(self, data: TrainingData, task: Task) -> None:
         alignment, layout = self._alignment(), data.layout
         margins = self._margins_of_weights(layout.n_taps)
-        _check_targets(self.targets, data)
+        check_targets(self.targets, data)
         branch = self._default_branch(layout) if self.branch is None else self.branch
         templates = clone_for_taps(branch, layout.names, data.seeds)
-        alphas = _alphas_to_try(self.alpha, layout.n_taps)
+        alphas = alphas_to_try(self.alpha, layout.n_taps)
         n_fits = count_trainings(alphas, data.folds.out_of_fold, alignment)
         with task.part("branches", n_fits) as part:
             fitted = fit_branches(
@@ -573,49 +575,3 @@ class CascadeClassifier(BaseCascade):
         check_is_fitted(self)
         self._check_has_margin()
         return self._rule_at(margin).thresholds_
-
-
-def _check_branch_list(branch: Any) -> None:
-    """Refuse a list that is empty or holds what is no classifier."""
-    if not isinstance(branch, list):
-        return
-    if not branch:
-        raise ValueError(
-            "branch is an empty list. Give one classifier for each tap, a single one "
-            "for all, or None."
-        )
-    for k, each in enumerate(branch):
-        if not (hasattr(each, "fit") and hasattr(each, "predict_proba")):
-            raise TypeError(
-                f"branch[{k}]={each!r} must be a classifier with fit and predict_proba."
-            )
-
-
-def _alphas_to_try(alpha: Any, n_taps: int) -> list[tuple[float | None, ...]]:
-    """Return for each tap the shares of the soft targets to train with."""
-    if alpha is None or isinstance(alpha, Real):
-        return [(None if alpha is None else float(alpha),)] * n_taps
-    if is_auto(alpha):
-        return [_ALPHAS] * n_taps
-    shares = np.asarray(alpha, dtype=np.float64)
-    if shares.shape != (n_taps,) or not ((shares >= 0) & (shares <= 1)).all():
-        raise ValueError(
-            f"alpha={alpha!r} must be a number in [0, 1], one for each of the {n_taps} "
-            "branches, 'auto' or None."
-        )
-    return [(share,) for share in shares.tolist()]
-
-
-def _check_targets(targets: str, data: TrainingData) -> None:
-    """Refuse answers of the last stage that are all the same class."""
-    if targets != "argmax":
-        return
-    rows = data.folds.train
-    answered = np.unique(data.final[rows].argmax(axis=1))
-    if len(answered) < 2:
-        raise ValueError(
-            "targets='argmax' trains branches on the answers of the last stage, but "
-            f"it answers class number {answered[0]} to all {len(rows)} training "
-            f"samples (n_features={data.features.shape[1]}). Check the backbone and "
-            "its preprocessing, or use targets='soft' or 'labels'."
-        )

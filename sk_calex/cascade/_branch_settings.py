@@ -1,0 +1,62 @@
+"""Settings that say how branches are trained: classifiers, targets, soft shares."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from sk_calex.cascade._training_data import TrainingData
+from sk_calex.utils._validation import is_auto
+
+__all__ = ["alphas_to_try", "check_branch_list", "check_targets"]
+
+# What alpha="auto" tries; of equal ones the first.
+_ALPHAS = (0.5, 1.0, 0.0)
+
+
+def check_branch_list(branch: Any) -> None:
+    """Refuse a list that is empty or holds what is no classifier."""
+    if not isinstance(branch, list):
+        return
+    if not branch:
+        raise ValueError(
+            "branch is an empty list. Give one classifier for each tap, a single one "
+            "for all, or None."
+        )
+    for k, each in enumerate(branch):
+        if not (hasattr(each, "fit") and hasattr(each, "predict_proba")):
+            raise TypeError(
+                f"branch[{k}]={each!r} must be a classifier with fit and predict_proba."
+            )
+
+
+def alphas_to_try(alpha: Any, n_taps: int) -> list[tuple[float | None, ...]]:
+    """Return for each tap the shares of the soft targets to train with."""
+    if alpha is None or isinstance(alpha, Real):
+        return [(None if alpha is None else float(alpha),)] * n_taps
+    if is_auto(alpha):
+        return [_ALPHAS] * n_taps
+    shares = np.asarray(alpha, dtype=np.float64)
+    if shares.shape != (n_taps,) or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(
+            f"alpha={alpha!r} must be a number in [0, 1], one for each of the {n_taps} "
+            "branches, 'auto' or None."
+        )
+    return [(share,) for share in shares.tolist()]
+
+
+def check_targets(targets: str, data: TrainingData) -> None:
+    """Refuse answers of the last stage that are all the same class."""
+    if targets != "argmax":
+        return
+    rows = data.folds.train
+    answered = np.unique(data.final[rows].argmax(axis=1))
+    if len(answered) < 2:
+        raise ValueError(
+            "targets='argmax' trains branches on the answers of the last stage, but "
+            f"it answers class number {answered[0]} to all {len(rows)} training "
+            f"samples (n_features={data.features.shape[1]}). Check the backbone and "
+            "its preprocessing, or use targets='soft' or 'labels'."
+        )
