@@ -26,6 +26,7 @@ from sk_calex.utils._validation import check_finite, softmax64, take_rows
 
 __all__ = [
     "Probabilities",
+    "as_torch_branch",
     "check_n_branches",
     "clone_for_taps",
     "count_target_classes",
@@ -34,6 +35,8 @@ __all__ = [
     "macs_of",
     "probabilities_of",
     "seed_estimator",
+    "share_soft_targets",
+    "takes_frames",
 ]
 
 # A repeated row must carry at least this share of its sample to be worth its memory.
@@ -108,6 +111,64 @@ def seed_estimator(estimator: Any, seed: int) -> None:
             estimator.set_params(**{name: int(inner.randint(2**31 - 1))})
 
 
+def as_torch_branch(estimator: Any) -> BaseBranch | None:
+    """Return a classifier as the torch branch that it is; None: it is none."""
+    return estimator if isinstance(estimator, BaseBranch) else None
+
+
+def takes_frames(estimator: Any) -> bool:
+    """Tell whether a classifier may read data frames as they are: no torch branch."""
+    return as_torch_branch(estimator) is None
+
+
+def share_soft_targets(
+    branch: Any,
+    y: NDArray[np.intp],
+    soft_targets: NDArray[np.float64] | None,
+    alpha: float | None,
+) -> tuple[Any, NDArray[np.float64] | None]:
+    """Give soft targets a share of what a classifier learns, and labels the rest.
+
+    Parameters
+    ----------
+    branch : classifier
+        Not changed.
+    y : ndarray of int, shape (n_samples,)
+        Class codes.
+    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
+        Class probabilities to imitate.
+    alpha : float or None
+        Share of the soft targets, in [0, 1]. None leaves it to the branch.
+
+    Returns
+    -------
+    branch : classifier
+        A torch branch has a share of its own: a clone with this one. Any other
+        classifier as it is.
+    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
+        As given for a torch branch; for any other classifier mixed with the labels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sk_calex.branches._as_branch import share_soft_targets
+    >>> y, soft = np.array([0, 1]), np.array([[0.6, 0.4], [0.5, 0.5]])
+    >>> share_soft_targets(LogisticRegression(), y, soft, 0.5)[1]
+    array([[0.8 , 0.2 ],
+           [0.25, 0.75]])
+    """
+    if alpha is None:
+        return branch, soft_targets
+    if as_torch_branch(branch) is not None:
+        return clone(branch).set_params(alpha=alpha), soft_targets
+    if soft_targets is None:
+        return branch, None
+    mixed: NDArray[np.float64] = alpha * soft_targets
+    mixed[np.arange(len(mixed)), y] += 1 - alpha
+    return branch, mixed
+
+
 def fit_as_branch(
     branch: Any,
     X: Any,
@@ -148,14 +209,17 @@ def fit_as_branch(
     ValueError
         If the weights differ and `branch` takes none.
     """
-    if isinstance(branch, BaseBranch):
-        if branch.feature_shape is None:
-            branch.set_params(feature_shape=shape)
+    torch_branch = as_torch_branch(branch)
+    if torch_branch is not None:
+        if torch_branch.feature_shape is None:
+            torch_branch.set_params(feature_shape=shape)
         classes = np.unique(y)
         if soft_targets is not None and len(classes) < soft_targets.shape[1]:
             # Its outputs are the classes of y, of which the last stage may know more.
             soft_targets = soft_targets[:, classes]
-        return branch.fit(X, y, sample_weight=sample_weight, soft_targets=soft_targets)
+        return torch_branch.fit(
+            X, y, sample_weight=sample_weight, soft_targets=soft_targets
+        )
     rows = np.flatnonzero(sample_weight > 0)
     labels, weight = y[rows], sample_weight[rows]
     if soft_targets is not None:
@@ -203,7 +267,7 @@ def count_target_classes(
     n_classes : int
         Number of distinct classes.
     """
-    if soft_targets is None or isinstance(branch, BaseBranch):
+    if soft_targets is None or as_torch_branch(branch) is not None:
         return len(np.unique(y))
     given = soft_targets if rows is None else soft_targets[rows]
     return int((_class_shares(branch, given) > 0).any(axis=0).sum())
@@ -320,12 +384,13 @@ def probabilities_of(
         full[:, codes] = proba
         return full
 
-    if isinstance(estimator, BaseBranch):
-        branch, shape = estimator, estimator.feature_shape_
+    branch = as_torch_branch(estimator)
+    if branch is not None:
+        answer, shape = branch.answer_logits, branch.feature_shape_
 
         def compute_by_head(features: Tensor) -> NDArray[np.float64]:
             # A branch may read the tap in another shape than the tap has.
-            logits = branch.answer_logits(features.reshape(-1, *shape))
+            logits = answer(features.reshape(-1, *shape))
             return spread(softmax64(logits))
 
         return compute_by_head

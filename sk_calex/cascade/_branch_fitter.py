@@ -15,8 +15,8 @@ from sk_calex.branches._as_branch import (
     count_target_classes,
     fit_as_branch,
     probabilities_of,
+    share_soft_targets,
 )
-from sk_calex.branches._base import BaseBranch
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import NO_TASK, current_task, use_task
@@ -80,9 +80,11 @@ class BranchFitter:
         soft: NDArray[np.float64] | None,
         memory: Memory,
         content: str,
+        alpha: float | None = None,
     ) -> None:
-        self.data, self.template, self.tap = data, template, tap
-        self.weight, self.labels, self.soft = weight, labels, soft
+        self.data, self.tap, self.weight, self.labels = data, tap, weight, labels
+        self.template, self.soft = share_soft_targets(template, labels, soft, alpha)
+        self.alpha = alpha
         self.block = data.layout.block(data.features, tap)
         self.shape = data.layout.shapes[tap]
         # What is the same for all branches and folds is digested once for all of them.
@@ -90,42 +92,30 @@ class BranchFitter:
         ignored = ignored if isinstance(memory, Memory) else {}
         self.fit = memory.cache(_fit_one_branch, **ignored)
         columns = data.layout.columns(tap)
-        self.content = content, columns.start, columns.stop
+        self.content = content, columns.start, columns.stop, alpha
 
-    def weights_on(
-        self, rows: NDArray[np.intp], alpha: float | None = None
-    ) -> NDArray[np.float64]:
+    def weights_on(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return training weights on some rows; the others get 0, which is absence."""
         weight = np.zeros_like(self.weight)
         weight[rows] = self.weight[rows]
-        used, soft = np.flatnonzero(weight > 0), self._mixed(alpha)
-        if count_target_classes(self.template, self.labels[used], soft, used) < 2:
+        used = np.flatnonzero(weight > 0)
+        labels = self.labels[used]
+        if count_target_classes(self.template, labels, self.soft, used) < 2:
             # Survivors of one class teach nothing: then all rows count alike.
             weight[rows] = self.data.weight[rows]
         return weight
 
-    def fit_on(self, rows: NDArray[np.intp], alpha: float | None = None) -> Any:
+    def fit_on(self, rows: NDArray[np.intp]) -> Any:
         """Train a copy of the branch on some rows."""
-        template = self.template
-        if alpha is not None and isinstance(template, BaseBranch):
-            template = clone(template).set_params(alpha=alpha)
         return self.fit(
-            template,
+            self.template,
             self.block,
             self.shape,
             self.labels,
-            self.weights_on(rows, alpha),
-            self._mixed(alpha),
-            (*self.content, alpha),
+            self.weights_on(rows),
+            self.soft,
+            self.content,
         )
-
-    def _mixed(self, alpha: float | None) -> NDArray[np.float64] | None:
-        """Soft targets; for classifiers without an `alpha`, mixed with the labels."""
-        if alpha is None or self.soft is None or isinstance(self.template, BaseBranch):
-            return self.soft
-        mixed: NDArray[np.float64] = alpha * self.soft
-        mixed[np.arange(len(mixed)), self.labels] += 1 - alpha
-        return mixed
 
     def score(
         self,
@@ -157,11 +147,10 @@ class BranchFitter:
         answers: StageTable,
         n_jobs: int | None,
         kept: CalibrationProbabilities | None = None,
-        alpha: float | None = None,
     ) -> float:
         """Enter answers of branches trained without the rows; return their log-loss."""
         call = for_workers(self.fit_on)
-        every = (delayed(call)(rows, alpha) for rows, _ in pairs)
+        every = (delayed(call)(rows) for rows, _ in pairs)
         loss = 0.0
         shown = bar(unit="fold", total=len(pairs))
         # Not every backend of joblib gives results one by one.
@@ -186,5 +175,5 @@ def _fit_one_branch(
 ) -> Any:
     """Train one branch; `content` stands for the data in the key of a cache."""
     branch, task = clone(template), current_task()
-    with task.handed_to(branch), task:
+    with task.owned_by(branch), task:
         return fit_as_branch(branch, block, shape, labels, weight, soft)

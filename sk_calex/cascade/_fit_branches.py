@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from sk_calex.cascade._branch_fitter import (
     soft_targets,
 )
 from sk_calex.cascade._fit_key import digest_for
-from sk_calex.cascade._training_data import TrainingData
+from sk_calex.cascade._training_data import Folds, TrainingData
 from sk_calex.utils._callbacks import NO_TASK, Task, use_task
 from sk_calex.utils._progress import showing
 
@@ -150,8 +152,11 @@ def fit_branches(
     for k, template in enumerate(templates):
         weight = np.zeros(n)
         weight[train] = alignment.weigh(survival[train], data.weight[train])
-        fitter = BranchFitter(data, template, k, weight, labels, soft, memory, content)
-        weights.append(fitter.weights_on(train, alphas[k][0])[train])
+        make_fitter = partial(
+            BranchFitter, data, template, k, weight, labels, soft, memory, content
+        )
+        first = make_fitter(alphas[k][0])
+        weights.append(first.weights_on(train)[train])
         sizes.append(effective_sample_size(weights[-1]))
         name = data.layout.names[k]
         label = (
@@ -160,34 +165,23 @@ def fit_branches(
         )
         weighs_on = alignment.kind != "none" and k + 1 < n_branches
         with showing(verbose, label):
-            best = _Best()
-            for alpha in alphas[k]:
-                branch = None
-                if folds.out_of_fold:
-                    with task.part(f"out of fold {name}"):
-                        loss = fitter.score_out_of_fold(
-                            folds.pairs, answers, n_jobs, kept, alpha
-                        )
-                else:
-                    with use_task(task.part(f"branch {name}")):
-                        branch = fitter.fit_on(train, alpha)
-                    loss = fitter.score(branch, calibration, answers, kept)
-                best.offer(loss, alpha, branch, answers, kept, k)
-            best.restore(answers, kept, k)
-            branch = best.branch
+            others = map(make_fitter, alphas[k][1:])
+            fitter, branch = _try_alphas(
+                chain([first], others), folds, answers, kept, n_jobs, task, name
+            )
             if branch is None:
                 with use_task(task.part(f"branch {name}")):
-                    branch = fitter.fit_on(train, best.alpha)
+                    branch = fitter.fit_on(train)
             elif weighs_on and alignment.cross_fit:
                 inner = StratifiedKFold(alignment.cross_fit)
                 split = inner.split(train, data.codes[train])
                 pairs = [(train[a], train[b]) for a, b in split]
                 with task.part(f"out of fold {name}"):
-                    fitter.score_out_of_fold(pairs, answers, n_jobs, alpha=best.alpha)
+                    fitter.score_out_of_fold(pairs, answers, n_jobs)
             elif weighs_on:
                 fitter.score(branch, train, answers)
         branches.append(branch)
-        chosen.append(best.alpha)
+        chosen.append(fitter.alpha)
         if not weighs_on:
             continue
         given = CalibrationSet(
@@ -214,41 +208,88 @@ def fit_branches(
     )
 
 
+def _try_alphas(
+    fitters: Iterable[BranchFitter],
+    folds: Folds,
+    answers: StageTable,
+    kept: CalibrationProbabilities | None,
+    n_jobs: int | None,
+    task: Task,
+    name: str,
+) -> tuple[BranchFitter, Any]:
+    """Train a branch with each share of the soft targets, and keep the best one.
+
+    Parameters
+    ----------
+    fitters : iterable of BranchFitter
+        One for each share. Of equal ones the first is kept.
+    folds : Folds
+        Which rows train and calibrate.
+    answers : StageTable
+        Gets the answers of the best one to the calibration samples.
+    kept : CalibrationProbabilities or None
+        Gets their probabilities.
+    n_jobs : int or None
+        Folds trained at once.
+    task : Task
+        Step of the fit; each training becomes a part of it.
+    name : str
+        Name of the tap.
+
+    Returns
+    -------
+    fitter : BranchFitter
+        That of the share with the least log-loss on the calibration samples.
+    branch : classifier or None
+        Trained by it on all training rows; None where samples calibrate out of fold.
+    """
+    best = _Best()
+    for fitter in fitters:
+        branch = None
+        if folds.out_of_fold:
+            with task.part(f"out of fold {name}"):
+                loss = fitter.score_out_of_fold(folds.pairs, answers, n_jobs, kept)
+        else:
+            with use_task(task.part(f"branch {name}")):
+                branch = fitter.fit_on(folds.train)
+            loss = fitter.score(branch, folds.calibration, answers, kept)
+        best.offer(loss, fitter, branch, answers, kept)
+    return best.restore(answers, kept)
+
+
 class _Best:
     """The trial of a branch with the least loss, and what it answered."""
 
     def __init__(self) -> None:
-        self.loss = np.inf
-        self.alpha: float | None = None
-        self.branch: Any = None
-        self._row: StageTable | None = None
+        self._loss = np.inf
+        self._trial: tuple[BranchFitter, Any] | None = None
+        self._answers: StageTable | None = None
         self._proba: NDArray[np.float64] | None = None
 
     def offer(
         self,
         loss: float,
-        alpha: float | None,
+        fitter: BranchFitter,
         branch: Any,
         answers: StageTable,
         kept: CalibrationProbabilities | None,
-        stage: int,
     ) -> None:
         """Take a trial whose answers were just entered, if it is the best so far."""
-        if self._row is not None and loss >= self.loss:
+        if self._trial is not None and loss >= self._loss:
             return
-        self.loss, self.alpha, self.branch = loss, alpha, branch
-        self._row = answers.of_stages([stage])
+        self._loss, self._trial = loss, (fitter, branch)
+        self._answers = answers.of_stages([fitter.tap])
         if kept is not None:
-            self._proba = kept.proba[stage].copy()
+            self._proba = kept.proba[fitter.tap].copy()
 
     def restore(
-        self,
-        answers: StageTable,
-        kept: CalibrationProbabilities | None,
-        stage: int,
-    ) -> None:
+        self, answers: StageTable, kept: CalibrationProbabilities | None
+    ) -> tuple[BranchFitter, Any]:
         """Enter the best trial's answers again; later trials have written over them."""
-        assert self._row is not None  # one trial at least
-        answers.fill_stage(stage, self._row)
+        assert self._trial is not None  # one trial at least
+        assert self._answers is not None
+        fitter, branch = self._trial
+        answers.fill_stage(fitter.tap, self._answers)
         if kept is not None:
-            kept.proba[stage] = self._proba
+            kept.proba[fitter.tap] = self._proba
+        return fitter, branch

@@ -10,7 +10,7 @@ from scipy.sparse import issparse
 from sklearn.utils import get_tags
 from sklearn.utils.validation import validate_data
 
-from sk_calex.branches._base import BaseBranch
+from sk_calex.branches._as_branch import takes_frames
 from sk_calex.branches._input_kinds import describe, takes_missing, takes_sparse
 from sk_calex.utils._validation import is_frame
 
@@ -95,7 +95,7 @@ def read_plain(
     """
     if issparse(X):
         _refuse_where_not_taken(cascade, readers, _SPARSE)
-    elif readers is not None and is_frame(X) and not _has_torch(readers):
+    elif readers is not None and is_frame(X) and _take_frames(readers):
         validate_data(cascade, X, skip_check_array=True, reset=reset)
         if X.shape[0] == 0:
             raise ValueError(
@@ -129,8 +129,8 @@ def read_plain(
     return rows
 
 
-def _has_torch(readers: dict[str, list[Any]]) -> bool:
-    return any(isinstance(c, BaseBranch) for part in readers.values() for c in part)
+def _take_frames(readers: dict[str, list[Any]]) -> bool:
+    return all(takes_frames(c) for part in readers.values() for c in part)
 
 
 def _refuse_where_not_taken(

@@ -63,8 +63,9 @@ class MarginSearchCV(FoundCascade):
         point. The cheapest operating point within it is taken. Give this or
         `flops_budget`.
     flops_budget : float, default=None
-        Least share of the plain backbone's FLOPs to be saved, in [0, 1]. The most
-        accurate operating point within it is taken.
+        Least share of the plain backbone's FLOPs to be saved, in [0, 1], or of its cost
+        in the unit of the cascade's `costs`. The most accurate operating point within
+        it is taken.
     margins : "auto" or array-like of shape (n_margins,), default="auto"
         Margins to try, or values of what moves the method instead, the knob of a
         baseline or of the cascade's `calibrator`:
@@ -134,11 +135,13 @@ class MarginSearchCV(FoundCascade):
 
     Notes
     -----
-    Our definition. The drop is counted between pooled accuracies: held-out samples that
-    the cascade gets right, against those that the last stage gets right. It is an
-    estimate from a choice among many points, not a guarantee: on new data the drop can
-    be larger, the more so the fewer the samples. For a cascade on samples, their
-    features are made once and kept in memory (or as a memory map, with a cache).
+    Our definition. Cost is in the unit of the cascade's `costs` where it has them:
+    "cheapest", `flops_budget` and every `flops_reduction` are then about that cost,
+    otherwise about FLOPs. The drop is counted between pooled accuracies: held-out
+    samples that the cascade gets right, against those that the last stage gets right.
+    It is an estimate from a choice among many points, not a guarantee: on new data the
+    drop can be larger, the more so the fewer the samples. For a cascade on samples,
+    their features are made once and kept in memory (or as a memory map, with a cache).
 
     ``SurvivorAlignment(margin="same")`` cannot be searched here, since each margin then
     is another training: use `GridSearchCV` with `cheapest_within`.

@@ -94,7 +94,7 @@ class Task:
         context = self._context.subcontext(task_name=name, max_subtasks=n_parts)
         return Task(self._owner, context, self._given, fitted)
 
-    def handed_to(self, estimator: Any) -> AbstractContextManager[Any]:
+    def owned_by(self, estimator: Any) -> AbstractContextManager[Any]:
         """Return a context in which this step is the fit of another estimator."""
         if self._context is None:
             return nullcontext()

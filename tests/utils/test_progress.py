@@ -401,7 +401,7 @@ def test_fit_works_without_callbacks_in_scikit_learn(monkeypatch):
         def fit(self, X, y):
             with old.Task.root(self, 1, X, y) as task, task.part("epoch") as part:
                 self.coef_ = 1
-                with part.handed_to(object()):
+                with part.owned_by(object()):
                     return self, part.stop
 
     model = Model()

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from sk_calex.branches._as_branch import as_torch_branch
 from sk_calex.branches._base import BaseBranch
 from sk_calex.cascade._last_stage import LastStage
 
@@ -108,8 +109,9 @@ def answer_module(estimator: Any, where: str) -> AnswerModule:
     TypeError
         If it is something else.
     """
-    if isinstance(estimator, BaseBranch):
-        module: AnswerModule = _HeadAnswer(estimator)
+    branch = as_torch_branch(estimator)
+    if branch is not None:
+        module: AnswerModule = _HeadAnswer(branch)
     else:
         linear = _linear_form(estimator)
         if linear is None or not _gives_the_same(estimator, *linear):
