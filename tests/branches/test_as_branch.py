@@ -1,5 +1,8 @@
 """Any classifier as a branch: seeds, fits, probabilities and costs."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -29,12 +32,16 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from sk_calex import BranchClassifier, CascadeClassifier
+import sk_calex
+from sk_calex import BranchClassifier, CascadeClassifier, PrototypePoolingClassifier
 from sk_calex.branches._as_branch import (
+    as_torch_branch,
     count_target_classes,
     fit_as_branch,
     macs_of,
     probabilities_of,
+    share_soft_targets,
+    takes_frames,
 )
 
 X, Y = make_classification(
@@ -197,3 +204,91 @@ def test_a_torch_branch_takes_the_tap_in_its_own_shape():
     assert fitted.feature_shape_ == (5, 2)
     proba = probabilities_of(fitted, 3)(torch.from_numpy(X))
     np.testing.assert_allclose(proba, fitted.predict_proba(X))
+
+
+# -- torch branches and others ---------------------------------------------------------
+
+
+def asks_for(name, code):
+    """Lines of code that ask whether something is of a class of that name."""
+    lines = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.MatchClass):
+            kinds = [node.cls]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            asks = node.func.id in ("isinstance", "issubclass")
+            kinds = node.args[1:] if asks else []
+        else:
+            continue
+        names = [
+            getattr(part, "id", getattr(part, "attr", None))
+            for kind in kinds
+            for part in ast.walk(kind)
+        ]
+        lines += [node.lineno] if name in names else []
+    return lines
+
+
+def test_one_file_alone_tells_torch_branches_from_others():
+    """Wherever else it matters, a function of that file is used."""
+    package = Path(sk_calex.__file__).parent
+    asking = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if asks_for("BaseBranch", path.read_text(encoding="utf-8"))
+    }
+    assert asking == {"branches/_as_branch.py"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(a, B)",
+        "isinstance(a, (C, x.B))",
+        "issubclass(a, C | B)",
+        "match a:\n    case B():\n        pass",
+    ],
+)
+def test_questions_for_a_class_are_found(code):
+    assert asks_for("B", code)
+    assert not asks_for("D", code)
+    assert not asks_for("B", "B(isinstance(a, C), b=B)")
+
+
+def test_torch_branches_are_told_from_others():
+    for branch in (BranchClassifier(), PrototypePoolingClassifier()):
+        assert as_torch_branch(branch) is branch
+        assert not takes_frames(branch)
+    assert as_torch_branch(LogisticRegression()) is None
+    assert takes_frames(LogisticRegression())
+
+
+SOFT = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_labels_and_soft_targets_are_mixed_for_any_classifier(alpha):
+    codes, before = np.array([1, 2]), SOFT.copy()
+    model = LogisticRegression()
+    branch, soft = share_soft_targets(model, codes, SOFT, alpha)
+    assert branch is model
+    expected = alpha * SOFT + (1 - alpha) * np.eye(3)[codes]
+    np.testing.assert_allclose(soft, expected, atol=1e-15)
+    np.testing.assert_array_equal(SOFT, before)
+
+
+def test_a_torch_branch_mixes_for_itself():
+    given = BranchClassifier(alpha=0.9, random_state=0)
+    branch, soft = share_soft_targets(given, np.array([1, 2]), SOFT, 0.25)
+    assert (branch.alpha, given.alpha) == (0.25, 0.9)
+    assert branch.random_state == 0
+    assert soft is SOFT
+
+
+@pytest.mark.parametrize("branch", [LogisticRegression(), BranchClassifier()])
+def test_without_a_share_or_soft_targets_nothing_is_mixed(branch):
+    codes = np.array([1, 2])
+    same, soft = share_soft_targets(branch, codes, SOFT, None)
+    assert same is branch
+    assert soft is SOFT
+    assert share_soft_targets(branch, codes, None, 0.25)[1] is None
