@@ -104,7 +104,7 @@ class ImageFiles:
                 )
         self._paths, self._name, self._shape = paths, name, shape
         self._folder = os.getcwd()  # a worker process may have another one
-        self._kept: dict[int, bytes] = {}
+        self._first: bytes | None = None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -112,7 +112,7 @@ class ImageFiles:
     def first(self) -> Tensor:
         """Return the first image, of shape (1, 3, h, w); its file is not read again."""
         batch = self.read(slice(0, 1))
-        self._kept = {0: batch.contents[0]}
+        self._first = batch.contents[0]
         ((_, image),) = batch.decoded()
         return image[None]
 
@@ -131,7 +131,9 @@ class ImageFiles:
             for i, path in zip(indices, paths, strict=True)
         ]
         contents = [
-            self._kept[i] if i in self._kept else _read(path, f"{self._name}[{i}]")
+            self._first
+            if i == 0 and self._first is not None
+            else _read(path, f"{self._name}[{i}]")
             for i, path in zip(indices, paths, strict=True)
         ]
         return EncodedImages(contents, labels, self._shape)

@@ -47,7 +47,7 @@ class Task:
         The estimator that is fitted.
     context : sklearn.callback.CallbackContext or None
         The step in scikit-learn's tree of tasks; None without callbacks.
-    given : dict
+    data : dict
         `X`, `y` and `metadata` of the fit.
     fitted : callable or None
         Returns the attributes with which a copy of the owner is fitted up to this
@@ -63,11 +63,11 @@ class Task:
         self,
         owner: Any = None,
         context: Any = None,
-        given: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
         fitted: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._owner, self._context = owner, context
-        self._given, self._fitted = given or {}, fitted
+        self._data, self._fitted = data or {}, fitted
         self.stop = False
 
     @classmethod
@@ -79,8 +79,8 @@ class Task:
         if start is None:
             return cls()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        given = {"X": X, "y": y, "metadata": weights}
-        return cls(owner, start(max_subtasks=n_parts), given, dict)
+        data = {"X": X, "y": y, "metadata": weights}
+        return cls(owner, start(max_subtasks=n_parts), data, dict)
 
     def part(
         self,
@@ -92,7 +92,7 @@ class Task:
         if self._context is None:
             return self
         context = self._context.subcontext(task_name=name, max_subtasks=n_parts)
-        return Task(self._owner, context, self._given, fitted)
+        return Task(self._owner, context, self._data, fitted)
 
     def owned_by(self, estimator: Any) -> AbstractContextManager[Any]:
         """Return a context in which this step is the fit of another estimator."""
@@ -105,7 +105,7 @@ class Task:
 
     def __enter__(self) -> Self:
         if self._context is not None:
-            self._context.call_on_fit_task_begin(estimator=self._owner, **self._given)
+            self._context.call_on_fit_task_begin(estimator=self._owner, **self._data)
         return self
 
     def __exit__(
@@ -117,7 +117,7 @@ class Task:
         if self._context is not None and kind is None:
             self.stop = self._context.call_on_fit_task_end(
                 estimator=self._owner,
-                **self._given,
+                **self._data,
                 reconstruction_attributes=self._fitted,
             )
 
