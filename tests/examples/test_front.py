@@ -1,0 +1,197 @@
+"""The benchmark of the front: points are frozen before test labels are read."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.model_selection import PredefinedSplit
+
+from sk_calex import BranchClassifier, CascadeClassifier, TapLayout
+from sk_calex.backbone._layout import FeatureArray
+
+pytest.importorskip("torchvision")
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
+import _front_fits
+import _front_judge
+import _front_tasks
+import front
+
+N_CLASSES, N_BRANCHES = 3, 3
+
+
+def a_task(seed=0, n=(240, 120, 150)):
+    """Draw three taps and logits of three classes, each tap clearer than the last."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(N_CLASSES, size=sum(n))
+    shapes = ((3, 4, 4),) * N_BRANCHES
+    blocks = [
+        np.repeat(np.eye(N_CLASSES)[y], 16, axis=1) * clear
+        + rng.normal(size=(len(y), 48)) * 2
+        for clear in (0.6, 1.0, 1.4)
+    ]
+    logits = 4 * np.eye(N_CLASSES)[y] + rng.normal(size=(len(y), N_CLASSES)) * 2
+    layout = TapLayout(
+        ("a", "b", "c"), shapes, N_CLASSES, stage_macs=(40_000, 40_000, 40_000, 40_000)
+    )
+    X = FeatureArray.wrap(np.column_stack([*blocks, logits]).astype(np.float32), layout)
+    known = n[0] + n[1]
+    fold = np.r_[np.full(n[0], -1), np.zeros(n[1], int)]
+    return _front_tasks.Task(
+        X[:known],
+        y[:known],
+        PredefinedSplit(fold),
+        X[known:],
+        _front_tasks.TestLabels(y[known:]),
+    )
+
+
+@pytest.fixture
+def task():
+    return a_task()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few epochs, narrow heads and three values of every knob."""
+    monkeypatch.setattr(_front_fits, "LARGE", _front_fits.Budget((4, 4), 2))
+    monkeypatch.setattr(_front_fits, "DEFAULT_TAPS", (0, 2))
+    for name in ("LOCAL", "STOPPING", "QUOTA", "SHARED", "OWN_GATE"):
+        variant = getattr(front, name)
+        few = _front_judge.Variant(variant.rule, variant.values[2::8])
+        monkeypatch.setattr(front, name, few)
+    monkeypatch.setattr(front, "PRECISION_MARGINS", np.array([-0.2, 0.0, 0.3]))
+    # A search for the knob, in every variant, is what takes the time.
+    monkeypatch.setattr(front, "found", lambda variant: variant)
+    together = front.together
+    monkeypatch.setattr(front, "together", lambda variant, **_: together(variant))
+
+
+def random_fit(seed=0, n=(90, 60)):
+    """Draw answers of three branches and a last stage, and labels they are right of."""
+    rng = np.random.default_rng(seed)
+    parts, labels = [], []
+    for size in n:
+        y = rng.integers(N_CLASSES, size=size)
+        logits = rng.normal(size=(N_BRANCHES + 1, size, N_CLASSES))
+        logits[:, np.arange(size), y] += np.linspace(0.5, 3, N_BRANCHES + 1)[:, None]
+        proba = np.exp(logits)
+        proba /= proba.sum(axis=2, keepdims=True)
+        parts.append(_front_fits.Answers(proba))
+        labels.append(y)
+    stages, heads = np.full(N_BRANCHES + 1, 100.0), np.full(N_BRANCHES, 5.0)
+    return _front_fits.Fit(*parts, stages, heads, 1.0), *labels
+
+
+def a_variant(**settings):
+    values = np.array([0.0, 0.05, 0.2, 0.8])
+    return _front_judge.Variant(front.STOPPING.rule, values, ensemble=True, **settings)
+
+
+def test_test_labels_are_not_read_before_the_points_are_frozen():
+    sealed = _front_tasks.TestLabels(np.array([0, 1]))
+    with pytest.raises(RuntimeError, match="before the operating points"):
+        sealed.read()
+    sealed.freeze("some points")
+    np.testing.assert_array_equal(sealed.read(), [0, 1])
+    with pytest.raises(RuntimeError, match="other operating points"):
+        sealed.freeze("better points")
+    with pytest.raises(RuntimeError, match="before the operating points"):
+        sealed.seal_again().read()
+
+
+def test_judge_freezes_the_points_and_then_reads_the_test_labels_once():
+    events = []
+
+    class Watched(_front_tasks.TestLabels):
+        def freeze(self, points):
+            events.append("freeze")
+            super().freeze(points)
+
+        def read(self):
+            events.append("read")
+            return super().read()
+
+    fit, y, truth = random_fit()
+    variants = {"a": (a_variant(has_auto=True), fit)}
+    record = _front_judge.judge(variants, y, Watched(truth), seed=0)
+    assert events == ["freeze", "read"]
+    assert set(record["a"]) >= {"test_at_cuts", "validation_at_cuts", "aims", "auto"}
+
+
+def test_the_points_do_not_depend_on_the_test_labels():
+    fit, y, truth = random_fit()
+    frozen = []
+    for labels in (truth, (truth + 1) % N_CLASSES):
+        sealed = _front_tasks.TestLabels(labels)
+        _front_judge.judge({"a": (a_variant(), fit)}, y, sealed, seed=0)
+        frozen.append(sealed._frozen)
+    assert frozen[0] == frozen[1]
+
+
+def test_a_cut_mixes_two_neighbours_so_that_exactly_so_much_is_saved():
+    codes = np.array([[0, 0, 0, 0], [0, 0, 1, 1]], dtype=np.int16)
+    cost = np.array([[0.8] * 4, [0.4] * 4])
+    path = _front_judge.Path(codes, cost, np.zeros(4, dtype=np.int16))
+    points = _front_judge.choose(path, np.zeros(4, dtype=int), path)
+    first, second, share = points["cuts"][_front_judge.CUTS.index(0.5)]
+    assert path.saved[first] * (1 - share) + path.saved[second] * share == (
+        pytest.approx(0.5)
+    )
+    assert points["cuts"][_front_judge.CUTS.index(0.7)] is None
+    # From the plain backbone, which saves nothing, to the strictest value.
+    first, second, share = _front_judge._mixture(0.1, np.array([0, 1]), path.saved)
+    assert (first, second, share) == (-1, 0, pytest.approx(0.5))
+
+
+def test_an_aim_takes_what_saves_most_within_the_validated_loss():
+    y = np.zeros(200, dtype=int)
+    plain = np.zeros(200, dtype=np.int16)
+    codes = np.tile(plain, (3, 1))
+    codes[1, :1] = codes[2, :4] = 1  # half a point lost, then two
+    cost = np.repeat([[0.9], [0.6], [0.3]], 200, axis=1)
+    path = _front_judge.Path(codes, cost, plain)
+    aims = _front_judge.choose(path, y, path)["aims"]
+    assert (aims["0.0"], aims["0.005"], aims["0.01"]) == (0, 1, 1)
+    assert aims["0.005+se"] == 0  # one row lost of 200 is half a point within one error
+
+
+def test_recipe_is_the_cascade_with_labels_on_its_late_branches(task, quick, tmp_path):
+    soft, labels = (
+        _front_fits.fit_or_read(task, "a", name, 0, tmp_path)
+        for name in ("soft", "labels")
+    )
+    late = soft.with_branches(labels, range(N_BRANCHES // 2, N_BRANCHES))
+    branch = BranchClassifier(
+        "conv", head_params={"widths": (4, 4)}, max_iter=2, **_front_fits.TRAINING
+    )
+    cascade = CascadeClassifier(
+        branch=branch,
+        alignment="none",
+        alpha=[0.5, 0.0, 0.0],
+        margin=0.0,
+        cv=task.split,
+        input="features",
+        random_state=0,
+    ).fit(task.X, task.y)
+    np.testing.assert_allclose(
+        late.test.proba, cascade.stage_probabilities(task.test_X), atol=1e-6
+    )
+    np.testing.assert_allclose(late.heads, cascade._branch_macs())
+
+
+def test_every_method_gives_a_cell_and_is_trained_once(task, quick, tmp_path):
+    cells = [front.run("a", task, method, 0, tmp_path) for method in front.METHODS]
+    names = {name for cell in cells for name in cell["variants"]}
+    assert names >= {front.RECIPE, front.DEFAULTS, *front.BASELINES}
+    result = front.summary(cells)["a"]
+    assert result["BoostNet"]["seeds"] == [0]
+    assert len(result["BoostNet"]["recipe_ahead_by"]["mean"]) == len(front.CUTS)
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    front.run("a", task, "boostnet", 0, tmp_path)
+    assert trained == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+
+
+def test_a_task_without_its_weights_says_what_is_missing():
+    with pytest.raises(FileNotFoundError, match="train_backbone"):
+        front.load_task("resnet50", "cache")
