@@ -57,8 +57,9 @@ class ExitPolicy(BaseEstimator):
     -----
     A rule of your own sets `thresholds_` in `_fit`, gives its scores in `_scores` (the
     confidence by default), names in `knob` the parameter that moves along the
-    accuracy-cost curve, and says in `needs_costs` whether its fit needs `costs`. For
-    ``"auto"`` it returns in `_knob_values` what to try, from strict to lax.
+    accuracy-cost curve, and says in `needs_costs` whether its fit needs `costs`, in
+    `needs_calibration` whether it learns anything from samples. For ``"auto"`` it
+    returns in `_knob_values` what to try, from strict to lax.
 
     After a fit the attribute named as the knob and an underscore, such as
     ``threshold_``, holds the value that is used; NaN where ``"auto"`` lets nothing
@@ -86,6 +87,7 @@ class ExitPolicy(BaseEstimator):
 
     knob: ClassVar[str]
     needs_costs: ClassVar[bool] = False
+    needs_calibration: ClassVar[bool] = True
     #: Of rules that have no such parameter.
     max_accuracy_drop: float = 0.005
     thresholds_: NDArray[np.float64]

@@ -15,14 +15,15 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.calibration._answers import StageTable
-from sk_calex.calibration._exit_rule import first_exits
+from sk_calex.calibration._exit_rule import ExitPolicy, first_exits
 from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._costs import cost_name, depth_prices
 from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
-from ._estimators import knob_of
+from ._cached_answers import CachedCascade, check_answers
+from ._estimators import default_values, knob_of
 
 if TYPE_CHECKING:
     from sk_calex.cascade._cascade import CascadeClassifier
@@ -115,29 +116,50 @@ def margin_curve(
 
 
 def operating_curve(
-    cascade: BaseCascade,
+    cascade: BaseCascade | ExitPolicy,
     X: Any,
     y: ArrayLike,
-    values: Iterable[Any],
+    values: Iterable[Any] | None = None,
     *,
+    calibration: Any = None,
+    costs: Any = None,
+    backbone_cost: float | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> Bunch:
-    """Measure accuracy and cost of any fitted cascade over its knob.
+    """Measure accuracy and cost over the knob of a cascade, or of a rule on arrays.
 
     The knob is the parameter that moves a method along the curve: the margin of
     `CascadeClassifier`, or the knob of its `calibrator`; the threshold, quota or
     patience of a baseline. Every stage answers every sample once; nothing is trained.
+    With an exit rule in place of a cascade the answers are arrays, from anywhere.
 
     Parameters
     ----------
-    cascade : BaseCascade
-        A fitted cascade; not changed.
+    cascade : BaseCascade or ExitPolicy
+        - a fitted cascade; not changed;
+        - a rule of `sk_calex.policies`, or one of yours, for answers that are cached;
+          it is cloned.
     X : array, tensor or Dataset of shape (n_samples, ...)
-        Samples, as in its fit.
+        Samples, as in the cascade's fit. For a rule the probabilities of the branches
+        in cascade order and of the last stage: an array of shape (n_stages, n_samples,
+        n_classes), a list of one array for each stage, or a `StageTable`.
     y : array-like of shape (n_samples,)
-        True labels.
-    values : iterable of float
-        Values of the knob; margins may be sequences, one margin a branch.
+        True labels; for a rule class codes, ``0 .. n_classes - 1``.
+    values : iterable of float, default=None
+        Values of the knob; margins may be sequences, one margin a branch. None: some
+        that span the curve.
+    calibration : tuple or CalibrationSet, default=None
+        With a rule, what it is fitted on at each value: ``(probabilities, y)`` or
+        ``(probabilities, y, sample_weight)`` of samples that trained no stage and are
+        not in `X`, or the `calibration_` of a cascade. Only rules that learn nothing
+        (`SharedThreshold`, `EntropyThreshold`, `Patience`, `OwnGate`) need none.
+    costs : array-like of shape (n_stages,) or dict, default=None
+        With a rule, the cost of an answer at each depth, heads included and not
+        falling, or a dict with ``"stages"`` and ``"heads"``, as `measure_costs` returns
+        it. A cascade has its own.
+    backbone_cost : float, default=None
+        With a rule, the cost of the plain last stage, without heads, in the same unit.
+        None: the last one of `costs`; of a dict the sum of its stages.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples in all figures.
 
@@ -148,7 +170,7 @@ def operating_curve(
             The values.
         accuracy, flops_reduction : ndarray of float64, shape (n_values,)
             Accuracy in [0, 1]; share of the plain backbone's FLOPs saved, heads
-            included; where the cascade has `costs`, of that cost.
+            included; where there are `costs`, of that cost.
         depth_share : ndarray of float64, shape (n_values, n_branches + 1)
             Share of the samples answered at each depth.
         backbone_accuracy : float
@@ -156,13 +178,17 @@ def operating_curve(
         n_samples : float
             Number of samples; with weights, their effective number (Kish).
         cost_name : str
-            What ``flops_reduction`` is a share of: "FLOPs", or for a cascade with
-            `costs` their ``"unit"``, such as "ms", or "cost".
+            What ``flops_reduction`` is a share of: "FLOPs", or where there are `costs`
+            their ``"unit"``, such as "ms", or "cost".
 
     Raises
     ------
     ValueError
-        If a value is not accepted by the method, or the MACs are unknown.
+        If a value is not accepted by the method, or the MACs are unknown; for a rule,
+        if shapes do not fit, an entry is not a probability, a cost is missing, negative
+        or below that of an earlier depth, or `calibration` is needed.
+    TypeError
+        If `cascade` is neither a cascade nor a rule.
 
     Examples
     --------
@@ -174,8 +200,42 @@ def operating_curve(
     >>> curve = operating_curve(cascade.fit(X, y), X, y, [0.5, 0.99])
     >>> bool(curve.flops_reduction[0] > curve.flops_reduction[1])
     True
+
+    Of probabilities, labels and costs alone:
+
+    >>> first = [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]
+    >>> last = [[0.9, 0.1], [0.1, 0.9], [0.1, 0.9]]
+    >>> curve = operating_curve(
+    ...     SharedThreshold(), [first, last], [0, 1, 1], [0.5, 0.7], costs=[1, 4]
+    ... )
+    >>> curve.accuracy.round(3), curve.flops_reduction.round(3)
+    (array([0.667, 1.   ]), array([0.75, 0.5 ]))
     """
-    outcomes = Outcomes.of(cascade, X, y, sample_weight)
+    if isinstance(cascade, ExitPolicy):
+        outcomes = _outcomes_of_arrays(
+            cascade, X, y, calibration, costs, backbone_cost, sample_weight
+        )
+    elif isinstance(cascade, BaseCascade):
+        given = {
+            "calibration": calibration,
+            "costs": costs,
+            "backbone_cost": backbone_cost,
+        }
+        extra = [name for name, value in given.items() if value is not None]
+        if extra:
+            raise ValueError(
+                f"{extra[0]} was given, but a cascade has its own. Leave it out, or "
+                "give an exit rule and stage probabilities in place of the cascade."
+            )
+        outcomes = Outcomes.of(cascade, X, y, sample_weight)
+    else:
+        raise TypeError(
+            "cascade must be a fitted cascade or an exit rule of sk_calex.policies, "
+            f"got {type(cascade).__name__}. Of a pipeline give the last step, and X as "
+            "that gets it."
+        )
+    if values is None:
+        values = default_values(outcomes.cascade)
     values = np.array(list(values))
     points = [outcomes.at(value) for value in values.tolist()]
     return Bunch(
@@ -185,8 +245,32 @@ def operating_curve(
         depth_share=np.array([point.depth_share for point in points]),
         backbone_accuracy=outcomes.backbone_accuracy,
         n_samples=outcomes.effective_size,
-        cost_name=cost_name(cascade),
+        cost_name=cost_name(outcomes.cascade),
     )
+
+
+def _outcomes_of_arrays(
+    rule: ExitPolicy,
+    answers: Any,
+    y: ArrayLike,
+    calibration: Any,
+    costs: Any,
+    backbone_cost: float | None,
+    sample_weight: ArrayLike | None,
+) -> Outcomes:
+    """Collect what cached answers say, with a stand-in for their cascade."""
+    table, labels = check_answers(answers, y, "X")
+    stand_in = CachedCascade.of(rule, table, labels, calibration, costs)
+    if backbone_cost is not None and not 0 < backbone_cost < np.inf:
+        raise ValueError(
+            f"backbone_cost={backbone_cost!r} must be positive and finite, in the unit "
+            "of costs."
+        )
+    weight = None
+    if sample_weight is not None:
+        weight = check_sample_weight(sample_weight, labels)
+    right = table.predicted == labels
+    return Outcomes(stand_in, table, right, weight, backbone_cost)
 
 
 @dataclass(frozen=True)
@@ -206,13 +290,15 @@ class Outcomes:
     """A fitted cascade, and which stages are right about which samples.
 
     Every stage answers every sample once; an operating point then costs a calibration
-    and a comparison. `weight` is None or of shape (n_samples,).
+    and a comparison. `weight` is None or of shape (n_samples,). `backbone_cost` is that
+    of the plain last stage, where it is not what the cascade says.
     """
 
     cascade: Any
     table: StageTable
     right: NDArray[np.bool_]
     weight: NDArray[np.float64] | None
+    backbone_cost: float | None = None
 
     @classmethod
     def of(
@@ -256,6 +342,7 @@ class Outcomes:
     def exiting(self, depth: NDArray[np.intp]) -> Point:
         """Measure the operating point where every sample exits at a given depth."""
         costs, plain = depth_prices(self.cascade)
+        plain = plain if self.backbone_cost is None else self.backbone_cost
         right = self.right[depth, np.arange(len(depth))]
         share = np.bincount(depth, self.weight, minlength=len(costs)) / self.total
         return Point(

@@ -112,7 +112,7 @@ def default_values(cascade: Any) -> list[float]:
         return [0.0, *np.geomspace(0.01, 1.2, 30).tolist()]
     raise ValueError(
         f"no values of {knob_of(cascade)!r} are known for {rule!r}. Give them as "
-        "margins=[...] of a search or values=[...] of a scorer."
+        "margins=[...] of a search or values=[...] of a scorer or curve."
     )
 
 

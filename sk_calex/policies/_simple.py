@@ -109,6 +109,7 @@ class SharedThreshold(ExitPolicy):
     """
 
     knob: ClassVar[str] = "threshold"
+    needs_calibration: ClassVar[bool] = False
     _parameter_constraints: dict[str, list[Any]] = {
         **ExitPolicy._parameter_constraints,
         "threshold": [ANY_NUMBER, StrOptions({"auto"})],
@@ -167,6 +168,7 @@ class EntropyThreshold(ExitPolicy):
     """
 
     knob: ClassVar[str] = "threshold"
+    needs_calibration: ClassVar[bool] = False
     _parameter_constraints: dict[str, list[Any]] = {
         **ExitPolicy._parameter_constraints,
         "threshold": [ANY_NUMBER, StrOptions({"auto"})],
@@ -220,6 +222,7 @@ class Patience(ExitPolicy):
     """
 
     knob: ClassVar[str] = "patience"
+    needs_calibration: ClassVar[bool] = False
     _parameter_constraints: dict[str, list[Any]] = {
         **ExitPolicy._parameter_constraints,
         "patience": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
@@ -277,6 +280,7 @@ class OwnGate(ExitPolicy):
     """
 
     knob: ClassVar[str] = "threshold"
+    needs_calibration: ClassVar[bool] = False
     _parameter_constraints: dict[str, list[Any]] = {
         **ExitPolicy._parameter_constraints,
         "threshold": [ANY_NUMBER, StrOptions({"auto"})],

@@ -19,10 +19,11 @@ from sk_calex.inspection._reports import label_codes
 from sk_calex.model_selection import pareto_front
 from sk_calex.model_selection._curves import Outcomes
 from sk_calex.model_selection._estimators import cascade_in, input_of, knob_of
-from sk_calex.policies import Oracle, first_exits
+from sk_calex.policies import ExitPolicy, Oracle, first_exits
 from sk_calex.utils._validation import check_sample_weight
 
 from ._points import (
+    curve_of_probabilities,
     knob_values,
     numbers_of,
     points_in_per_cent,
@@ -290,7 +291,7 @@ class CascadeDisplay:
             backbone_accuracy=curve.backbone_accuracy,
             values=curve.get("knob_values", curve.get("margins")),
             n_samples=curve.get("n_samples"),
-            value_name="margin" if "margins" in curve else None,
+            value_name="margin" if "margins" in curve else curve.get("value_name"),
             name=name,
             cost_name=curve.get("cost_name", "FLOPs"),
         )
@@ -301,11 +302,13 @@ class CascadeDisplay:
         cls,
         y_true: ArrayLike,
         y_pred: ArrayLike,
-        depth: ArrayLike,
+        depth: ArrayLike | None = None,
         *,
-        costs: ArrayLike,
-        backbone_cost: float,
+        costs: Any,
+        backbone_cost: float | None = None,
         backbone_pred: ArrayLike | None = None,
+        rule: ExitPolicy | None = None,
+        calibration: Any = None,
         sample_weight: ArrayLike | None = None,
         values: ArrayLike | None = None,
         pareto: bool | str = False,
@@ -314,29 +317,41 @@ class CascadeDisplay:
         ax: Axes | FigureBase | None = None,
         **kwargs: Any,
     ) -> CascadeDisplay:
-        """Draw answers and their depths, one row an operating point.
+        """Draw plain arrays: answers with their depths, or probabilities of the stages.
 
         Parameters
         ----------
         y_true : array-like of shape (n_samples,)
-            True labels.
-        y_pred : array-like of shape (n_points, n_samples) or (n_samples,)
-            Labels answered at each operating point.
-        depth : array-like of int, shape (n_points, n_samples) or (n_samples,)
+            True labels; with probabilities class codes, ``0 .. n_classes - 1``.
+        y_pred : array-like of shape (n_points, n_samples), (n_samples,) or \
+                (n_stages, n_samples, n_classes)
+            - labels answered at each operating point, with their `depth`;
+            - without `depth`, the probabilities of all stages, or a list of one array
+              for each. A `rule` then says who exits.
+        depth : array-like of int, shape (n_points, n_samples) or (n_samples,), \
+                default=None
             Where each sample was answered: what ``predict(X, return_depth=True)``
-            returns beside the labels.
+            returns beside the labels. None: `y_pred` holds probabilities.
         costs : array-like of shape (n_depths,)
             Cost of an answer at each depth in any unit, heads included: a cascade's
-            `depth_costs_`.
-        backbone_cost : float
-            Cost of the plain backbone, without heads, in the same unit.
+            `depth_costs_`. With probabilities also a dict with ``"stages"`` and
+            ``"heads"``.
+        backbone_cost : float, default=None
+            Cost of the plain backbone, without heads, in the same unit. Needed with
+            `depth`; with probabilities see `operating_curve`.
         backbone_pred : array-like of shape (n_samples,), default=None
-            Labels that the plain backbone answers. None: it is not drawn.
+            Labels that the plain backbone answers; with `depth` only. None: it is not
+            drawn.
+        rule : ExitPolicy, default=None
+            With probabilities, the exit rule whose knob is moved. None:
+            ``SharedThreshold()``, on the largest probability.
+        calibration : tuple or CalibrationSet, default=None
+            With probabilities, what the rule is fitted on: see `operating_curve`.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples.
         values : array-like of shape (n_points, ...), default=None
             Value of the knob at each operating point, written beside it if it is a
-            number.
+            number. With probabilities those to draw; None: some that span the curve.
         pareto : bool or "only", default=False
             As of :meth:`plot`.
         name : str, default=None
@@ -356,7 +371,9 @@ class CascadeDisplay:
         Raises
         ------
         ValueError
-            If shapes do not fit, a depth has no cost, or a cost is not positive.
+            If shapes do not fit, a depth has no cost, a cost is not positive or falls
+            with the depth, or what belongs to answers is given with probabilities, or
+            the reverse.
         ImportError
             If matplotlib is not installed.
 
@@ -372,7 +389,42 @@ class CascadeDisplay:
         ... )
         >>> display.flops_reduction.round(3), display.accuracy.round(3)
         (array([0.183, 0.75 ]), array([1.   , 0.667]))
+
+        From the probabilities of a branch and of the backbone:
+
+        >>> first = [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]
+        >>> last = [[0.9, 0.1], [0.1, 0.9], [0.1, 0.9]]
+        >>> display = CascadeDisplay.from_predictions(
+        ...     [0, 1, 1], [first, last], costs=[1, 4], values=[0.5, 0.7]
+        ... )
+        >>> display.flops_reduction.round(3), display.accuracy.round(3)
+        (array([0.75, 0.5 ]), array([0.667, 1.   ]))
         """
+        if depth is None:
+            curve = curve_of_probabilities(
+                y_true,
+                y_pred,
+                rule,
+                values,
+                calibration=calibration,
+                costs=costs,
+                backbone_cost=backbone_cost,
+                backbone_pred=backbone_pred,
+                sample_weight=sample_weight,
+            )
+            curve.cost_name = cost_name
+            return cls.from_curve(curve, pareto=pareto, name=name, ax=ax, **kwargs)
+        for what, given in (("rule", rule), ("calibration", calibration)):
+            if given is not None:
+                raise ValueError(
+                    f"{what} was given, but with depth it is known who exits where. "
+                    "Leave one of the two out."
+                )
+        if backbone_cost is None:
+            raise ValueError(
+                "backbone_cost=None, but the saving is a share of it: give the cost of "
+                "the plain backbone, without heads, in the unit of costs."
+            )
         points = points_of_predictions(
             y_true, y_pred, depth, costs, backbone_cost, backbone_pred, sample_weight
         )

@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
+from sk_calex.calibration._answers import StageTable
+from sk_calex.model_selection import operating_curve
 from sk_calex.model_selection._estimators import default_values, knob_of
+from sk_calex.policies import ExitPolicy, SharedThreshold
 from sk_calex.utils._intervals import clopper_pearson
 from sk_calex.utils._validation import check_finite, check_sample_weight
 
 __all__ = [
+    "curve_of_probabilities",
     "knob_values",
     "numbers_of",
     "points_in_per_cent",
@@ -38,6 +43,35 @@ def knob_values(
             )
         values = margins
     return np.array(default_values(cascade) if values is None else list(values))
+
+
+def curve_of_probabilities(
+    y_true: ArrayLike,
+    probabilities: Any,
+    rule: ExitPolicy | None,
+    values: Any,
+    *,
+    backbone_pred: ArrayLike | None,
+    **given: Any,
+) -> Bunch:
+    """Compute the curve that `CascadeDisplay` draws of probabilities of stages."""
+    if not isinstance(probabilities, StageTable):
+        first = probabilities[0] if len(probabilities) else []
+        if np.ndim(first) < 2:
+            raise ValueError(
+                "depth=None, so y_pred must hold the probabilities of all stages, of "
+                "shape (n_stages, n_samples, n_classes); its first entry has shape "
+                f"{np.shape(first)}. With labels give the depth of each, too."
+            )
+    if backbone_pred is not None:
+        raise ValueError(
+            "backbone_pred was given, but the probabilities of the last stage say what "
+            "the backbone answers. Leave it out."
+        )
+    rule = SharedThreshold() if rule is None else rule
+    curve = operating_curve(rule, probabilities, y_true, values, **given)
+    curve.value_name = rule.knob
+    return curve
 
 
 def points_of_predictions(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sk_calex import CascadeDisplay, operating_curve
+from sk_calex.policies import Quota
 from tests.inspection._inspected import calexnet, data, fit
 
 COSTS = [20.0, 70.0, 120.0]
@@ -53,6 +54,57 @@ def test_answers_of_a_cascade_give_its_curve():
     np.testing.assert_allclose(display.accuracy, curve.accuracy)
 
 
+FIRST = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+LAST = np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
+
+
+def draw_probabilities(y_true=(0, 1, 1), y_pred=(FIRST, LAST), **params):
+    params = {"costs": [1, 4], "values": [0.5, 0.7]} | params
+    return CascadeDisplay.from_predictions(y_true, y_pred, **params)
+
+
+def test_probabilities_by_hand():
+    """At 0.5 all exit at the branch, at 0.7 the second row goes on."""
+    display = draw_probabilities(name="arrays", cost_name="ms")
+    np.testing.assert_allclose(display.accuracy, [2 / 3, 1])
+    np.testing.assert_allclose(display.flops_reduction, [0.75, 1 - 6 / 12])
+    assert display.backbone_accuracy == 1.0
+    np.testing.assert_array_equal(display.values, [0.5, 0.7])
+    assert display.n_samples == 3
+    assert display.line_.get_label() == "arrays"
+    assert display.ax_.get_xlabel() == "ms saved (%)"
+    assert "numbers: threshold" in display.ax_.get_title()
+    dearer = draw_probabilities(backbone_cost=2.0)
+    np.testing.assert_allclose(dearer.flops_reduction, [0.5, 0.0])
+
+
+def test_probabilities_under_a_rule_give_its_curve():
+    proba = np.array([FIRST, LAST])
+    settings = {"costs": [1, 4], "calibration": (proba, [0, 1, 1])}
+    values = [0.2, 0.5]
+    curve = operating_curve(Quota(), proba, [0, 1, 1], values, **settings)
+    display = draw_probabilities(y_pred=proba, rule=Quota(), **settings, values=values)
+    np.testing.assert_array_equal(display.flops_reduction, curve.flops_reduction)
+    np.testing.assert_array_equal(display.accuracy, curve.accuracy)
+    assert "numbers: decay" in display.ax_.get_title()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"y_pred": [0, 1, 0]}, "depth=None, so y_pred must hold the probabilities"),
+        ({"y_pred": []}, r"its first entry has shape \(0,\)"),
+        ({"backbone_pred": [0, 1, 1]}, "backbone_pred was given"),
+        ({"costs": [4, 1]}, "costs falls from 4 at depth 0"),
+        ({"rule": Quota()}, "calibration=None, but Quota"),
+        ({"y_true": [0, 1]}, "y must be 3 class codes"),
+    ],
+)
+def test_probabilities_that_do_not_fit_are_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        draw_probabilities(**params)
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -65,6 +117,9 @@ def test_answers_of_a_cascade_give_its_curve():
         ({"costs": [1, np.nan, 2]}, "must be finite"),
         ({"costs": [-1.0, 1, 2]}, "not negative"),
         ({"backbone_cost": 0}, "backbone_cost=0 positive"),
+        ({"backbone_cost": None}, "backbone_cost=None, but the saving"),
+        ({"rule": Quota()}, "rule was given, but with depth"),
+        ({"calibration": ([], [])}, "calibration was given, but with depth"),
         ({"backbone_pred": [1]}, "inconsistent numbers of samples"),
     ],
 )
