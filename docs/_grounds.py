@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 # The ink of each ground; the ground itself is the page's.
 INK = {"light": "#333333", "dark": "#d5d8e2"}
 # The same bytes on every run; text as text, in whatever sans-serif there is.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sk_calex",
     "font.family": "sans-serif",
@@ -20,15 +21,21 @@ STYLE = {
 }
 
 
-def axes(width: float, height: float, ink: str) -> Axes:
-    """Make axes with a grid and without a box, all of it in one ink."""
-    ax = Figure(figsize=(width, height), layout="constrained").subplots()
+def sheet(width: float, height: float, ink: str) -> tuple[Figure, Axes]:
+    """Make a figure of one plot, with a grid and without a box, all in one ink."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    ax = figure.subplots()
+    plain(ax, ink)
+    return figure, ax
+
+
+def plain(ax: Axes, ink: str) -> None:
+    """Give axes a grid and no box, all of it in one ink."""
     ax.tick_params(colors=ink)
     ax.grid(visible=True, color=ink, alpha=0.15)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(ink)
-    return ax
 
 
 def save(figure: Figure, path: Path, description: str) -> None:

@@ -53,7 +53,7 @@ BLOCK = re.compile(
 DIGEST = re.compile(r"<!-- Outputs by docs/build_pages.py of code (\w+). -->\n")
 
 # Text stays text, in whatever sans-serif there is; the ground is that of the page.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "savefig.transparent": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "sk_calex",

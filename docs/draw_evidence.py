@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from _grounds import STYLE, plain
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,7 @@ def draw_alignment(record: dict[str, Any], ink: str, colors: tuple[str, ...]) ->
         ax.set_ylim(bottom=0)
         ax.set_title(title, color=ink, fontsize=10)
         ax.set_xlabel("branch", color=ink)
-        _plain(ax, ink)
+        plain(ax, ink)
     first = figure.axes[0]
     first.set_ylabel("total variation", color=ink)
     first.legend(frameon=False, labelcolor=ink, fontsize=9)
@@ -116,16 +117,8 @@ def draw_components(
         color=ink,
     )
     ax.legend(frameon=False, labelcolor=ink, fontsize=9)
-    _plain(ax, ink)
+    plain(ax, ink)
     return figure
-
-
-def _plain(ax: Any, ink: str) -> None:
-    ax.tick_params(colors=ink)
-    ax.grid(visible=True, color=ink, alpha=0.15)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(ink)
 
 
 PICTURES = {"alignment": draw_alignment, "components": draw_components}
@@ -135,17 +128,10 @@ def main(folder: Path = FOLDER) -> None:
     """Write the pictures."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     folder.mkdir(exist_ok=True)
-    # The same bytes on every run; text as text, in whatever sans-serif there is.
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "sk_calex",
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-    }
     about = f"{RECORD.name}, numbers {digest(record)}"
     for ground, (ink, colors) in GROUNDS.items():
         for name, drawing in PICTURES.items():
-            with mpl.rc_context(style):
+            with mpl.rc_context(STYLE):
                 drawing(record, ink, colors).savefig(
                     folder / f"{name}-{ground}.svg",
                     transparent=True,

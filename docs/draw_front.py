@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _grounds import INK, axes, save
+from _grounds import INK, save, sheet
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def digest(record: dict[str, Any]) -> str:
 def draw(record: dict[str, Any], colors: dict[str, str]) -> Figure:
     """Draw accuracy against FLOPs saved: means over seeds, bands of one deviation."""
     ink = colors["ink"]
-    ax = axes(6.4, 3.6, ink)
+    figure, ax = sheet(6.4, 3.6, ink)
     for name, (label, marker, dashes) in CURVES.items():
         found = record["summary"][name]
         saved, right, spread = (
@@ -57,8 +57,9 @@ def draw(record: dict[str, Any], colors: dict[str, str]) -> Figure:
                 found["accuracy"]["sd"],
             )
         )
-        look = {"color": colors[name], "linestyle": dashes, "marker": marker}
-        ax.plot(saved, right, label=label, linewidth=2, markersize=5, **look)
+        look: dict[str, Any] = {"color": colors[name], "marker": marker}
+        look |= {"linestyle": dashes, "markersize": 5}
+        ax.plot(saved, right, label=label, linewidth=2, **look)
         ax.fill_between(
             saved, right - spread, right + spread, color=colors[name], alpha=0.2, lw=0
         )
@@ -82,7 +83,7 @@ def draw(record: dict[str, Any], colors: dict[str, str]) -> Figure:
     ax.set_ylabel("Accuracy (%)", color=ink)
     ax.set_xlim(-3, 73)
     ax.legend(frameon=False, labelcolor=ink, loc="lower left")
-    return ax.figure
+    return figure
 
 
 def exits(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,13 @@ stands in the files: the tests compare it with the record.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from _grounds import INK, axes, save
+from _grounds import INK, save, sheet
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +24,7 @@ BENCHMARKS = ROOT / "examples" / "benchmarks"
 RECORD = BENCHMARKS / "results" / "compare_methods.json"
 FOLDER = ROOT / "docs" / "images"
 sys.path.append(str(BENCHMARKS))
-
-from _fronts import families, mean_front  # noqa: E402
+fronts: Any = importlib.import_module("_fronts")  # found beside the benchmarks
 
 # How each method looks that the page is about, in the order of the legend: colours for
 # light and dark pages, and a mark and dashes that tell it apart without them.
@@ -64,25 +64,26 @@ def digest(record: dict[str, Any]) -> str:
 
 def drawn(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Give the runs by method, without other exit rules on CalexNet's branches."""
-    found: dict[str, list[dict[str, Any]]] = families(record["runs"])
+    found: dict[str, list[dict[str, Any]]] = fronts.families(record["runs"])
     return {name: found[name] for name in found if name in STYLES or "," not in name}
 
 
 def draw(record: dict[str, Any], ground: str) -> Figure:
     """Draw mean fronts over seeds, and bands of one standard deviation."""
     ink, runs = INK[ground], drawn(record)
-    ax = axes(8.0, 5.2, ink)
+    figure, ax = sheet(8.0, 5.2, ink)
     backbone = 100 * record["runs"][0]["backbone_accuracy"]
     ax.axhline(backbone, color=ink, linewidth=1, linestyle=":")
     ax.plot([0], [backbone], "*", color=ink, markersize=13, label="the network itself")
     others = [name for name in runs if name not in STYLES]
     for i, name in enumerate([*(n for n in STYLES if n in runs), *others]):
-        saved, accuracy, deviation = mean_front(runs[name], STEP)
+        saved, accuracy, deviation = fronts.mean_front(runs[name], STEP)
         saved, accuracy = 100 * saved, 100 * accuracy
         every = (1 + i % 5, 5)  # the marks of neighbours stand side by side
         if name in others:
             mark = OTHERS[others.index(name) % len(OTHERS)]
-            look = {"color": ink, "alpha": 0.5, "linewidth": 0.8, "marker": mark}
+            look: dict[str, Any] = {"color": ink, "alpha": 0.5, "marker": mark}
+            look |= {"linewidth": 0.8}
             ax.plot(saved, accuracy, label=name, markevery=every, **look)
             continue
         style = STYLES[name]
@@ -101,7 +102,7 @@ def draw(record: dict[str, Any], ground: str) -> Figure:
     of = f"means of {seeds} seeds, bands: deviation" if seeds > 1 else "one seed"
     ax.set_title(f"Chosen on validation, drawn on test; {of}", fontsize=10, color=ink)
     ax.legend(frameon=False, labelcolor=ink, loc="lower left", fontsize=9)
-    return ax.figure
+    return figure
 
 
 def main(folder: Path = FOLDER) -> None:

@@ -54,7 +54,7 @@ WEIGHTS = {
 
 def gains(record: Record, backbone: str, name: str, gate: str = "local") -> Table:
     """Show the accuracy of the first case, and how much the others gain on it."""
-    rows = []
+    rows: list[list[str]] = []
     cuts = range(len(record["reductions"]))
     for change, result in record["backbones"][backbone][name].items():
         key = "difference" if rows else "accuracy"
