@@ -43,6 +43,7 @@ PAGES = {
     "baselines": "guide/baselines.md",
     "feature_store": "guide/feature_store.md",
     "export_onnx": "howto/export_onnx.md",
+    "write_your_own_method": "howto/write_your_own_method.md",
     "deploy": "guide/deploy.md",
 }
 # A Python block, and the block of text right below it, if there is one.

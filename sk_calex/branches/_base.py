@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -22,6 +23,7 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.branches._heads import BranchHead, fuse_for_inference
+from sk_calex.branches._own_heads import drawing_from
 from sk_calex.branches._train_head import (
     choose_solver,
     count_epochs,
@@ -99,6 +101,10 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
     def _head_is_linear(self) -> bool:
         """Say whether the logits are linear in what the head does not train."""
         raise NotImplementedError
+
+    def _draws_during_training(self) -> bool:
+        """Say whether the head may draw from torch's global generators."""
+        return False
 
     @with_callbacks
     def fit(
@@ -205,9 +211,11 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             epoch = partial(
                 task.part, "epoch", fitted=partial(_current_attributes, head, shape)
             )
-            history = train_head(
-                self, head, batch, shape, generator, device, seeds, epoch
-            )
+            draws = self._draws_during_training()
+            with drawing_from(generator) if draws else nullcontext():
+                history = train_head(
+                    self, head, batch, shape, generator, device, seeds, epoch
+                )
             self.loss_curve_ = history.loss
             self.validation_loss_curve_ = history.validation_loss
             self.n_iter_ = history.n_iter

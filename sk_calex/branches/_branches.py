@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
 
 from sk_calex.branches._base import BaseBranch
 from sk_calex.branches._heads import HEADS, BranchHead, build_head
-from sk_calex.utils._codec import savable
+from sk_calex.branches._own_heads import build_own_head, check_factory
+from sk_calex.utils._codec import ImportedName, savable
 
 __all__ = ["BaseBranch", "BranchClassifier", "PrototypePoolingClassifier"]
 
@@ -21,9 +24,9 @@ class BranchClassifier(BaseBranch):
 
     Parameters
     ----------
-    head : {"gap", "sdn", "conv1d", "conv", "prototype", "prototype_augmented"}, \
-            default="conv"
-        Kind of head, from cheap to rich.
+    head : {"gap", "sdn", "conv1d", "conv", "prototype", "prototype_augmented"} \
+            or callable, default="conv"
+        Kind of head, from cheap to rich, or what makes one of your own.
 
         - "gap": mean over the positions, linear. The cheapest; for late taps and small
           backbones.
@@ -34,6 +37,10 @@ class BranchClassifier(BaseBranch):
           backbones.
         - "prototype_augmented": "conv" and "prototype" side by side; the head of
           `PrototypePoolingClassifier`.
+        - callable: ``head(feature_shape, n_classes, **head_params)`` returns a new
+          `torch.nn.Module`, from features of shape (n, ...) to logits of shape (n,
+          n_classes); a function or a module's class. It is trained and costed as the
+          others are.
     head_params : dict, default=None
         Parameters of the head, such as ``{"widths": (96, 128)}`` of "conv"; see the
         Methods page for those of each head. None: the head's defaults.
@@ -127,6 +134,14 @@ class BranchClassifier(BaseBranch):
     --------
     PrototypePoolingClassifier : CalexNet's head with its parameters spelled out.
 
+    Notes
+    -----
+    Initial parameters, dropout and all else in a module of yours that draws from
+    torch's global generator follow `random_state`; the generator is then what it was.
+    A batch normalisation of torch's counts rows alike, whatever their weights. `save`
+    writes the module's weights, and of `head` its name: it must be a function or class
+    at the top of a module that can be imported, and `load` needs ``trusted=True``.
+
     References
     ----------
     Aperstein, Y. & Apartsin, A. (2026). CalexNet. Electronics 15(10), 2149.
@@ -141,17 +156,29 @@ class BranchClassifier(BaseBranch):
     (2, 3)
     >>> branch.macs_
     12
+
+    With a head of your own:
+
+    >>> import torch
+    >>> def two_layers(feature_shape, n_classes, width=8):
+    ...     return torch.nn.Sequential(
+    ...         torch.nn.Linear(*feature_shape, width),
+    ...         torch.nn.ReLU(),
+    ...         torch.nn.Linear(width, n_classes),
+    ...     )
+    >>> BranchClassifier(two_layers, random_state=0).fit(X, y).macs_
+    56
     """
 
     _parameter_constraints = {
-        "head": [StrOptions(set(HEADS))],
+        "head": [StrOptions(set(HEADS)), callable],
         "head_params": [dict, None],
         **BaseBranch._parameter_constraints,
     }
 
     def __init__(
         self,
-        head: str = "conv",
+        head: str | Callable[..., nn.Module] = "conv",
         *,
         head_params: dict[str, Any] | None = None,
         feature_shape: tuple[int, ...] | None = None,
@@ -194,10 +221,29 @@ class BranchClassifier(BaseBranch):
         self, shape: tuple[int, ...], n_classes: int, generator: torch.Generator
     ) -> BranchHead:
         params = self.head_params or {}
-        return build_head(self.head, shape, n_classes, generator=generator, **params)
+        if isinstance(self.head, str):
+            return build_head(
+                self.head, shape, n_classes, generator=generator, **params
+            )
+        check_factory(self.head)
+        return build_own_head(self.head, shape, n_classes, generator, params)
 
     def _head_is_linear(self) -> bool:
-        return HEADS[self.head].is_linear
+        return isinstance(self.head, str) and HEADS[self.head].is_linear
+
+    def _draws_during_training(self) -> bool:
+        return not isinstance(self.head, str)
+
+    def _archive_state(self) -> dict[str, Any]:
+        state = super()._archive_state()
+        if not isinstance(self.head, str):
+            state["head"] = ImportedName.of(self.head, "head")
+        return state
+
+    def _restore_archive(self, state: dict[str, Any], backbone: Any) -> None:
+        if isinstance(state["head"], ImportedName):
+            state["head"] = state["head"].found
+        super()._restore_archive(state, backbone)
 
 
 @savable

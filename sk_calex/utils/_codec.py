@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -20,7 +22,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from torch import Tensor
 
-__all__ = ["CannotSaveError", "Decoder", "Encoder", "savable"]
+__all__ = ["CannotSaveError", "Decoder", "Encoder", "ImportedName", "savable"]
 
 _Class = TypeVar("_Class", bound=type)
 _CLASSES: dict[str, type] = {}
@@ -48,6 +50,44 @@ def savable(cls: _Class) -> _Class:
     """
     _CLASSES[cls.__name__] = cls
     return cls
+
+
+@dataclass(frozen=True)
+class ImportedName:
+    """A function or class of the user's, saved by the name that it is imported by.
+
+    Parameters
+    ----------
+    name : str
+        Module and name in it, as ``module:name``.
+    found : object
+        What has that name.
+    """
+
+    name: str
+    found: Any
+
+    @classmethod
+    def of(cls, value: Any, where: str) -> ImportedName:
+        """Name a value, if whoever imports that name gets the same value.
+
+        Raises
+        ------
+        CannotSaveError
+            If it has no such name.
+        """
+        module = getattr(value, "__module__", None) or ""
+        name = getattr(value, "__qualname__", "")
+        if module != "__main__" and name.isidentifier():
+            there = getattr(sys.modules.get(module), name, None)
+            if there is value:
+                return cls(f"{module}:{name}", value)
+        raise CannotSaveError(
+            f"{where}={value!r} cannot be saved: it is written by the name that it is "
+            "imported by, which only a function or class at the top of a module has. "
+            "Move it into a file of its own, and import it from there (no lambda, no "
+            "functools.partial; more arguments go into head_params)."
+        )
 
 
 class Encoder:
@@ -162,6 +202,8 @@ class Encoder:
                 "class": name,
                 "state": {k: self.encode(v, f"{where}.{k}") for k, v in state.items()},
             }
+        if isinstance(value, ImportedName):
+            return {_TAG: "imported", "name": value.name}
         if isinstance(value, FrozenEstimator):
             inside = self.encode(value.estimator, f"{where}.estimator")
             return {_TAG: "frozen", "estimator": inside}
@@ -191,7 +233,8 @@ class Decoder:
     backbone : object
         What the loader was given in place of the network, which is not in the file.
     trusted : bool
-        Whether estimators of scikit-learn may hold types that skops does not know.
+        Whether estimators of scikit-learn may hold types that skops does not know, and
+        functions of the user's may be imported by name.
     """
 
     def __init__(
@@ -295,6 +338,24 @@ class Decoder:
     def _frozen(self, value: dict[str, Any], depth: int) -> FrozenEstimator:
         return FrozenEstimator(self.decode(value["estimator"], depth))
 
+    def _imported(self, value: dict[str, Any], depth: int) -> ImportedName:
+        name = value["name"]
+        if not self.trusted:
+            raise ValueError(
+                f"the content names code of its writer, {name!r}, which would be "
+                "imported and run. If you trust who wrote the file, load it with "
+                "trusted=True."
+            )
+        module, _, attribute = str(name).partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (AttributeError, ImportError) as error:
+            raise ValueError(
+                f"the content names {name!r}, which cannot be imported here ({error}). "
+                "Put the file that defines it where Python finds it."
+            ) from error
+        return ImportedName(name, found)
+
     def _skops(self, value: dict[str, Any], depth: int) -> Any:
         file = value["file"]
         if file not in self.blobs:
@@ -312,7 +373,7 @@ class Decoder:
 _KINDS = frozenset(
     {
         *("float", "array", "scalar", "tensor", "device", "dtype", "tuple", "set"),
-        *("frozenset", "dict", "object", "frozen", "skops"),
+        *("frozenset", "dict", "object", "frozen", "skops", "imported"),
     }
 )
 

@@ -109,8 +109,9 @@ def load(
     """Load an estimator from the folder that its `save` wrote.
 
     Only classes of sk_calex are made, and only from plain data, so nothing in the
-    folder is run. Every byte is checked against its digest first. (Digests
-    detect damage, not forgery: whoever can write to the folder can replace both.)
+    folder is run, and without `trusted` nothing that it names is. Every byte is checked
+    against its digest first. (Digests detect damage, not forgery: whoever can write to
+    the folder can replace both.)
 
     Parameters
     ----------
@@ -124,7 +125,8 @@ def load(
         on the meta device: those of the folder are loaded into a copy of it.
     trusted : bool, default=False
         Whether estimators of scikit-learn in the folder may hold types that skops does
-        not know to be safe. Set it only for folders whose writer you trust.
+        not know to be safe, and functions that make heads of the writer's own are
+        imported by name. Set it only for folders whose writer you trust.
 
     Returns
     -------

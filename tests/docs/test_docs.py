@@ -44,6 +44,7 @@ AFTER_QUICKSTART = {
     "docs/howto/train_with_weights.md",
     "docs/howto/save_and_load.md",
     "docs/howto/see_what_ran.md",
+    "docs/howto/write_your_own_method.md",
     "docs/guide/guarantees.md",
     "docs/guide/inspection.md",
     "docs/guide/operating_point.md",
