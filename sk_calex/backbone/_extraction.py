@@ -153,7 +153,7 @@ def warn_without_memory(n_bytes: int) -> None:
         warn_caller(
             f"The features take {n_bytes:,} bytes, but only {free:,} bytes of memory "
             f"are free. Set cache= to a folder to get a memory map, a smaller pool=, "
-            f"fewer taps, or dtype='float16' for half of it.",
+            f"fewer taps, or dtype='int8' for a quarter of float32.",
             UserWarning,
         )
 

@@ -30,6 +30,7 @@ from sk_calex.backbone._stages import Batch, Stages, State
 from sk_calex.backbone._suggest import suggest
 from sk_calex.backbone._whole import WholeModule, amp_dtype, autocast_to
 from sk_calex.utils._fork import fork_safe_lock
+from sk_calex.utils._int8 import RowFormat, TapCodec
 from sk_calex.utils._modes import inference_mode_for
 from sk_calex.utils._validation import check_finite, resolve_device
 
@@ -38,6 +39,12 @@ __all__ = ["RunSettings", "Runner", "state_of"]
 # Part of the fingerprint: raised when the same module would give other features.
 _SCHEMA = 7
 
+# Of errors about features.
+_FEATURES = "the features of the module"
+_CHECK = (
+    "Check the samples, `preprocess` and the weights; float16 features overflow above "
+    "65504: use dtype='float32'."
+)
 
 # Number of taps with taps="auto".
 _N_AUTO = 3
@@ -270,8 +277,11 @@ class Runner:
 
     def shape_outputs(self, stage: int, output: Tensor) -> Tensor:
         """Make of what a stage gives what `advance` returns: features, or logits."""
+        return self._round(self._shape(stage, output), stage)
+
+    def _shape(self, stage: int, output: Tensor) -> Tensor:
         shape = self._maps[stage] if stage < self.layout.n_taps else self._form
-        return self._round(shape(output))
+        return shape(output)
 
     def _current_cut(self) -> _Cut:
         cut: _Cut | None = getattr(self, "_cut", None)
@@ -409,11 +419,19 @@ class Runner:
         index = torch.from_numpy(rows).to(self._cut.placed.device)
         return self._cut.stages.take(state, index)
 
-    def _round(self, output: Tensor) -> Tensor:
+    @property
+    def row_format(self) -> RowFormat:
+        """The bytes of a row of int8 features."""
+        return RowFormat(self.layout.shapes, self.layout.n_outputs)
+
+    def _round(self, output: Tensor, stage: int) -> Tensor:
         """Round to the stored dtype, so that cached and live features agree."""
         if self.settings.dtype == "float16":
             output = output.half()
-        return output.float()
+        output = output.float()
+        if self.settings.dtype == "int8" and stage < self.layout.n_taps:
+            output = TapCodec(self.layout.shapes[stage]).round_trip(output)
+        return output
 
     def features(self, raw: Any) -> NDArray[Any]:
         """Compute the features of one piece of raw samples, batch by batch.
@@ -426,30 +444,38 @@ class Runner:
         Returns
         -------
         features : ndarray of shape (n_samples, layout.width)
-            Of the settings' dtype.
+            Of the settings' dtype. For int8, of uint8 and shape (n_samples, row_bytes):
+            rows as of `row_format`.
 
         Raises
         ------
         ValueError
             If a sample or a feature is not finite.
         """
-        out = np.empty((len(raw), self.layout.width), dtype=self.settings.dtype)
-        size = self.settings.batch_size
         with self.inference_mode():
-            for start in range(0, len(raw), size):
-                rows = slice(start, start + size)
-                state = self.start(raw[rows])
-                for stage in range(self.layout.n_taps + 1):
-                    output, state = self.advance(stage, state)
-                    block = output.flatten(1).cpu().numpy()
-                    out[rows, self.layout.columns(stage)] = block
-        check_finite(
-            out,
-            "the features of the module",
-            "Check the samples, `preprocess` and the weights; float16 features "
-            "overflow above 65504: use dtype='float32'.",
-        )
+            if self.settings.dtype == "int8":
+                form = self.row_format
+                out = form.empty(len(raw))
+                for rows, stage, output in self._outputs_of(raw):
+                    check_finite(output, _FEATURES, _CHECK)
+                    form.put(out[rows], stage, output)
+                return out
+            out = np.empty((len(raw), self.layout.width), dtype=self.settings.dtype)
+            for rows, stage, output in self._outputs_of(raw):
+                block = self._round(output, stage).flatten(1).cpu().numpy()
+                out[rows, self.layout.columns(stage)] = block
+        check_finite(out, _FEATURES, _CHECK)
         return out
+
+    def _outputs_of(self, raw: Any) -> Iterator[tuple[slice, int, Tensor]]:
+        """Yield rows, a stage and what it gives, not rounded, batch by batch."""
+        size = self.settings.batch_size
+        for start in range(0, len(raw), size):
+            rows = slice(start, start + size)
+            state = self.start(raw[rows])
+            for stage in range(self.layout.n_taps + 1):
+                output, state = self._cut.stages.advance(stage, state)
+                yield rows, stage, self._shape(stage, output)
 
     def outputs(self, raw: Any) -> Tensor:
         """Compute the outputs of the plain module, uncut, for one batch.
@@ -467,7 +493,7 @@ class Runner:
         placed = self._current_cut().placed
         with self._inference_mode(placed):
             whole = self._whole(placed, self._prepare(raw))
-            outputs = self._round(self._form(whole))
+            outputs = self._round(self._form(whole), self.layout.n_taps)
         check_finite(outputs, "the logits of the module", "Check the weights.")
         return outputs
 

@@ -31,7 +31,8 @@ from sk_calex.calibration._answers import StageAnswer
 from sk_calex.utils._callbacks import current_task
 from sk_calex.utils._flops import count_macs
 from sk_calex.utils._modes import inference_mode_for
-from sk_calex.utils._validation import as_tensor, check_finite, softmax64
+from sk_calex.utils._rows import gather_rows
+from sk_calex.utils._validation import check_finite, softmax64
 
 __all__ = ["ExitNet", "ExitRows", "LabelNet", "fit_exit_net"]
 
@@ -334,9 +335,10 @@ class ExitRows:
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Return taps, labels, last stage and weights of some of the rows."""
         where = torch.from_numpy(self.rows)[index]
-        block = as_tensor(self.features).index_select(0, where)
         taps = [
-            block[:, self.layout.columns(k)].reshape(-1, *shape).to(device, dtype)
+            gather_rows(
+                self.layout.block(self.features, k), where, device, dtype
+            ).reshape(-1, *shape)
             for k, shape in enumerate(self.layout.shapes)
         ]
         labels = torch.from_numpy(self.labels.astype(np.int64, copy=False))[index]

@@ -21,8 +21,10 @@ from torch import Tensor
 from sk_calex.branches._base import BaseBranch
 from sk_calex.branches._input_kinds import describe, name_refusal, takes_missing
 from sk_calex.branches._training import soften
+from sk_calex.utils._int8 import Int8Features
 from sk_calex.utils._progress import bar
-from sk_calex.utils._validation import check_finite, softmax64, take_rows
+from sk_calex.utils._rows import take_rows
+from sk_calex.utils._validation import check_finite, softmax64
 
 __all__ = [
     "Probabilities",
@@ -230,7 +232,7 @@ def fit_as_branch(
     with bar(unit="fit", total=1) as shown:
         fitted = fit_with_weights(
             branch,
-            take_rows(X, rows),
+            _as_matrix(take_rows(X, rows)),
             labels,
             weight,
             "branch",
@@ -240,6 +242,11 @@ def fit_as_branch(
         )
         shown.update()
     return fitted
+
+
+def _as_matrix(X: Any) -> Any:
+    """Decode int8 features, of which only torch branches decode a few at a time."""
+    return np.asarray(X) if isinstance(X, Int8Features) else X
 
 
 def count_target_classes(

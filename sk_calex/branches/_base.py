@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
+    check_consistent_length,
     check_is_fitted,
     validate_data,
 )
@@ -34,11 +35,13 @@ from sk_calex.branches._training import Batch, soften_rows
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._fitted_state import all_or_nothing, fitted_state
 from sk_calex.utils._flops import count_macs
+from sk_calex.utils._int8 import Int8Features
 from sk_calex.utils._modes import trainable
+from sk_calex.utils._rows import as_rows
 from sk_calex.utils._saving import SavableMixin, plain_seed
 from sk_calex.utils._validation import (
-    as_tensor,
     check_finite,
+    check_labels,
     check_probabilities,
     check_sample_weight,
     resolve_device,
@@ -122,7 +125,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         ----------
         X : array-like of shape (n_samples, n_features)
             Flattened features of one tap, one row for each sample. A memory map is read
-            batch by batch.
+            batch by batch, and int8 features of a `FrozenBackbone` are decoded so.
         y : array-like of shape (n_samples,)
             Labels: strings, integers or booleans, of at least two classes.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -153,10 +156,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
     ) -> None:
         """Train a new head, or that of the fit before; set all that a fit leaves."""
         self._validate_params()
-        checked: Any = validate_data(self, X, y, dtype=_DTYPES, ensure_all_finite=False)
-        features, y = checked
-        for i in range(0, len(features), _PREDICT_ROWS):
-            _check_rows(features[i : i + _PREDICT_ROWS])
+        features, y = self._check_X_y(X, y)
         check_classification_targets(y)
         weight = check_sample_weight(sample_weight, features)
         classes, codes = np.unique(y, return_inverse=True)
@@ -221,6 +221,17 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             self.n_iter_ = history.n_iter
             self.feature_shape_ = shape
             self._set_head(head)
+
+    def _check_X_y(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
+        if isinstance(X, Int8Features):  # numbers, finite, and not to be decoded here
+            validate_data(self, X, skip_check_array=True)
+            check_consistent_length(X, y)
+            return X, check_labels(y)
+        checked: Any = validate_data(self, X, y, dtype=_DTYPES, ensure_all_finite=False)
+        for i in range(0, len(checked[0]), _PREDICT_ROWS):
+            _check_rows(checked[0][i : i + _PREDICT_ROWS])
+        features, y = checked
+        return features, y
 
     def _set_head(self, head: BranchHead) -> None:
         self.head_ = head
@@ -300,14 +311,19 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
 
     def _logits(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)
-        checked: Any = validate_data(
-            self, X, dtype=_DTYPES, reset=False, ensure_all_finite=False
-        )
+        if isinstance(X, Int8Features):
+            validate_data(self, X, skip_check_array=True, reset=False)
+            checked: Any = X
+        else:
+            checked = validate_data(
+                self, X, dtype=_DTYPES, reset=False, ensure_all_finite=False
+            )
         parts = []
         for i in range(0, len(checked), _PREDICT_ROWS):
             rows = checked[i : i + _PREDICT_ROWS]
-            _check_rows(rows)
-            batch = as_tensor(rows).view(-1, *self.feature_shape_)
+            if not isinstance(rows, Int8Features):
+                _check_rows(rows)
+            batch = as_rows(rows).view(-1, *self.feature_shape_)
             parts.append(self.answer_logits(batch))
         return torch.cat(parts).double().cpu().numpy()
 

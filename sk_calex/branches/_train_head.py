@@ -21,6 +21,7 @@ from sk_calex.branches._solvers import (
 )
 from sk_calex.branches._training import Batch, train_adam, train_full_batch
 from sk_calex.utils._callbacks import Task
+from sk_calex.utils._rows import take_rows
 
 __all__ = ["choose_solver", "count_epochs", "init_head", "train_head"]
 
@@ -71,7 +72,7 @@ def init_head(
     X = np.empty((len(start), batch.features.shape[1]))
     for i in range(0, len(start), _READ_ROWS):
         part = start.rows[i : i + _READ_ROWS]
-        X[i : i + _READ_ROWS] = batch.features[part]
+        X[i : i + _READ_ROWS] = take_rows(batch.features, part)
     head.double()
     head.init_from_data(
         torch.from_numpy(X).view(-1, *shape),

@@ -21,6 +21,8 @@ from sk_calex.branches._solvers import (
     lbfgs_loop,
 )
 from sk_calex.utils._callbacks import Task
+from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._rows import gather_rows, take_rows
 from sk_calex.utils._validation import as_tensor
 
 __all__ = [
@@ -42,13 +44,13 @@ _SOFT_ROWS = 256
 class Batch:
     """Hold training rows: where their features lie, labels, weights and soft targets.
 
-    `features` has shape (n_all, width) and may be a column slice of a memory map; row i
-    of the batch is its row ``rows[i]``, so that a subset of a large matrix is never
-    copied. `soft` holds *softened* targets of shape (n_samples, n_classes), in float32
-    or float64, or is None.
+    `features` has shape (n_all, width) and may be a column slice of a memory map, or
+    `Int8Features`; row i of the batch is its row ``rows[i]``, so that a subset of a
+    large matrix is never copied. `soft` holds *softened* targets of shape
+    (n_samples, n_classes), in float32 or float64, or is None.
     """
 
-    features: NDArray[Any]
+    features: NDArray[Any] | Int8Features
     rows: NDArray[np.intp]
     labels: NDArray[np.int64]
     weight: NDArray[np.float64]
@@ -174,7 +176,8 @@ class RowGatherer:
     def __init__(
         self, batch: Batch, shape: tuple[int, ...], device: torch.device
     ) -> None:
-        self.features = as_tensor(batch.features)
+        given = batch.features
+        self.features = given if isinstance(given, Int8Features) else as_tensor(given)
         self.where = torch.from_numpy(batch.rows)
         self.labels = torch.from_numpy(np.ascontiguousarray(batch.labels))
         self.weight = torch.from_numpy(batch.weight).float()
@@ -183,9 +186,7 @@ class RowGatherer:
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return features, labels, weights and soft targets of some rows."""
-        # index_select on the strided view copies whole rows: no pass over the rest.
-        x = self.features.index_select(0, self.where[rows])
-        x = x.to(self.device, torch.float32)
+        x = gather_rows(self.features, self.where[rows], self.device, torch.float32)
         soft = None if self.soft is None else self.soft[rows].to(self.device)
         return (
             x.view(-1, *self.shape),
@@ -273,8 +274,8 @@ def train_full_batch(
     weight = torch.from_numpy(batch.weight).to(device)
     head.set_row_weights(weight)
     scale = weight / weight.mean()
-    x = torch.from_numpy(batch.features[batch.rows].astype(np.float64)).to(device)
-    x = x.view(-1, *shape)
+    features = np.asarray(take_rows(batch.features, batch.rows), dtype=np.float64)
+    x = torch.from_numpy(features).to(device).view(-1, *shape)
     y = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(device)
     soft = None if batch.soft is None else torch.from_numpy(batch.soft).to(device)
 

@@ -22,7 +22,7 @@ from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import NO_TASK, current_task, use_task
 from sk_calex.utils._parallel import for_workers, received
 from sk_calex.utils._progress import bar, showing
-from sk_calex.utils._validation import as_rows, take_rows
+from sk_calex.utils._rows import as_rows, take_rows
 
 __all__ = ["BranchFitter", "CalibrationProbabilities", "soft_targets"]
 

@@ -23,6 +23,7 @@ from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._image_files import are_paths
 from sk_calex.backbone._runner import state_of
 from sk_calex.backbone._samples import Samples
+from sk_calex.utils._int8 import Int8Features
 
 __all__ = ["FitRequest", "array_digest", "digest_for", "fit_request", "input_digest"]
 
@@ -224,6 +225,8 @@ def digest_for(memory: Any, *arrays: Any) -> str:
             return "none"
         if isinstance(part, np.ndarray):
             return array_digest(part)
+        if isinstance(part, Int8Features):
+            return f"int8 {part.stages} {array_digest(part.rows)}"
         return input_digest(part) or content_hash(part)
 
     return " ".join(map(digest, arrays))
@@ -256,6 +259,8 @@ def input_digest(X: Any) -> str | None:
             for content in files.contents:
                 digest.update(sha256(content).digest())
         return f"files {digest.hexdigest()}"
+    elif isinstance(X, Int8Features):
+        return f"{kind} {X.layout} {X.stages} {array_digest(X.rows)}"
     if not isinstance(X, np.ndarray) or X.dtype.hasobject or X.ndim == 0:
         return None
     kind = f"{kind} {getattr(X, 'layout', None)}"

@@ -15,6 +15,7 @@ from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.cascade._plain_input import read_plain
 from sk_calex.cascade._runtime import Source, cached_sources, staged_sources
+from sk_calex.utils._int8 import Int8Features
 from sk_calex.utils._validation import note_features
 
 __all__ = [
@@ -73,7 +74,10 @@ def training_features(
         check_layout(backbone.layout_)
         cascade.backbone_ = backbone
         note_features(cascade, backbone)
-        return np.asarray(backbone.transform(X)), backbone.layout_
+        features = backbone.transform(X)
+        if not isinstance(features, Int8Features):
+            features = np.asarray(features)
+        return features, backbone.layout_
     if cascade.input == "samples":
         rows = read_plain(cascade, X, cascade._readers(), reset=True)
         branches = getattr(cascade, "branch", None)

@@ -21,7 +21,8 @@ from sk_calex.branches._as_branch import (
 from sk_calex.cascade._training_data import Folds
 from sk_calex.utils._codec import savable
 from sk_calex.utils._progress import bar, showing
-from sk_calex.utils._validation import as_rows, check_finite, softmax64, take_rows
+from sk_calex.utils._rows import as_rows, take_rows
+from sk_calex.utils._validation import check_finite, softmax64
 
 __all__ = [
     "LastStage",

@@ -16,7 +16,8 @@ from sk_calex.backbone._samples import Samples
 from sk_calex.branches._as_branch import Probabilities
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._exit_rule import Policy
-from sk_calex.utils._validation import as_rows, take_rows
+from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._rows import as_rows, take_rows
 
 __all__ = [
     "Answer",
@@ -58,9 +59,12 @@ class _CachedSource:
         self._features, self._layout = features, layout
 
     def advance(self, stage: int) -> Any:
-        if not isinstance(self._features, Tensor):  # all columns are every stage's
+        if isinstance(self._features, Int8Features):
+            block = as_rows(self._layout.block(self._features, stage))
+        elif isinstance(self._features, Tensor):
+            block = self._features[:, self._layout.columns(stage)]
+        else:  # all columns are every stage's
             return self._features
-        block = self._features[:, self._layout.columns(stage)]
         if stage < self._layout.n_taps:
             return block.reshape(-1, *self._layout.shapes[stage])
         return block
@@ -95,7 +99,10 @@ def cached_sources(
         size = _PLAIN_ROWS if layout.shared else _CACHED_ROWS
     for start in range(0, features.shape[0], size):
         rows = slice(start, min(start + size, features.shape[0]))
-        yield rows, _CachedSource(as_rows(take_rows(features, rows)), layout)
+        part = take_rows(features, rows)
+        # Of int8 features each stage decodes its own columns.
+        part = part if isinstance(part, Int8Features) else as_rows(part)
+        yield rows, _CachedSource(part, layout)
 
 
 def staged_sources(runner: Runner, samples: Samples) -> Iterator[tuple[slice, Source]]:

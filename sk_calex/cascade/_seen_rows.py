@@ -12,11 +12,13 @@ from torch import Tensor
 from sk_calex.backbone._image_files import are_paths
 from sk_calex.backbone._samples import Samples, is_dataset
 from sk_calex.store import row_keys
+from sk_calex.utils._int8 import Int8Features
 from sk_calex.utils._warn import warn_caller
 
 __all__ = ["check_rows_are_new", "digest_rows", "join_digests"]
 
 _FILES = 64  # image files read at once
+_ROWS = 1024  # rows decoded at once
 _SHOWN = 20  # rows that an error names
 
 
@@ -35,6 +37,12 @@ def digest_rows(X: Any) -> NDArray[np.uint64] | None:
             row_keys(np.frombuffer(content, dtype=np.uint8)[None])
             for _, batch in files.batches(_FILES)
             for content in batch.contents
+        ]
+        return _as_integers(np.concatenate(parts))
+    if isinstance(X, Int8Features):  # as the floats that they stand for
+        parts = [
+            row_keys(np.asarray(X[start : start + _ROWS]))
+            for start in range(0, len(X), _ROWS)
         ]
         return _as_integers(np.concatenate(parts))
     if isinstance(X, Tensor):

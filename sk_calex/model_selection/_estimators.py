@@ -33,6 +33,7 @@ from sk_calex.policies import (
     RegretPriced,
     SharedThreshold,
 )
+from sk_calex.utils._int8 import Int8Features
 from sk_calex.utils._validation import note_features
 
 __all__ = [
@@ -184,14 +185,23 @@ class Prepared:
         new.set_params(backbone=clone(whole).set_params(taps=chosen, pool=pool))
         backbone = clone(new.backbone).fit(X)
         features = taps_of(self.X, layout, names)
-        features = FeatureArray.wrap(features, backbone.layout_)
+        features = _with_layout(features, backbone.layout_)
         return Prepared(new, features, backbone, X)
+
+
+def _with_layout(features: Any, layout: TapLayout) -> Any:
+    if isinstance(features, Int8Features):
+        return features.select(range(layout.n_taps + 1), layout)
+    return FeatureArray.wrap(features, layout)
 
 
 def taps_of(X: Any, layout: TapLayout, names: Sequence[str]) -> Any:
     """Select the columns of some taps and of the outputs, with their layout."""
     if list(names) == list(layout.names):
         return X
+    if isinstance(X, Int8Features):
+        kept = [k for k, name in enumerate(layout.names) if name in set(names)]
+        return X.select([*kept, layout.n_taps], layout.select(names))
     columns = layout.select_columns(names)
     return FeatureArray.wrap(np.asarray(X)[:, columns], layout.select(names))
 

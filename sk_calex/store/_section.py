@@ -93,6 +93,7 @@ class Section:
             Keys of the rows, in any order and with any repetitions.
         out : ndarray of shape (n, width), dtype float16, float32 or float64
             Array or memory map; ``out[i]`` becomes the row of ``keys[i]``, if found.
+            Of dtype uint8 where the section is.
 
         Returns
         -------
@@ -131,7 +132,8 @@ class Section:
         keys : array-like of shape (n, 16), dtype uint8
             Keys of the rows. Of rows with the same key the first is stored.
         rows : array-like of shape (n, width), floating dtype
-            Finite values, which are rounded to the dtype of the section.
+            Finite values, which are rounded to the dtype of the section. Of dtype uint8
+            where the section is.
 
         Returns
         -------
@@ -225,8 +227,8 @@ class Section:
                 f"{n_rows} rows of {layout.width} values take {needed:,} bytes on the "
                 f"disk of {path.parent}: {to_store:,} to store them and {to_gather:,} "
                 f"for the matrix that is read back. Only {free:,} bytes are free. Tap "
-                f"fewer layers, set a smaller pool, or set dtype='float16' for half of "
-                f"it; or put the store on a larger disk."
+                f"fewer layers, set a smaller pool, or set dtype='int8' for a quarter "
+                f"of float32; or put the store on a larger disk."
             )
         return needed
 
@@ -307,20 +309,30 @@ class Section:
         if not isinstance(out, np.ndarray) or out.shape != shape:
             given = getattr(out, "shape", type(out))
             raise ValueError(f"out must be an ndarray of shape {shape}, got {given}.")
-        if out.dtype.kind != "f" or not out.flags.writeable:
+        if not self._holds(out.dtype) or not out.flags.writeable:
             raise ValueError(
-                f"out must be a writeable array of floats, got dtype {out.dtype}, "
-                f"writeable={out.flags.writeable}."
+                f"out must be a writeable array of {self._what}, got dtype "
+                f"{out.dtype}, writeable={out.flags.writeable}."
             )
+
+    @property
+    def _what(self) -> str:
+        return "uint8" if self._layout.dtype == np.uint8 else "floats"
+
+    def _holds(self, dtype: np.dtype[Any]) -> bool:
+        """Tell whether values of a dtype can be rows: bytes are not converted."""
+        if self._layout.dtype == np.uint8:
+            return dtype == np.uint8
+        return dtype.kind == "f"
 
     def _check_rows(self, rows: ArrayLike, n: int) -> NDArray[Any]:
         """Return the rows as a C-contiguous array of the section's dtype."""
         rows = np.asarray(rows)
         shape = (n, self._layout.width)
-        if rows.shape != shape or rows.dtype.kind != "f":
+        if rows.shape != shape or not self._holds(rows.dtype):
             raise ValueError(
-                f"rows must be floats of shape {shape}, a row for each key, got dtype "
-                f"{rows.dtype} and shape {rows.shape}."
+                f"rows must be {self._what} of shape {shape}, a row for each key, got "
+                f"dtype {rows.dtype} and shape {rows.shape}."
             )
         if n > MAX_SHARD_ROWS:
             raise ValueError(

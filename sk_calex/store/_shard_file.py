@@ -1,10 +1,10 @@
 """The format of a section: one small JSON file and immutable shards.
 
 A shard is a safetensors file with two tensors, ``keys`` (n, 16) uint8 and ``rows``
-(n, width) float16 or float32, and **its name is the SHA-256 digest of its bytes**. A
-shard is used only if its bytes have that digest. The header is padded to a fixed size
-and determined by the section and the size of the file. So it is compared and never
-parsed, and no content of a file decides an offset or the size of an allocation.
+(n, width) float16, float32 or uint8, and **its name is the SHA-256 digest of its
+bytes**. A shard is used only if its bytes have that digest. The header is padded to a
+fixed size and determined by the section and the size of the file. So it is compared and
+never parsed, and no content of a file decides an offset or the size of an allocation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _VERSION = 2  # version 1 used other digests for keys
 _OLD_VERSIONS = (1,)
 _MAX_METADATA_BYTES = 4096
 _MAX_WIDTH = 2**28
-_SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16"}
+_SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16", "uint8": "U8"}
 
 
 class OutdatedFile(DamagedFile):
@@ -77,7 +77,8 @@ class Layout:
             )
         if self.dtype_name not in tuple(_SAFETENSORS_DTYPE):
             raise ValueError(
-                f"dtype must be 'float32' or 'float16', got {self.dtype_name!r}."
+                "dtype must be 'float32', 'float16' or 'uint8', got "
+                f"{self.dtype_name!r}."
             )
 
     @functools.cached_property

@@ -170,7 +170,10 @@ class FeatureStore:
         return hash((self.folder, self._max_bytes, self._verify))
 
     def section(
-        self, fingerprint: str, width: int, dtype: Literal["float32", "float16"]
+        self,
+        fingerprint: str,
+        width: int,
+        dtype: Literal["float32", "float16", "uint8"],
     ) -> Section:
         """Open the rows of one fingerprint.
 
@@ -181,11 +184,12 @@ class FeatureStore:
             128 lower-case hexadecimal digits.
         width : int
             Number of values in a row.
-        dtype : {"float32", "float16"}
+        dtype : {"float32", "float16", "uint8"}
             Type of the stored values.
 
             - "float32": as most networks compute them.
             - "float16": half the space, rounded to about 3 decimal digits.
+            - "uint8": bytes, such as rows in a format of the caller's.
 
         Returns
         -------

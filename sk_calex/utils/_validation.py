@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import _safe_indexing, assert_all_finite
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -214,16 +214,6 @@ def note_features(estimator: Any, source: Any) -> None:
 def is_frame(X: Any) -> bool:
     """Tell whether X is a data frame, of pandas, polars or their like."""
     return all(hasattr(X, name) for name in ("columns", "dtypes", "shape"))
-
-
-def take_rows(X: Any, rows: Any) -> Any:
-    """Rows of an array, a sparse matrix or a data frame, by indices or a slice."""
-    return X[rows] if isinstance(X, np.ndarray) else _safe_indexing(X, rows)
-
-
-def as_rows(X: Any) -> Any:
-    """View rows of an array as a tensor; sparse and framed ones stay as they are."""
-    return as_tensor(X) if isinstance(X, np.ndarray) else X
 
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:

@@ -147,6 +147,7 @@ OTHERS = {
     "pool": {"pool": 4},
     "pool of one tap": {"pool": {"stem": 4}},
     "dtype": {"dtype": "float16"},
+    "bytes": {"dtype": "int8"},
     "preprocess": {"preprocess": lambda x: x / 255.0},
     "another": {"preprocess": lambda x: x / 127.5},
 }

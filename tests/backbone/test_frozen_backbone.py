@@ -26,8 +26,10 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from sk_calex import FeatureArray, FrozenBackbone, TapLayout
+from sk_calex.store import FeatureStore
 from sk_calex.utils._flops import count_macs
-from tests._models import SHAPE, TinyNet, as_stages, images, tiny_vit
+from sk_calex.utils._int8 import Int8Features, TapCodec
+from tests._models import SHAPE, TinyNet, as_stages, counted, images, tiny_vit
 
 TAPS = ["stem", "block1"]
 X = images(7)
@@ -261,6 +263,63 @@ def test_float16_that_overflows_is_refused(where):
     half = FrozenBackbone(net, TAPS, dtype="float16").fit(X)
     with pytest.raises(ValueError, match="overflow above 65504: use dtype='float32'"):
         half.transform(X)
+
+
+@pytest.mark.parametrize("taps", [TAPS, ["block1"]])
+def test_int8_features_are_the_rounded_float32_ones(net, taps):
+    plain = FrozenBackbone(net, taps).fit(X)
+    small = FrozenBackbone(net, taps, dtype="int8").fit(X)
+    got, layout = small.transform(X), small.layout_
+    assert isinstance(got, Int8Features)
+    assert got.layout is layout
+    full = plain.transform(X)
+    assert got.nbytes < 0.3 * full.nbytes
+    for k, shape in enumerate(layout.shapes):
+        block = torch.from_numpy(np.array(layout.block(full, k))).view(-1, *shape)
+        expected = TapCodec(shape).round_trip(block).flatten(1)
+        np.testing.assert_array_equal(layout.block(got, k), expected)
+    last = layout.n_taps
+    np.testing.assert_array_equal(layout.block(got, last), layout.block(full, last))
+    # And what runs live is rounded alike.
+    runner = small.runner()
+    with runner.inference_mode():
+        state = runner.start(torch.from_numpy(X))
+        for k in range(last + 1):
+            live, state = runner.advance(k, state)
+            np.testing.assert_array_equal(live.flatten(1), layout.block(got, k))
+    np.testing.assert_array_equal(small.predict_proba(X), plain.predict_proba(X))
+
+
+def test_int8_rows_do_not_depend_on_those_beside_them(net, tmp_path):
+    stored = FrozenBackbone(net, TAPS, dtype="int8", cache=tmp_path, batch_size=2)
+    stored.fit(X)
+    one_by_one = [np.asarray(stored.transform(X[i : i + 1])) for i in (3, 0, 5)]
+    with counted(net) as sizes:
+        again = stored.transform(X[[3, 0, 5]])
+    assert sizes == []
+    np.testing.assert_array_equal(again, np.concatenate(one_by_one))
+    (section,) = FeatureStore(tmp_path).info()["by_section"].values()
+    assert section["dtype"] == "uint8"
+    assert section["width"] == again.nbytes // 3
+
+
+class DividesByDark(nn.Module):
+    """Infinity and NaN where an image has a pixel of 255."""
+
+    def forward(self, x):
+        return x / (1 - x.amax((1, 2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("tap", ["0", "1"])
+def test_int8_features_that_are_not_finite_are_refused(tap):
+    rest = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)]
+    module = nn.Sequential(nn.Identity(), DividesByDark(), *rest)
+    given = X // 2
+    small = FrozenBackbone(module, [tap], dtype="int8").fit(given)
+    assert np.isfinite(small.transform(given)).all()
+    given[4, 0, 3, 3] = 255
+    with pytest.raises(ValueError, match="features of the module contains NaN or inf"):
+        small.transform(given)
 
 
 # The plain backbone

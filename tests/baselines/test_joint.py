@@ -193,10 +193,11 @@ def test_memory_maps_are_read_and_nothing_else(tmp_path, solver):
     np.testing.assert_array_equal(np.load(tmp_path / "train.npy"), train)
 
 
-def test_half_precision_features_are_enough():
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_features_of_low_precision_are_enough(dtype):
     full = tiny_backbone().fit(X).transform(X)
-    half = tiny_backbone(dtype="float16").fit(X).transform(X)
-    assert half.dtype == np.float16
+    half = tiny_backbone(dtype=dtype).fit(X).transform(X)
+    assert half.nbytes < 0.51 * full.nbytes
     for solver in ("adam", "lbfgs"):
         fits = [
             on_features(SDNClassifier, solver=solver).fit(data, Y).predict_proba(data)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import BaggingClassifier, HistGradientBoostingClassifier
 from sklearn.exceptions import NotFittedError
@@ -15,7 +16,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from sk_calex import BranchClassifier, FrozenBackbone, TapLayout
+from sk_calex import (
+    BranchClassifier,
+    FeatureArray,
+    FrozenBackbone,
+    MarginSearchCV,
+    TapLayout,
+)
 from sk_calex.cascade import _last_stage as labels_module
 from tests._cascade_models import (
     flat_cascade,
@@ -72,6 +79,42 @@ def test_features_that_overflow_are_refused_on_both_ways(features):
     for ask in (fitted.predict, fitted.stage_probabilities):
         with pytest.raises(ValueError, match=r"infinit|finite"):
             ask(X * 1e8)
+
+
+@pytest.mark.parametrize("branch", [small_branch(), GaussianNB()])
+def test_int8_features_are_those_that_they_stand_for(branch):
+    given = tiny_backbone(dtype="int8").fit(X).transform(X)
+    plain = FeatureArray.wrap(np.asarray(given), given.layout)
+    fits = [
+        cascade(branch=branch).fit(data, Y).set_margin(0.1) for data in (given, plain)
+    ]
+    np.testing.assert_array_equal(
+        fits[0].stage_probabilities(given), fits[1].stage_probabilities(plain)
+    )
+    np.testing.assert_array_equal(
+        fits[0].predict(given[20:50]), fits[1].predict(plain[20:50])
+    )
+    torch_branch = small_branch(feature_shape=given.layout.shapes[0])
+    blocks = (given.layout.block(data, 0) for data in (given, plain))
+    answers = [clone(torch_branch).fit(b, Y).predict_proba(b) for b in blocks]
+    np.testing.assert_array_equal(*answers)
+    with pytest.raises(ValueError, match="is expecting"):
+        fits[0].branches_[0].predict(given)
+
+
+def test_searches_take_int8_features_and_cut_their_taps():
+    given = tiny_backbone(dtype="int8").fit(X).transform(X)
+    plain = FeatureArray.wrap(np.asarray(given), given.layout)
+    search = MarginSearchCV(
+        cascade(branch=GaussianNB(), cv=0.3),
+        max_accuracy_drop=0.02,
+        margins=[0.0, 0.1],
+        taps="select",
+        cv=2,
+    )
+    found = [clone(search).fit(data, Y) for data in (given, plain)]
+    assert found[0].taps_ == found[1].taps_
+    np.testing.assert_array_equal(found[0].predict(given), found[1].predict(plain))
 
 
 # Names and layouts

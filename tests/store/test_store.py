@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 from sklearn.base import BaseEstimator, clone
 
-from sk_calex.store import FeatureStore, Section, StoreWarning
+from sk_calex.store import FeatureStore, Section, StoreWarning, row_keys
 
 from ._helpers import FINGERPRINT, WIDTH, make_rows, read
 
@@ -332,7 +332,7 @@ def test_width_must_be_a_positive_int(store, width):
 
 @pytest.mark.parametrize("dtype", ["float64", "O", ["float32"], np.float32])
 def test_dtype_must_be_known(store, dtype):
-    with pytest.raises(ValueError, match="dtype must be 'float32' or 'float16'"):
+    with pytest.raises(ValueError, match="dtype must be 'float32', 'float16' or"):
         store.section(FINGERPRINT, WIDTH, dtype)
 
 
@@ -403,6 +403,27 @@ def test_rows_too_large_for_float16_raise(store):
     single.write(keys, rows)
     with pytest.raises(ValueError, match="out of dtype float16 cannot hold"):
         single.read(keys, np.zeros((3, WIDTH), np.float16))
+
+
+def test_bytes_are_kept_as_they_are_and_never_converted(store):
+    rng = np.random.default_rng(0)
+    keys, rows = row_keys(np.arange(40)), rng.integers(0, 256, (40, 7), np.uint8)
+    section = store.section(FINGERPRINT, 7, "uint8")
+    assert section.write(keys, rows) == 40
+    which = rng.integers(0, 40, 100)
+    out = np.zeros((100, 7), np.uint8)
+    assert section.read(keys[which], out).all()
+    np.testing.assert_array_equal(out, rows[which])
+    mapped = section.gather(keys[which], memory_limit=100)
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(mapped, rows[which])
+    assert FeatureStore(store.folder).info()["by_section"][FINGERPRINT]["rows"] == 40
+    assert FeatureStore(store.folder).verify().ok
+    for dtype in (np.float32, np.int8, np.uint16):
+        with pytest.raises(ValueError, match="rows must be uint8 of shape"):
+            section.write(keys, rows.astype(dtype))
+        with pytest.raises(ValueError, match="out must be a writeable array of uint8"):
+            section.read(keys, np.zeros((40, 7), dtype))
 
 
 def test_write_of_too_many_rows_raises(store, monkeypatch):

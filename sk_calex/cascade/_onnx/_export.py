@@ -98,8 +98,8 @@ def export_onnx(
 
     Notes
     -----
-    The graphs are those of the module in float precision; features stored as float16
-    are rounded in them as well. A cascade that runs under ``amp`` is refused: its
+    The graphs are those of the module in float precision; features stored as float16 or
+    int8 are rounded in them as well. A cascade that runs under ``amp`` is refused: its
     thresholds were chosen on other numbers. Labels and depths equal those of torch but
     where a score lies within rounding of its threshold, or two classes tie.
 

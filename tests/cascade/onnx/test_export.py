@@ -153,9 +153,10 @@ def test_ensembles_answer_alike(tmp_path):
     np.testing.assert_allclose(table.confidence, stages.max(axis=2), atol=1e-5)
 
 
-def test_features_of_a_backbone_are_taken_or_made(tmp_path):
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_features_of_a_backbone_are_taken_or_made(tmp_path, dtype):
     """A cascade on features: graphs for features, or with the backbone for images."""
-    backbone = tiny_backbone(taps=["block1"], dtype="float16").fit(X)
+    backbone = tiny_backbone(taps=["block1"], dtype=dtype).fit(X)
     features = backbone.transform(X)
     cascade = CascadeClassifier(
         input="features",
