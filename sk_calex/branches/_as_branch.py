@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sk_calex.branches._base import BaseBranch
 from sk_calex.branches._input_kinds import describe, name_refusal, takes_missing
+from sk_calex.branches._soft_targets import ProbabilityRows, SoftTargets, row_blocks
 from sk_calex.branches._training import soften
 from sk_calex.utils._int8 import Int8Features
 from sk_calex.utils._progress import bar
@@ -126,9 +127,9 @@ def takes_frames(estimator: Any) -> bool:
 def share_soft_targets(
     branch: Any,
     y: NDArray[np.intp],
-    soft_targets: NDArray[np.float64] | None,
+    soft_targets: ProbabilityRows | None,
     alpha: float | None,
-) -> tuple[Any, NDArray[np.float64] | None]:
+) -> tuple[Any, ProbabilityRows | None]:
     """Give soft targets a share of what a classifier learns, and labels the rest.
 
     Parameters
@@ -137,7 +138,7 @@ def share_soft_targets(
         Not changed.
     y : ndarray of int, shape (n_samples,)
         Class codes.
-    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
+    soft_targets : ProbabilityRows of shape (n_samples, n_classes), or None
         Class probabilities to imitate.
     alpha : float or None
         Share of the soft targets, in [0, 1]. None leaves it to the branch.
@@ -147,7 +148,7 @@ def share_soft_targets(
     branch : classifier
         A torch branch has a share of its own: a clone with this one. Any other
         classifier as it is.
-    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
+    soft_targets : ProbabilityRows of shape (n_samples, n_classes), or None
         As given for a torch branch; for any other classifier mixed with the labels.
 
     Examples
@@ -156,7 +157,7 @@ def share_soft_targets(
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sk_calex.branches._as_branch import share_soft_targets
     >>> y, soft = np.array([0, 1]), np.array([[0.6, 0.4], [0.5, 0.5]])
-    >>> share_soft_targets(LogisticRegression(), y, soft, 0.5)[1]
+    >>> share_soft_targets(LogisticRegression(), y, soft, 0.5)[1][:]
     array([[0.8 , 0.2 ],
            [0.25, 0.75]])
     """
@@ -166,9 +167,7 @@ def share_soft_targets(
         return clone(branch).set_params(alpha=alpha), soft_targets
     if soft_targets is None:
         return branch, None
-    mixed: NDArray[np.float64] = alpha * soft_targets
-    mixed[np.arange(len(mixed)), y] += 1 - alpha
-    return branch, mixed
+    return branch, SoftTargets(soft_targets, y, alpha=alpha)
 
 
 def fit_as_branch(
@@ -177,7 +176,7 @@ def fit_as_branch(
     shape: tuple[int, ...],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    soft_targets: NDArray[np.float64] | None,
+    soft_targets: ProbabilityRows | None,
 ) -> Any:
     """Fit a classifier on one tap, with weights and soft targets.
 
@@ -198,7 +197,7 @@ def fit_as_branch(
         Class codes.
     sample_weight : ndarray of float64, shape (n_samples,)
         Training weights; a row of weight 0 is absent.
-    soft_targets : ndarray of float64, shape (n_samples, n_classes), or None
+    soft_targets : ProbabilityRows of shape (n_samples, n_classes), or None
         Class probabilities to imitate.
 
     Returns
@@ -215,19 +214,18 @@ def fit_as_branch(
     if torch_branch is not None:
         if torch_branch.feature_shape is None:
             torch_branch.set_params(feature_shape=shape)
-        classes = np.unique(y)
-        if soft_targets is not None and len(classes) < soft_targets.shape[1]:
+        classes, targets = np.unique(y), soft_targets
+        if targets is not None and len(classes) < targets.shape[1]:
             # Its outputs are the classes of y, of which the last stage may know more.
-            soft_targets = soft_targets[:, classes]
+            targets = SoftTargets(targets, y, columns=classes)
         return torch_branch.fit(
-            X, y, sample_weight=sample_weight, soft_targets=soft_targets
+            X, y, sample_weight=sample_weight, soft_targets=cast(Any, targets)
         )
     rows = np.flatnonzero(sample_weight > 0)
     labels, weight = y[rows], sample_weight[rows]
     if soft_targets is not None:
-        share = _class_shares(branch, soft_targets[rows])
-        repeat, labels = np.nonzero(share)
-        weight = weight[repeat] * share[repeat, labels]
+        repeat, labels, share = _repeat_rows(branch, soft_targets, rows)
+        weight = weight[repeat] * share
         rows = rows[repeat]
     with bar(unit="fit", total=1) as shown:
         fitted = fit_with_weights(
@@ -244,6 +242,20 @@ def fit_as_branch(
     return fitted
 
 
+def _repeat_rows(
+    branch: Any, soft: ProbabilityRows, rows: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """Repeat rows once for each class: which row, its class, the class's weight."""
+    parts, start = [], 0
+    for block in row_blocks(rows):
+        share = _class_shares(branch, soft[block])
+        repeat, labels = np.nonzero(share)
+        parts.append((start + repeat, labels, share[repeat, labels]))
+        start += len(block)
+    which, codes, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return which, codes, weights
+
+
 def _as_matrix(X: Any) -> Any:
     """Decode int8 features, of which only torch branches decode a few at a time."""
     return np.asarray(X) if isinstance(X, Int8Features) else X
@@ -252,7 +264,7 @@ def _as_matrix(X: Any) -> Any:
 def count_target_classes(
     branch: Any,
     y: NDArray[np.intp],
-    soft_targets: NDArray[np.float64] | None,
+    soft_targets: ProbabilityRows | None,
     rows: NDArray[np.intp] | None = None,
 ) -> int:
     """Count the classes that `fit_as_branch` would train a classifier on.
@@ -263,10 +275,10 @@ def count_target_classes(
         The classifier, fitted or not.
     y : ndarray of int, shape (n_samples,)
         Class codes of the rows of positive weight.
-    soft_targets : ndarray of float64, shape (n_all, n_classes), or None
+    soft_targets : ProbabilityRows of shape (n_all, n_classes), or None
         Class probabilities to imitate.
     rows : ndarray of intp, shape (n_samples,), default=None
-        Which rows of `soft_targets` have positive weight; None: all. They are copied
+        Which rows of `soft_targets` have positive weight; None: all. They are read
         only where they decide.
 
     Returns
@@ -276,8 +288,12 @@ def count_target_classes(
     """
     if soft_targets is None or as_torch_branch(branch) is not None:
         return len(np.unique(y))
-    given = soft_targets if rows is None else soft_targets[rows]
-    return int((_class_shares(branch, given) > 0).any(axis=0).sum())
+    if rows is None:
+        rows = np.arange(soft_targets.shape[0])
+    found = np.zeros(soft_targets.shape[1], dtype=bool)
+    for block in row_blocks(rows):
+        found |= (_class_shares(branch, soft_targets[block]) > 0).any(axis=0)
+    return int(found.sum())
 
 
 def _class_shares(branch: Any, soft: NDArray[np.float64]) -> NDArray[np.float64]:

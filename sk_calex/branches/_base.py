@@ -25,6 +25,7 @@ from sklearn.utils.validation import (
 
 from sk_calex.branches._heads import BranchHead, fuse_for_inference
 from sk_calex.branches._own_heads import drawing_from
+from sk_calex.branches._soft_targets import SoftenedRows, SoftTargets
 from sk_calex.branches._train_head import (
     choose_solver,
     count_epochs,
@@ -51,6 +52,8 @@ from sk_calex.utils._validation import (
 __all__ = ["BaseBranch"]
 
 _PREDICT_ROWS = 1024
+# Softened targets that take more are computed anew for each mini-batch.
+_SOFT_BYTES = 64 * 2**20
 # Floats are read as they are: a memory map of them is never converted as a whole.
 _DTYPES = (np.float64, np.float32, np.float16)
 
@@ -181,7 +184,9 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         device = resolve_device(self.device)
         soft = None
         if soft_targets is not None:
-            soft = check_probabilities(soft_targets, "soft_targets")
+            soft = soft_targets
+            if not isinstance(soft, SoftTargets):
+                soft = check_probabilities(soft_targets, "soft_targets")
             if soft.shape != (len(features), n_classes):
                 raise ValueError(
                     f"soft_targets has shape {soft.shape}, expected "
@@ -192,11 +197,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         batch = Batch(features, rows, codes[rows].astype(np.int64), weight[rows], None)
         self.solver_ = choose_solver(self, batch)
         if soft is not None:
-            # Mini-batches are float32, and other solvers are for small data.
-            dtype = np.float32 if self.solver_ == "adam" else np.float64
-            batch = replace(
-                batch, soft=soften_rows(soft, rows, self.temperature, dtype)
-            )
+            batch = replace(batch, soft=self._softened(soft, rows))
         epochs = 0 if self.solver_ == "lbfgs" else count_epochs(self, len(batch))
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
@@ -221,6 +222,16 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             self.n_iter_ = history.n_iter
             self.feature_shape_ = shape
             self._set_head(head)
+
+    def _softened(self, soft: Any, rows: NDArray[np.intp]) -> Any:
+        """Soften the targets of the training rows, now or as they are drawn."""
+        is_adam = self.solver_ == "adam"
+        n_bytes = 4 * len(rows) * soft.shape[1]
+        if is_adam and isinstance(soft, SoftTargets) and n_bytes > _SOFT_BYTES:
+            return SoftenedRows(soft, rows, self.temperature)
+        # Mini-batches are float32, and other solvers are for small data.
+        dtype = np.float32 if is_adam else np.float64
+        return soften_rows(soft, rows, self.temperature, dtype)
 
     def _check_X_y(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
         if isinstance(X, Int8Features):  # numbers, finite, and not to be decoded here

@@ -25,8 +25,9 @@ from sk_calex.utils._rows import take_rows
 
 __all__ = ["choose_solver", "count_epochs", "init_head", "train_head"]
 
-#: Prototypes are placed by at most this many rows, which bounds the memory it takes.
+#: Prototypes are placed by at most this many rows, and bytes of them.
 _INIT_ROWS = 4096
+_INIT_BYTES = 512 * 2**20
 _READ_ROWS = 1024
 
 
@@ -65,11 +66,13 @@ def init_head(
 ) -> None:
     """Set the first weights of a head from a sample of the training rows."""
     rows = np.arange(len(batch))
-    if len(rows) > _INIT_ROWS:
-        picked = torch.randperm(len(rows), generator=generator)[:_INIT_ROWS]
+    width = batch.features.shape[1]
+    most = min(_INIT_ROWS, max(1, _INIT_BYTES // (8 * width)))
+    if len(rows) > most:
+        picked = torch.randperm(len(rows), generator=generator)[:most]
         rows = np.sort(picked.numpy())
     start = batch.take(rows)
-    X = np.empty((len(start), batch.features.shape[1]))
+    X = np.empty((len(start), width))
     for i in range(0, len(start), _READ_ROWS):
         part = start.rows[i : i + _READ_ROWS]
         X[i : i + _READ_ROWS] = take_rows(batch.features, part)

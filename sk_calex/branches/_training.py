@@ -47,26 +47,30 @@ class Batch:
     `features` has shape (n_all, width) and may be a column slice of a memory map, or
     `Int8Features`; row i of the batch is its row ``rows[i]``, so that a subset of a
     large matrix is never copied. `soft` holds *softened* targets of shape
-    (n_samples, n_classes), in float32 or float64, or is None.
+    (n_samples, n_classes), in float32 or float64, or computes those of rows; or is
+    None.
     """
 
     features: NDArray[Any] | Int8Features
     rows: NDArray[np.intp]
     labels: NDArray[np.int64]
     weight: NDArray[np.float64]
-    soft: NDArray[Any] | None
+    soft: Any
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, index: NDArray[np.intp]) -> Batch:
         """Select some rows of the batch, over the same features."""
+        soft = self.soft
+        if soft is not None:
+            soft = soft[index] if isinstance(soft, np.ndarray) else soft.take(index)
         return Batch(
             self.features,
             self.rows[index],
             self.labels[index],
             self.weight[index],
-            None if self.soft is None else self.soft[index],
+            soft,
         )
 
 
@@ -88,7 +92,7 @@ def soften(proba: NDArray[np.float64], temperature: float) -> NDArray[np.float64
 
 
 def soften_rows(
-    proba: NDArray[np.float64],
+    proba: Any,
     rows: NDArray[np.intp],
     temperature: float,
     dtype: Any,
@@ -97,7 +101,7 @@ def soften_rows(
 
     Parameters
     ----------
-    proba : ndarray of float64, shape (n_all, n_classes)
+    proba : ndarray of float64, shape (n_all, n_classes), or what computes its rows
         Probabilities.
     rows : ndarray of intp, shape (n_samples,)
         Which rows.
@@ -181,13 +185,18 @@ class RowGatherer:
         self.where = torch.from_numpy(batch.rows)
         self.labels = torch.from_numpy(np.ascontiguousarray(batch.labels))
         self.weight = torch.from_numpy(batch.weight).float()
-        self.soft = None if batch.soft is None else torch.from_numpy(batch.soft).float()
+        self.soft = batch.soft
+        if isinstance(batch.soft, np.ndarray):
+            self.soft = torch.from_numpy(batch.soft).float()
         self.shape, self.device = shape, device
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return features, labels, weights and soft targets of some rows."""
         x = gather_rows(self.features, self.where[rows], self.device, torch.float32)
-        soft = None if self.soft is None else self.soft[rows].to(self.device)
+        if self.soft is None or isinstance(self.soft, Tensor):
+            soft = None if self.soft is None else self.soft[rows].to(self.device)
+        else:
+            soft = torch.from_numpy(self.soft[rows.numpy()]).to(self.device)
         return (
             x.view(-1, *self.shape),
             self.labels[rows].to(self.device),

@@ -17,6 +17,7 @@ from sk_calex.branches._as_branch import (
     probabilities_of,
     share_soft_targets,
 )
+from sk_calex.branches._soft_targets import ProbabilityRows, SoftTargets
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import NO_TASK, current_task, use_task
@@ -31,20 +32,13 @@ _ROWS = 4096
 _LEAST = 1e-12
 
 
-def soft_targets(
-    final: NDArray[np.float64], labels: NDArray[np.intp]
-) -> NDArray[np.float64]:
+def soft_targets(final: ProbabilityRows, labels: NDArray[np.intp]) -> SoftTargets:
     """Take the last stage's probabilities over the classes of y alone, to imitate.
 
     A branch cannot learn a class without training rows, and never predicts it.
     """
     present = np.isin(np.arange(final.shape[1]), labels)
-    if present.all():
-        return final
-    soft = np.where(present, final, 0.0)
-    total = soft.sum(axis=1, keepdims=True)
-    certain = np.eye(final.shape[1])[labels]
-    return np.where(total > 0, soft / np.maximum(total, np.finfo(float).tiny), certain)
+    return SoftTargets(final, labels, None if present.all() else present)
 
 
 class CalibrationProbabilities:
@@ -77,7 +71,7 @@ class BranchFitter:
         tap: int,
         weight: NDArray[np.float64],
         labels: NDArray[np.intp],
-        soft: NDArray[np.float64] | None,
+        soft: ProbabilityRows | None,
         memory: Memory,
         content: str,
         alpha: float | None = None,
@@ -170,7 +164,7 @@ def _fit_one_branch(
     shape: tuple[int, ...],
     labels: NDArray[np.intp],
     weight: NDArray[np.float64],
-    soft: NDArray[np.float64] | None,
+    soft: ProbabilityRows | None,
     content: tuple[str, int, int, float | None],
 ) -> Any:
     """Train one branch; `content` stands for the data in the key of a cache."""

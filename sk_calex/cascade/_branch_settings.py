@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sk_calex.branches._soft_targets import row_blocks
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._validation import is_auto
 
@@ -52,7 +53,8 @@ def check_targets(targets: str, data: TrainingData) -> None:
     if targets != "argmax":
         return
     rows = data.folds.train
-    answered = np.unique(data.final[rows].argmax(axis=1))
+    answers = [data.final[part].argmax(axis=1) for part in row_blocks(rows)]
+    answered = np.unique(np.concatenate(answers))
     if len(answered) < 2:
         raise ValueError(
             "targets='argmax' trains branches on the answers of the last stage, but "

@@ -136,14 +136,14 @@ def fit_branches(
     """
     n, folds, n_branches = len(data.codes), data.folds, len(templates)
     train, calibration = folds.train, folds.calibration
-    labels = data.final.argmax(axis=1) if targets == "argmax" else data.codes
-    soft = soft_targets(data.final, labels) if targets == "soft" else None
     survival = np.ones(n)
     reaching = np.ones(len(calibration), dtype=bool)
     answers = StageTable.empty(n_branches + 1, n, data.n_classes)
     for start in range(0, n, _ROWS):  # a few at a time: signals need several copies
         part = slice(start, min(start + _ROWS, n))
         answers.put(n_branches, part, StageAnswer(data.final[part]))
+    labels = answers.predicted[n_branches] if targets == "argmax" else data.codes
+    soft = soft_targets(data.final, labels) if targets == "soft" else None
     branches, sizes, weights, chosen = [], [], [], []
     kept = None
     if keep_proba:
@@ -202,7 +202,7 @@ def fit_branches(
     )
     proba = None
     if kept is not None:
-        proba = np.concatenate([kept.proba, data.final[None, calibration]])
+        proba = np.concatenate([kept.proba, data.final[calibration][None]])
     return FittedBranches(
         branches, answers.take(calibration), proba, np.array(sizes), profile, chosen
     )

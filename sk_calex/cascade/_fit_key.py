@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._image_files import are_paths
 from sk_calex.backbone._runner import state_of
 from sk_calex.backbone._samples import Samples
+from sk_calex.branches._soft_targets import SoftTargets
+from sk_calex.cascade._last_stage import LogitRows
 from sk_calex.utils._int8 import Int8Features
 
 __all__ = ["FitRequest", "array_digest", "digest_for", "fit_request", "input_digest"]
@@ -200,10 +203,14 @@ class _Description:
 def array_digest(array: NDArray[Any]) -> str:
     """Hash dtype, shape and values of an array, block by block; not of objects."""
     rows = np.asarray(array)
-    digest = sha256(f"{rows.dtype.str}{rows.shape}".encode())
     if rows.ndim == 0:
-        rows = rows[None]
-    row_bytes = max(1, rows.nbytes // max(1, len(rows)))
+        return _digest_rows(rows[None], rows.dtype, ())
+    return _digest_rows(rows, rows.dtype, rows.shape)
+
+
+def _digest_rows(rows: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    digest = sha256(f"{dtype.str}{shape}".encode())
+    row_bytes = max(1, dtype.itemsize * math.prod(shape[1:]))
     step = max(1, _CHUNK_BYTES // row_bytes)
     for start in range(0, len(rows), step):
         part = np.ascontiguousarray(rows[start : start + step])
@@ -227,6 +234,8 @@ def digest_for(memory: Any, *arrays: Any) -> str:
             return array_digest(part)
         if isinstance(part, Int8Features):
             return f"int8 {part.stages} {array_digest(part.rows)}"
+        if isinstance(part, LogitRows | SoftTargets):  # as the array of all rows
+            return _digest_rows(part, np.dtype(np.float64), part.shape)
         return input_digest(part) or content_hash(part)
 
     return " ".join(map(digest, arrays))

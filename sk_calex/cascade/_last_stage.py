@@ -18,6 +18,7 @@ from sk_calex.branches._as_branch import (
     fit_with_weights,
     probabilities_of,
 )
+from sk_calex.branches._soft_targets import row_blocks
 from sk_calex.cascade._training_data import Folds
 from sk_calex.utils._codec import savable
 from sk_calex.utils._progress import bar, showing
@@ -34,8 +35,6 @@ __all__ = [
     "output_order",
     "read_backbone",
 ]
-
-_ROWS = 4096
 
 
 @savable
@@ -89,17 +88,42 @@ def read_backbone(
     codes: NDArray[np.intp],
     folds: Folds,
     check_order: bool,
-) -> tuple[LastStage, NDArray[np.float64]]:
+) -> tuple[LastStage, LogitRows]:
     """Take the backbone's own classifier as last stage; also its probabilities."""
     check_finite(outputs, "the logits of the backbone", "Check its weights.")
-    proba = np.empty((len(outputs), len(order)))
-    for start in range(0, len(outputs), _ROWS):  # a softmax needs several copies
-        part = slice(start, start + _ROWS)
-        proba[part] = softmax64(outputs[part])[:, order]
+    proba = LogitRows(outputs, order)
     if check_order:
         held = folds.calibration
-        check_output_order(proba[held].argmax(axis=1), codes[held])
+        answers = [proba[part].argmax(axis=1) for part in row_blocks(held)]
+        check_output_order(np.concatenate(answers), codes[held])
     return LastStage(None, order, len(order)), proba
+
+
+@dataclass(frozen=True, eq=False)
+class LogitRows:
+    """Probabilities of the backbone's classifier, computed as rows are read.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n_samples, n_outputs)
+        Outputs of the backbone; may be some of the columns of a memory map.
+    order : ndarray of intp, shape (n_classes,)
+        Output of each class.
+    """
+
+    logits: NDArray[Any]
+    order: NDArray[np.intp]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of classes."""
+        return len(self.logits), len(self.order)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float64]:
+        return softmax64(self.logits[rows])[:, self.order]
 
 
 def fit_final_estimator(

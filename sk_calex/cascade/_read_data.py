@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sk_calex.backbone._layout import TapLayout
+from sk_calex.branches._soft_targets import ProbabilityRows
 from sk_calex.cascade._costs import read_costs
 from sk_calex.cascade._inputs import training_features
 from sk_calex.cascade._last_stage import (
@@ -89,7 +90,8 @@ def read_training_data(
     template = final_estimator_for(cascade.final_estimator, layout.shared)
     if template is None:
         order = output_order(classes, named, outputs.shape[1])
-        stage, final = read_backbone(outputs, order, codes, folds, named is None)
+        stage, rows = read_backbone(outputs, order, codes, folds, named is None)
+        final: ProbabilityRows = rows
     else:
         stage, final = fit_final_estimator(
             template, outputs, codes, weight, folds, classes, cascade.verbose

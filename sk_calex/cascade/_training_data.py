@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedShuffleSplit, check_cv
 from sklearn.utils.validation import _check_method_params
 
 from sk_calex.backbone._layout import TapLayout
+from sk_calex.branches._soft_targets import ProbabilityRows
 
 __all__ = ["Folds", "TrainingData", "check_n_folds", "make_folds"]
 
@@ -33,9 +34,10 @@ class TrainingData:
         True class codes.
     weight : ndarray of float64, shape (n_samples,)
         Sample weights; rows of weight 0 are absent.
-    final : ndarray of float64, shape (n_samples, n_classes)
-        Probabilities of the last stage; out of fold where a final estimator was
-        trained and `folds` has several pairs.
+    final : ProbabilityRows of float64, shape (n_samples, n_classes)
+        Probabilities of the last stage: computed from its logits as rows are read, or
+        an array where a final estimator was trained; out of fold where `folds` has
+        several pairs.
     folds : Folds
         Which rows train and which calibrate.
     seeds : RandomState
@@ -46,7 +48,7 @@ class TrainingData:
     layout: TapLayout
     codes: NDArray[np.intp]
     weight: NDArray[np.float64]
-    final: NDArray[np.float64]
+    final: ProbabilityRows
     folds: Folds
     seeds: np.random.RandomState
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.base import clone
 
 from sk_calex import BranchClassifier
 from sk_calex.branches._heads import build_head
 from sk_calex.branches._layers import smooth_gradients
+from sk_calex.branches._soft_targets import SoftTargets
 from sk_calex.branches._solvers import choose_full_batch, default_max_iter
 from sk_calex.branches._training import (
     Batch,
@@ -497,6 +499,51 @@ def test_rows_are_softened_as_all_at_once():
     np.testing.assert_array_equal(found, soften(proba, 3.0)[rows])
     single = soften_rows(proba, rows, 3.0, np.float32)
     np.testing.assert_array_equal(single, found.astype(np.float32))
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_targets_that_are_softened_as_they_are_drawn(monkeypatch, early_stopping):
+    """The same branch as from softened targets that are kept, to the last bit."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((300, 12)), np.arange(300) % 4
+    soft = SoftTargets(rng.dirichlet(np.ones(5), 300), y, columns=np.arange(4))
+    soft = SoftTargets(soft, y, present=np.ones(4, bool), alpha=0.7)
+    branch = BranchClassifier(
+        "gap",
+        solver="adam",
+        max_iter=3,
+        batch_size=64,
+        early_stopping=early_stopping,
+        random_state=0,
+    )
+    weight = np.arange(300) % 3
+    kept = clone(branch).fit(X, y, weight, soft_targets=np.asarray(soft))
+    same = clone(branch).fit(X, y, weight, soft_targets=soft)
+    monkeypatch.setattr("sk_calex.branches._base._SOFT_BYTES", 100)
+    drawn = clone(branch).fit(X, y, weight, soft_targets=soft)
+    for other in (same, drawn):
+        np.testing.assert_array_equal(other.predict_proba(X), kept.predict_proba(X))
+
+
+def test_soft_targets_are_those_of_their_rows():
+    rng = np.random.default_rng(0)
+    proba, y = rng.dirichlet(np.ones(4), 50), rng.integers(0, 3, 50)
+    proba[7] = [0, 0, 0, 1]
+    present = np.array([True, True, True, False])
+    soft = SoftTargets(proba, y, present, alpha=0.5)
+    assert soft.shape == (50, 4)
+    assert len(soft) == 50
+    full = np.asarray(soft)
+    np.testing.assert_allclose(full.sum(axis=1), 1)
+    np.testing.assert_array_equal(full[:, 3], 0)
+    np.testing.assert_array_equal(full[7], np.eye(4)[y[7]])
+    kept = proba[0, :3] / proba[0, :3].sum()
+    np.testing.assert_allclose(full[0, :3], 0.5 * kept + 0.5 * np.eye(3)[y[0]])
+    for rows in ([3, 3, 7], slice(2, 9), rng.integers(0, 50, 20)):
+        np.testing.assert_array_equal(soft[rows], full[rows])
+    some = SoftTargets(soft, y, columns=np.array([2, 0]))
+    assert some.shape == (50, 2)
+    np.testing.assert_array_equal(some[[5]], full[[5]][:, [2, 0]])
 
 
 def test_soft_targets_are_not_copied_in_double_precision():
