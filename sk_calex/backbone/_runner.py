@@ -401,6 +401,21 @@ class Runner:
         output, state = self._cut.stages.advance(stage, state)
         return self.shape_outputs(stage, output), state
 
+    def skip(self, stage: int, state: State) -> State:
+        """Run one stage, inside ``with inference_mode()``, for those after it only.
+
+        Parameters
+        ----------
+        stage, state
+            As of `advance`.
+
+        Returns
+        -------
+        state : tuple of Tensor
+            What the stages after this one need.
+        """
+        return self._cut.stages.advance(stage, state)[1]
+
     def keep(self, state: State, rows: NDArray[np.intp]) -> State:
         """Keep some samples of a state.
 

@@ -20,7 +20,8 @@ from sk_calex.baselines._exit_net import ExitNet, ExitRows, fit_exit_net
 from sk_calex.branches._heads import fuse_for_inference
 from sk_calex.branches._solvers import History
 from sk_calex.calibration._answers import StageAnswer, StageTable
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy, Policy
+from sk_calex.calibration._exits import up_to_last
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._fit_key import digest_for
 from sk_calex.cascade._onnx._answer_modules import AnswerModule
@@ -244,6 +245,13 @@ class JointCascade(BaseCascade):
         # Full-batch training leaves float64, in which onnxruntime has no convolution.
         net.heads.float()
         return [_NetAnswer(net, branch) for branch in range(len(net.heads))]
+
+    def _running_heads(self, rule: Policy | None) -> NDArray[np.bool_]:
+        heads = super()._running_heads(rule)
+        # Branches that pass something on have to run before one that may answer.
+        net = type(self.net_)
+        alone = net.exit is ExitNet.exit and net.answer is ExitNet.answer
+        return heads if alone else up_to_last(heads)
 
     def _answers(self) -> list[Answer]:
         return [*self._branch_answers(), self._last_answer()]

@@ -63,21 +63,29 @@ class KnobPath:
         Accuracy that may be lost.
     n_rows : float
         Calibration rows, or their total weight.
+    most_to_pay : float
+        Mean cost above which the last stage alone is cheaper.
     """
 
     judged: tuple[_Judged, ...]
     max_drop: float
     n_rows: float
+    most_to_pay: float
 
     def is_within(self, point: _Judged) -> bool:
         """Say whether a point keeps the accuracy."""
         return point.drop + point.standard_error <= self.max_drop + _ROUNDING
 
     @property
-    def chosen(self) -> _Judged | None:
-        """The cheapest point that keeps the accuracy and lets samples exit."""
+    def within(self) -> list[_Judged]:
+        """Points that keep the accuracy and let samples exit, the cheapest first."""
         kept = [p for p in self.judged if p.exit_share > 0 and self.is_within(p)]
-        return min(kept, key=lambda p: (p.mean_cost, p.drop)) if kept else None
+        return sorted(kept, key=lambda p: (p.mean_cost, p.drop))
+
+    @property
+    def candidates(self) -> list[_Judged]:
+        """Those that cost no more than the last stage alone, the cheapest first."""
+        return [p for p in self.within if p.mean_cost <= self.most_to_pay]
 
     @property
     def nearest(self) -> _Judged | None:
@@ -103,6 +111,18 @@ class KnobPath:
 
     def explain(self, knob: str) -> str:
         """Say why no value was chosen, with the numbers."""
+        if self.within:
+            cheapest = self.within[0]
+            share = cheapest.mean_cost / self.most_to_pay
+            fitted = ", more once it is fitted on all rows" if share < 1 else ""
+            return (
+                f"{knob}='auto' lets no sample exit: on {self.n_rows:g} calibration "
+                f"rows no value of {knob} within max_accuracy_drop={self.max_drop:g} "
+                "costs less than the network without branches; the cheapest, "
+                f"{cheapest.value:.4g}, costs {share:.1%} of it{fitted}. Give cheaper "
+                "branches or fewer taps, calibrate on more rows (cv), allow a larger "
+                f"max_accuracy_drop, or give {knob} a number."
+            )
         needed = np.inf if self.max_drop == 0 else np.ceil(1 / self.max_drop)
         text = (
             f"{knob}='auto' lets no sample exit: on {self.n_rows:g} calibration rows "
@@ -137,7 +157,7 @@ def find_laxest(
     values : sequence
         Values of the knob, from strict to lax.
     given : CalibrationSet
-        The calibration rows; `costs` orders the points, without them the depths do.
+        The calibration rows; their costs order the points.
     max_drop : float
         Accuracy that may be lost against the last stage alone.
 
@@ -161,7 +181,7 @@ def find_laxest(
     """
     judge = _Judge(fit_at, given)
     judged: dict[int, _Judged] = {}
-    path = KnobPath((), max_drop, judge.n_rows)
+    path = KnobPath((), max_drop, judge.n_rows, given.most_to_pay)
 
     def is_within(i: int) -> bool:
         if i not in judged:
@@ -198,23 +218,22 @@ class _Judge:
     """Judges values of a knob on the folds of the calibration rows."""
 
     def __init__(self, fit_at: FitAt, given: CalibrationSet) -> None:
-        self._fit_at = fit_at
+        self._fit_at, self._costs_under = fit_at, given.costs_under
         self.n_rows = float(given.weight.sum())
-        stages = np.arange(1.0, given.answers.n_stages + 1)
-        self._costs = stages if given.costs is None else given.costs
         self.folds = list(_make_folds(given))
 
     def __call__(self, value: Any) -> _Judged:
         sums = np.zeros(5)
         for fold in self.folds:
-            depth = first_exits(self._fit_at(value, fold.fitted), fold.table)
+            rule = self._fit_at(value, fold.fitted)
+            depth = first_exits(rule, fold.table)
             right = fold.right[depth, np.arange(len(depth))]
             columns = [
                 fold.reference_right & ~right,
                 right & ~fold.reference_right,
                 np.ones(len(depth)),
                 depth < fold.table.n_stages - 1,
-                self._costs[depth],
+                self._costs_under(rule)[depth],
             ]
             sums += np.stack(columns) @ fold.weight
         lost, gained, total, exited, cost = sums.tolist()

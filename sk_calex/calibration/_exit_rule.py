@@ -14,7 +14,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.calibration._answers import Signals, StageAnswer, StageTable
 from sk_calex.calibration._cross_fit import find_laxest
-from sk_calex.calibration._exits import CalibrationSet, Policy, first_exits
+from sk_calex.calibration._exits import (
+    CalibrationSet,
+    Policy,
+    can_exit,
+    first_exits,
+    up_to_last,
+)
 from sk_calex.calibration._warnings import CalibrationWarning
 from sk_calex.utils._fitted_state import all_or_nothing, fitted_state
 from sk_calex.utils._validation import (
@@ -45,8 +51,8 @@ class ExitPolicy(BaseEstimator):
     Every rule has one parameter, its knob, that moves it between strict and lax. Its
     value is a number, or ``"auto"``: the laxest one whose answers, cross-fitted on the
     calibration rows, lose at most `max_accuracy_drop` against the last stage alone, one
-    standard error included. Where none does, nothing exits and a `CalibrationWarning`
-    says why.
+    standard error included, and cost no more than that does. Where there is none,
+    nothing exits and a `CalibrationWarning` says why.
 
     Attributes
     ----------
@@ -59,7 +65,9 @@ class ExitPolicy(BaseEstimator):
     confidence by default), names in `knob` the parameter that moves along the
     accuracy-cost curve, and says in `needs_costs` whether its fit needs `costs`, in
     `needs_calibration` whether it learns anything from samples. For ``"auto"`` it
-    returns in `_knob_values` what to try, from strict to lax.
+    returns in `_knob_values` what to try, from strict to lax. Where its scores depend
+    on nothing but the answer of the same branch, `_highest_score` may say so; then
+    heads before the first exit can rest, see `evaluated_branches`.
 
     After a fit the attribute named as the knob and an underscore, such as
     ``threshold_``, holds the value that is used; NaN where ``"auto"`` lets nothing
@@ -181,13 +189,16 @@ class ExitPolicy(BaseEstimator):
         """Fit at the laxest value of the knob that loses little, or let none exit."""
         values = self._knob_values(given)
         path = find_laxest(self._fitted_at, values, given, self.max_accuracy_drop)
-        chosen = path.chosen
-        value = values[0] if chosen is None else chosen.value
-        self.__dict__.update(fitted_state(self._fitted_at(value, given)))
-        if chosen is None:
-            self._let_none_exit()
+        fits = ((p.value, self._fitted_at(p.value, given)) for p in path.candidates)
+        # Fitted on all rows, fewer of them may exit than of the folds.
+        paying = (fit for fit in fits if given.mean_cost(fit[1]) <= given.most_to_pay)
+        value, rule = next(paying, (np.nan, None))
+        if rule is None:
+            rule = self._fitted_at(values[0], given)
+            rule._let_none_exit()
             warn_caller(path.explain(self.knob), CalibrationWarning)
-        setattr(self, f"{self.knob}_", np.nan if chosen is None else value)
+        self.__dict__.update(fitted_state(rule))
+        setattr(self, f"{self.knob}_", value)
         setattr(self, f"{self.knob}_path_", path.as_table(self.knob))
 
     def _fitted_at(self, value: Any, given: CalibrationSet) -> ExitPolicy:
@@ -282,6 +293,33 @@ class ExitPolicy(BaseEstimator):
         thresholds = np.atleast_2d(self.thresholds_)[branch][answer.predicted]
         mask: NDArray[np.bool_] = self._scores(branch, answer) >= thresholds
         return mask
+
+    def evaluated_branches(self) -> NDArray[np.bool_]:
+        """Tell which branches have to answer for this rule to decide.
+
+        The heads of the others are neither run nor counted.
+
+        Returns
+        -------
+        mask : ndarray of bool, shape (n_branches,)
+            True where the threshold of some class can be reached. Where scores may
+            depend on what earlier branches said, as those on `streak` do, also at all
+            branches before.
+        """
+        check_is_fitted(self)
+        thresholds, highest = np.atleast_2d(self.thresholds_), self._highest_score()
+        if type(self).exits is not ExitPolicy.exits:
+            return np.ones(len(thresholds), dtype=bool)  # who knows what it looks at
+        if highest is None:
+            return up_to_last(can_exit(thresholds))
+        return can_exit(thresholds, highest)
+
+    def _highest_score(self) -> float | None:
+        """Upper bound of scores that depend on the answer of their branch alone.
+
+        ``inf`` where there is no bound; None where scores may depend on more.
+        """
+        return 1.0 if type(self)._scores is ExitPolicy._scores else None
 
     def _as_answer(self, said: Signals | ArrayLike) -> Signals:
         if hasattr(said, "predicted"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -11,10 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_calex.calibration._answers import Signals, StageTable
-from sk_calex.calibration._thresholds import class_precision
+from sk_calex.calibration._thresholds import HAIR, class_precision
 from sk_calex.utils._codec import savable
 
-__all__ = ["CalibrationSet", "Policy", "first_exits"]
+__all__ = [
+    "CalibrationSet",
+    "Policy",
+    "can_exit",
+    "evaluated_branches",
+    "first_exits",
+    "up_to_last",
+]
+
+# Sums of costs differ in their last bits.
+_ROUNDING = 1e-9
 
 
 class Policy(Protocol):
@@ -23,6 +33,63 @@ class Policy(Protocol):
     def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
         """Mask of the samples that exit at branch number `branch`, which said this."""
         ...
+
+
+def can_exit(
+    thresholds: NDArray[np.float64], highest: float = np.inf
+) -> NDArray[np.bool_]:
+    """Tell at which branches some class has a threshold that a score can reach.
+
+    Parameters
+    ----------
+    thresholds : ndarray of float64, shape (n_branches, n_classes)
+        Thresholds; ``inf`` never exits.
+    highest : float, default=inf
+        Upper bound of the scores.
+
+    Returns
+    -------
+    mask : ndarray of bool, shape (n_branches,)
+        True where a sample may exit.
+    """
+    # A hair more: a bound that was computed may be rounded.
+    reached = (thresholds < np.inf) & (thresholds <= highest + HAIR)
+    mask: NDArray[np.bool_] = np.logical_or.reduce(reached, axis=1)
+    return mask
+
+
+def up_to_last(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Set a mask of branches before its last True, too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_calex.calibration._exits import up_to_last
+    >>> up_to_last(np.array([False, True, False]))
+    array([ True,  True, False])
+    """
+    filled: NDArray[np.bool_] = np.logical_or.accumulate(mask[::-1])[::-1]
+    return filled
+
+
+def evaluated_branches(policy: Policy | None, n_branches: int) -> NDArray[np.bool_]:
+    """Tell which branches have to answer for any rule: all, if it does not say.
+
+    Parameters
+    ----------
+    policy : Policy or None
+        The rule; asked by its `evaluated_branches`, where it has such a method.
+    n_branches : int
+        Number of branches.
+
+    Returns
+    -------
+    mask : ndarray of bool, shape (n_branches,)
+        False where no sample can exit and nothing later depends on the answer.
+    """
+    tell: Callable[[], NDArray[np.bool_]] | None
+    tell = getattr(policy, "evaluated_branches", None)
+    return np.ones(n_branches, dtype=bool) if tell is None else tell()
 
 
 @savable
@@ -39,12 +106,18 @@ class CalibrationSet:
     weight : ndarray of float64, shape (n_samples,)
         Sample weights.
     costs : ndarray of float64, shape (n_stages,), or None
-        Cost of an answer at each depth; None where it was not given.
+        Cost of an answer at each depth, all heads running; None where it was not given.
     reference : ndarray of intp, shape (n_samples,), or None
         Class codes that the last stage answers by itself, where its row of `answers`
         is that of an ensemble. None: they are that row.
     skips_unseen : bool, default=False
         Whether a class without a row of positive weight never exits.
+    prices : callable or None
+        From a fitted rule to the cost of an answer at each depth under it, where idle
+        heads do not run. None: `costs` under any rule, or without them the number of
+        stages.
+    plain_cost : float or None
+        Cost of the last stage alone. None: that of the last depth.
     """
 
     answers: StageTable
@@ -53,6 +126,29 @@ class CalibrationSet:
     costs: NDArray[np.float64] | None = None
     reference: NDArray[np.intp] | None = None
     skips_unseen: bool = False
+    prices: Callable[[Policy], NDArray[np.float64]] | None = None
+    plain_cost: float | None = None
+
+    def costs_under(self, rule: Policy | None) -> NDArray[np.float64]:
+        """Cost of an answer at each depth under a rule; None: all heads run."""
+        if self.prices is not None and rule is not None:
+            return self.prices(rule)
+        if self.costs is not None:
+            return self.costs
+        return np.arange(1.0, self.answers.n_stages + 1)
+
+    @property
+    def most_to_pay(self) -> float:
+        """Mean cost above which the last stage alone is cheaper, but for rounding."""
+        plain = self.plain_cost
+        if plain is None:
+            plain = float(self.costs_under(None)[-1])
+        return plain * (1 + _ROUNDING)
+
+    def mean_cost(self, rule: Policy) -> float:
+        """Mean cost of an answer to these rows by a fitted rule."""
+        costs = self.costs_under(rule)[first_exits(rule, self.answers)]
+        return float(np.average(costs, weights=self.weight))
 
     @cached_property
     def right(self) -> NDArray[np.bool_]:

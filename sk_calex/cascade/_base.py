@@ -30,13 +30,15 @@ from sk_calex.calibration._answers import StageAnswer
 from sk_calex.calibration._exit_rule import (
     CalibrationSet,
     ExitPolicy,
+    Policy,
 )
+from sk_calex.calibration._exits import evaluated_branches
 from sk_calex.calibration._warnings import warn_of_few_rows
 from sk_calex.cascade._cascade_prediction import CascadePrediction
 from sk_calex.cascade._costs import (
+    Prices,
     depth_prices,
-    known_depth_costs,
-    stage_and_head_macs,
+    price_rows,
     warn_of_branch_costs,
 )
 from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep
@@ -260,12 +262,10 @@ class BaseCascade(
 
     def _fit_rule(self, rule: ExitPolicy) -> ExitPolicy:
         """Fit an exit rule on what the stages answered to the calibration samples."""
-        costs = None
-        if rule.needs_costs:
-            costs = self.depth_costs_
-        elif is_auto(getattr(rule, rule.knob)):
-            costs = known_depth_costs(self)
-        return rule.fit_on(replace(self.calibration_, costs=costs, skips_unseen=True))
+        given = replace(self.calibration_, skips_unseen=True)
+        if rule.needs_costs or is_auto(getattr(rule, rule.knob)):
+            given = price_rows(self, given, needed=rule.needs_costs)
+        return rule.fit_on(given)
 
     def _codes_of_last_stage(self, said: StageAnswer) -> NDArray[np.intp]:
         """Class codes that the last stage answers by itself."""
@@ -375,6 +375,13 @@ class BaseCascade(
 
     # -- running -----------------------------------------------------------------
 
+    def _running_heads(self, rule: Policy | None) -> NDArray[np.bool_]:
+        """Tell which heads run under a rule, shape (n_branches,); None: all of them.
+
+        The others rest: no sample can exit there, and nothing builds on their answers.
+        """
+        return evaluated_branches(rule, self.layout_.n_taps)
+
     def _answers(self) -> list[Answer]:
         """Return the functions that answer, one per stage in cascade order."""
         n_classes = len(self.classes_)
@@ -418,7 +425,7 @@ class BaseCascade(
             If `X` does not have the shape seen in fit, or is not finite.
         """
         check_is_fitted(self)
-        codes, depth = predict_codes(self, X)
+        codes, depth = predict_codes(self, X, self.calibrator_)
         labels = self.classes_[codes]
         return (labels, depth) if return_depth else labels
 
@@ -449,7 +456,7 @@ class BaseCascade(
             If `X` does not have the shape seen in fit, or is not finite.
         """
         check_is_fitted(self)
-        proba, depth = run_with_exits(self, X)
+        proba, depth = run_with_exits(self, X, self.calibrator_)
         return (proba, depth) if return_depth else proba
 
     def predict_details(self, X: Any) -> CascadePrediction:
@@ -559,7 +566,7 @@ class BaseCascade(
             If `X` does not have the shape seen in fit, or is not finite.
         """
         check_is_fitted(self)
-        return predict_codes(self, X)[1]
+        return predict_codes(self, X, self.calibrator_)[1]
 
     # -- cost --------------------------------------------------------------------
 
@@ -567,10 +574,11 @@ class BaseCascade(
     def depth_costs_(self) -> NDArray[np.float64]:
         """Cost of an answer at each depth, shape (n_branches + 1,), heads included.
 
-        MACs, or in the unit of `costs`.
+        MACs, or in the unit of `costs`. A head counts where it runs under the present
+        exit rule: not at a branch at which no class can exit.
         """
         check_is_fitted(self)
-        return depth_prices(self)[0]
+        return depth_prices(self, self.calibrator_)[0]
 
     def _branch_macs(self) -> list[int]:
         """Return the MACs of the heads, one per branch."""
@@ -595,7 +603,9 @@ class BaseCascade(
         ValueError
             If the MACs of a stage or head are unknown.
         """
-        return self.depth_costs_[self.exit_depth(X)]
+        check_is_fitted(self)
+        rule = self.calibrator_  # another thread may move the cascade meanwhile
+        return depth_prices(self, rule)[0][predict_codes(self, X, rule)[1]]
 
     def flops_reduction(self, X: Any) -> float:
         """Compute the share of the plain backbone's FLOPs that is saved on `X`.
@@ -616,7 +626,11 @@ class BaseCascade(
         ValueError
             If the MACs of a stage or head are unknown.
         """
-        return flops_reduction(self.exit_depth(X), *stage_and_head_macs(self))
+        check_is_fitted(self)
+        rule = self.calibrator_
+        depth = predict_codes(self, X, rule)[1]
+        macs = Prices.in_macs(self).of_running(self._running_heads(rule))
+        return flops_reduction(depth, macs.stages, macs.heads)
 
     def cost_reduction(self, X: Any) -> float:
         """Compute the share of the plain last stage's cost that is saved on `X`.
@@ -637,8 +651,10 @@ class BaseCascade(
         ValueError
             If `costs` is None and the MACs of a stage or head are unknown.
         """
-        per_depth, plain = depth_prices(self)
-        return float(1 - per_depth[self.exit_depth(X)].mean() / plain)
+        check_is_fitted(self)
+        rule = self.calibrator_
+        per_depth, plain = depth_prices(self, rule)
+        return float(1 - per_depth[predict_codes(self, X, rule)[1]].mean() / plain)
 
     # -- scikit-learn ------------------------------------------------------------
 

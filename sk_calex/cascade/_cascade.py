@@ -17,7 +17,7 @@ from sk_calex.branches._as_branch import check_n_branches, clone_for_taps
 from sk_calex.branches._defaults import default_branches
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
+from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy, Policy
 from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._branch_settings import (
@@ -68,9 +68,9 @@ class CascadeClassifier(BaseCascade):
         How much accuracy an exit may give up against the backbone:
 
         - "auto": the largest margin whose cascade loses at most `max_accuracy_drop`
-          on the calibration samples, cross-fitted, one standard error included. Where
-          none does, nothing exits and a `CalibrationWarning` says why. `margin_` is
-          the one found.
+          on the calibration samples, cross-fitted, one standard error included, and
+          costs no more than the backbone alone. Where none does, nothing exits and a
+          `CalibrationWarning` says why. `margin_` is the one found.
         - float: finite, below 1; for a point of your own on the curve. What the
           whole cascade loses depends on the network.
         - sequence of float: one margin for each branch.
@@ -115,8 +115,8 @@ class CascadeClassifier(BaseCascade):
     ensemble : bool, default=False
         Whether each stage, the last included, answers by a weighted geometric mean of
         its probabilities and those of the branches before, fitted on the calibration
-        samples: more accurate at no cost. It is then no longer the backbone alone that
-        answers what no branch does.
+        samples: more accurate. It is then no longer the backbone alone that answers
+        what no branch does, and all heads before it run, also where nothing can exit.
     cv : float, int or splitter, default=0.2
         Which samples calibrate:
 
@@ -211,9 +211,13 @@ class CascadeClassifier(BaseCascade):
     Examples
     --------
     >>> from sklearn.datasets import make_classification
+    >>> from sklearn.ensemble import RandomForestClassifier
     >>> from sk_calex import CascadeClassifier
     >>> X, y = make_classification(2000, n_informative=6, n_classes=3, random_state=0)
-    >>> cascade = CascadeClassifier(random_state=0).fit(X, y)
+    >>> forest = RandomForestClassifier(random_state=0)  # dearer than a linear branch
+    >>> cascade = CascadeClassifier(
+    ...     final_estimator=forest, max_accuracy_drop=0.1, random_state=0
+    ... ).fit(X, y)
     >>> labels, depth = cascade.predict(X, return_depth=True)
     >>> depth.shape
     (2000,)
@@ -445,6 +449,11 @@ class CascadeClassifier(BaseCascade):
         if self.ensembles_ is None:
             return alone
         return [self.ensembles_.answer(k, stage) for k, stage in enumerate(alone)]
+
+    def _running_heads(self, rule: Policy | None) -> NDArray[np.bool_]:
+        heads = super()._running_heads(rule)
+        # The ensemble of the last stage takes all branches in.
+        return heads if self.ensembles_ is None else np.ones_like(heads)
 
     def _codes_of_last_stage(self, said: StageAnswer) -> NDArray[np.intp]:
         if self.ensembles_ is None:

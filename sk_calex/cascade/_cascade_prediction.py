@@ -26,12 +26,16 @@ class CascadePrediction:
     depth : ndarray of int, shape (n_samples,)
         Index of the branch that answered, the number of branches for the backbone.
     cost : ndarray of float64, shape (n_samples,), or None
-        MACs spent (1 MAC = 2 FLOPs), heads included, or in the unit of `costs`. None
+        MACs spent (1 MAC = 2 FLOPs), heads that ran included, or in the unit of
+        `costs`. None
         where the MACs of a stage or head are unknown; `cost` of the cascade says why.
     first_predicted : ndarray of int, shape (n_samples,)
-        Index in `classes_` of what the first branch would answer.
+        Index in `classes_` of what the first stage that answered at all said.
     first_confidence : ndarray of float64, shape (n_samples,)
         Its largest probability. An `ExitMonitor` reads these two.
+    first_stage : int, default=0
+        Index of that stage: of the first branch, unless no class can exit there and its
+        head did not run; the number of branches where only the last stage ran.
 
     See Also
     --------
@@ -54,6 +58,7 @@ class CascadePrediction:
     cost: NDArray[np.float64] | None
     first_predicted: NDArray[np.intp]
     first_confidence: NDArray[np.float64]
+    first_stage: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,29 +15,101 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.branches._as_branch import macs_of
 from sk_calex.branches._defaults import warn_of_costly_branches
+from sk_calex.calibration._exit_rule import CalibrationSet, Policy
 from sk_calex.cascade._inputs import input_batches
 from sk_calex.utils._flops import depth_costs
 from sk_calex.utils._html import si
 
 __all__ = [
+    "Prices",
     "cost_name",
     "cost_unit",
     "depth_prices",
     "measure_costs",
-    "read_costs",
+    "price_rows",
     "stage_and_head_macs",
     "warn_of_branch_costs",
     "with_unit",
 ]
 
 
-def depth_prices(cascade: Any) -> tuple[NDArray[np.float64], float]:
+@dataclass(frozen=True)
+class Prices:
+    """What the stages and the heads of a cascade cost, in one unit.
+
+    Parameters
+    ----------
+    stages : ndarray of float64, shape (n_branches + 1,)
+        Cost of each stage, the last one with the final estimator if any.
+    heads : ndarray of float64, shape (n_branches,)
+        Cost of each head.
+    given : ndarray of float64, shape (n_branches + 1,), or None
+        Cost of an answer at each depth, where the user gave no more than that: a head's
+        part in it is not known, so that all heads count.
+    """
+
+    stages: NDArray[np.float64]
+    heads: NDArray[np.float64]
+    given: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, cascade: Any) -> Prices:
+        """Count MACs, or read the `costs` of a fitted cascade."""
+        if cascade.costs is not None:
+            return cls.read(cascade.costs, cascade.layout_.n_taps)
+        return cls.in_macs(cascade)
+
+    @classmethod
+    def in_macs(cls, cascade: Any) -> Prices:
+        """Count MACs of a fitted cascade, whatever its `costs`."""
+        return cls(*map(np.asarray, stage_and_head_macs(cascade)))
+
+    @classmethod
+    def read(cls, costs: Any, n_branches: int) -> Prices:
+        """Check and read the parameter `costs`, for a number of branches."""
+        if not isinstance(costs, Mapping):
+            per_depth = _check_costs(costs, n_branches + 1, "costs")
+            nothing = np.zeros(n_branches)
+            return cls(np.append(nothing, per_depth[-1]), nothing, per_depth)
+        if not {"stages", "heads"} <= set(costs):
+            raise ValueError(
+                f"costs has the keys {sorted(costs)}; as a dict it needs 'stages' and "
+                "'heads', as measure_costs returns them."
+            )
+        return cls(
+            _check_costs(costs["stages"], n_branches + 1, "costs['stages']"),
+            _check_costs(costs["heads"], n_branches, "costs['heads']"),
+        )
+
+    @property
+    def plain(self) -> float:
+        """Cost of the last stage without branches."""
+        return float(self.stages.sum())
+
+    @property
+    def per_depth(self) -> NDArray[np.float64]:
+        """Cost of an answer at each depth."""
+        if self.given is not None:
+            return self.given
+        return depth_costs(self.stages, self.heads)
+
+    def of_running(self, heads: NDArray[np.bool_]) -> Prices:
+        """Return the same where only these heads run, and the others cost nothing."""
+        return replace(self, heads=np.where(heads, self.heads, 0.0))
+
+
+def depth_prices(
+    cascade: Any, rule: Policy | None
+) -> tuple[NDArray[np.float64], float]:
     """Return the cost of an answer at each depth, and that of the plain last stage.
 
     Parameters
     ----------
     cascade : cascade
         A fitted cascade.
+    rule : Policy or None
+        The fitted exit rule; heads that rest under it cost nothing. None: all heads
+        run.
 
     Returns
     -------
@@ -45,10 +118,30 @@ def depth_prices(cascade: Any) -> tuple[NDArray[np.float64], float]:
     plain : float
         Cost of the last stage without branches.
     """
-    if cascade.costs is not None:
-        return read_costs(cascade.costs, cascade.layout_.n_taps)
-    stages, heads = stage_and_head_macs(cascade)
-    return depth_costs(stages, heads), float(sum(stages))
+    prices = Prices.of(cascade).of_running(cascade._running_heads(rule))
+    return prices.per_depth, prices.plain
+
+
+def price_rows(cascade: Any, given: CalibrationSet, needed: bool) -> CalibrationSet:
+    """Put the costs of a cascade on rows that a rule is to be fitted on.
+
+    Where they are not needed and nothing can be counted, the rows stay as they are.
+    """
+    try:
+        prices = Prices.of(cascade)  # once: to count a large forest takes a while
+    except ValueError:
+        if needed:
+            raise
+        return given
+    if prices.per_depth[-1] == 0 and not needed:
+        return given
+
+    def per_depth(rule: Policy | None) -> NDArray[np.float64]:
+        return prices.of_running(cascade._running_heads(rule)).per_depth
+
+    # Where torch counts nothing of the network, heads cannot be compared with it.
+    plain = prices.plain or None
+    return replace(given, costs=prices.per_depth, prices=per_depth, plain_cost=plain)
 
 
 def stage_and_head_macs(cascade: Any) -> tuple[list[int], list[int]]:
@@ -77,15 +170,6 @@ def stage_and_head_macs(cascade: Any) -> tuple[list[int], list[int]]:
     if cascade.final_estimator_ is not None:
         stages[-1] += macs_of(cascade.final_estimator_, "final_estimator")
     return stages, cascade._branch_macs()
-
-
-def known_depth_costs(cascade: Any) -> NDArray[np.float64] | None:
-    """Return the cost of an answer at each depth; None where it cannot be counted."""
-    try:
-        costs, _ = depth_prices(cascade)
-    except ValueError:
-        return None  # `depth_costs_` says why
-    return costs if costs[-1] > 0 else None
 
 
 def warn_of_branch_costs(cascade: Any) -> None:
@@ -122,36 +206,6 @@ def with_unit(cost: float, unit: str) -> str:
     """
     number = si(cost) if unit == "MACs" else f"{cost:.3g}"
     return f"{number} {unit}".rstrip()
-
-
-def read_costs(costs: Any, n_branches: int) -> tuple[NDArray[np.float64], float]:
-    """Return the cost of an answer at each depth, and that of the plain last stage.
-
-    Parameters
-    ----------
-    costs : mapping or array-like of shape (n_branches + 1,)
-        The parameter `costs` of a cascade.
-    n_branches : int
-        Number of branches.
-
-    Returns
-    -------
-    per_depth : ndarray of float64, shape (n_branches + 1,)
-        Cost of an answer at each depth.
-    plain : float
-        Cost of the last stage without branches.
-    """
-    if isinstance(costs, Mapping):
-        if not {"stages", "heads"} <= set(costs):
-            raise ValueError(
-                f"costs has the keys {sorted(costs)}; as a dict it needs 'stages' and "
-                "'heads', as measure_costs returns them."
-            )
-        stages = _check_costs(costs["stages"], n_branches + 1, "costs['stages']")
-        heads = _check_costs(costs["heads"], n_branches, "costs['heads']")
-        return depth_costs(stages, heads), float(stages.sum())
-    per_depth = _check_costs(costs, n_branches + 1, "costs")
-    return per_depth, float(per_depth[-1])
 
 
 def _check_costs(costs: Any, n: int, name: str) -> NDArray[np.float64]:

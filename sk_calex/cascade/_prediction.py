@@ -15,62 +15,67 @@ from torch.utils.data import DataLoader, Dataset
 from sk_calex.calibration._answers import Signals
 from sk_calex.calibration._exit_rule import Policy
 from sk_calex.cascade._cascade_prediction import CascadePrediction
+from sk_calex.cascade._costs import depth_prices
 from sk_calex.cascade._run_on_samples import run_with_exits
 
 __all__ = [
-    "FirstBranchRecorder",
+    "first_stage",
     "predict_batches",
     "predict_details",
 ]
 
 
-class FirstBranchRecorder:
-    """Exit rule that records what the first branch says of every row.
+class _Recorder:
+    """Exit rule that decides as another one, and records what one branch says."""
 
-    Parameters
-    ----------
-    rule : Policy or None
-        The rule that decides. None: every row exits at the first branch, so that
-        nothing else runs.
-    """
+    def __init__(self, rule: Policy, branch: int, heads: NDArray[np.bool_]) -> None:
+        self._rule, self._branch, self._heads = rule, branch, heads
+        self._said: list[tuple[NDArray[np.intp], NDArray[np.float64]]] = []
 
-    def __init__(self, rule: Policy | None) -> None:
-        self._rule = rule
-        self._confidence: list[NDArray[np.float64]] = []
-        self._predicted: list[NDArray[np.intp]] = []
+    def evaluated_branches(self) -> NDArray[np.bool_]:
+        """Tell which branches have to answer."""
+        return self._heads
 
     def exits(self, branch: int, said: Signals) -> NDArray[np.bool_]:
         """Decide as the rule does."""
-        if branch == 0:
-            self._confidence.append(said.confidence)
-            self._predicted.append(said.predicted)
-        if self._rule is None:
-            return np.ones(len(said.predicted), dtype=bool)
+        if branch == self._branch:
+            self._said.append((said.predicted, said.confidence))
         return self._rule.exits(branch, said)
 
-    @property
-    def confidence(self) -> NDArray[np.float64]:
-        """Largest probability of the first branch, shape (n_samples,)."""
-        return np.concatenate(self._confidence)
-
-    @property
-    def predicted(self) -> NDArray[np.intp]:
-        """Class code that the first branch predicts, shape (n_samples,)."""
-        return np.concatenate(self._predicted)
+    def recorded(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Class codes and largest probabilities, in the order of the rows."""
+        predicted, confidence = zip(*self._said, strict=True)
+        return np.concatenate(predicted), np.concatenate(confidence)
 
 
-def predict_details(cascade: Any, X: Any) -> CascadePrediction:
-    """Run a fitted cascade once, and return all that it says."""
-    first = FirstBranchRecorder(cascade.calibrator_)
-    proba, depth = run_with_exits(cascade, X, first)
+def first_stage(cascade: Any, rule: Policy) -> int:
+    """Return the first stage that answers: every sample, as none has exited before."""
+    return int(np.append(cascade._running_heads(rule), True).argmax())
+
+
+def predict_details(
+    cascade: Any, X: Any, watched: int | None = None
+) -> CascadePrediction:
+    """Run a fitted cascade once, and return all that it says.
+
+    The head of the stage `watched` runs also where the exit rule does not need it.
+    """
+    rule = cascade.calibrator_
+    heads, first = cascade._running_heads(rule), first_stage(cascade, rule)
+    if watched is not None and watched < first:
+        heads[watched], first = True, watched
+    recorder = _Recorder(rule, first, heads)
+    proba, depth = run_with_exits(cascade, X, recorder)
+    codes, confidence = proba.argmax(axis=1), proba.max(axis=1)
+    predicted = codes
+    if first < len(heads):  # else the last stage answers alone
+        predicted, confidence = recorder.recorded()
     try:
-        cost = cascade.depth_costs_[depth]
+        cost = depth_prices(cascade, rule)[0][depth]
     except ValueError:  # of a kind that cannot be counted: `cost` says so
         cost = None
-    labels = cascade.classes_[proba.argmax(axis=1)]
-    return CascadePrediction(
-        labels, proba, depth, cost, first.predicted, first.confidence
-    )
+    labels = cascade.classes_[codes]
+    return CascadePrediction(labels, proba, depth, cost, predicted, confidence, first)
 
 
 class _Predictor(Protocol):

@@ -14,7 +14,7 @@ from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._soft_targets import ProbabilityRows
-from sk_calex.cascade._costs import read_costs
+from sk_calex.cascade._costs import Prices
 from sk_calex.cascade._inputs import training_features
 from sk_calex.cascade._last_stage import (
     all_classes,
@@ -80,7 +80,7 @@ def read_training_data(
         if final_estimator_for(cascade.final_estimator, layout.shared) is None:
             output_order(classes, named, layout.n_outputs)
         if cascade.costs is not None:
-            read_costs(cascade.costs, layout.n_taps)
+            Prices.read(cascade.costs, layout.n_taps)
 
     with showing(cascade.verbose, "features"):
         features, layout = training_features(cascade, X, check_layout)

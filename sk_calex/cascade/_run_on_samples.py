@@ -23,7 +23,7 @@ __all__ = [
 
 
 def run_with_exits(
-    cascade: Any, X: Any, rule: Policy | None = None
+    cascade: Any, X: Any, rule: Policy
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Compute the probabilities of the stage that answers, and its depth.
 
@@ -33,8 +33,8 @@ def run_with_exits(
         A fitted cascade.
     X : array, tensor or Dataset of shape (n_samples, ...)
         Samples.
-    rule : Policy, default=None
-        The exit rule; None: that of the cascade.
+    rule : Policy
+        The exit rule, read once: another thread may move the cascade meanwhile.
 
     Returns
     -------
@@ -44,20 +44,24 @@ def run_with_exits(
         Index of the stage; the number of branches for the last.
     """
     inputs = input_batches(cascade, X)
-    # The rule is read once: another thread may move the cascade meanwhile.
-    rule = cascade.calibrator_ if rule is None else rule
-    answers, n_classes = cascade._answers(), len(cascade.classes_)
+    runs = [*cascade._running_heads(rule), True]
+    answers = [
+        answer if runs[k] else None for k, answer in enumerate(cascade._answers())
+    ]
+    n_samples, n_classes = inputs.n_samples, len(cascade.classes_)
     with inputs.mode():
-        return run_cascade(inputs.batches, answers, rule, inputs.n_samples, n_classes)
+        return run_cascade(inputs.batches, answers, rule, n_samples, n_classes)
 
 
-def predict_codes(cascade: Any, X: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def predict_codes(
+    cascade: Any, X: Any, rule: Policy
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Compute class codes and depths; recalled where a search scored on X before."""
     table = recall_table(cascade, X, run_all_stages)
     if table is None:
-        proba, depth = run_with_exits(cascade, X)
+        proba, depth = run_with_exits(cascade, X, rule)
         return proba.argmax(axis=1), depth
-    depth = first_exits(cascade.calibrator_, table)
+    depth = first_exits(rule, table)
     return table.predicted[depth, np.arange(len(depth))], depth
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class Source(Protocol):
         """
         ...
 
+    def skip(self, stage: int) -> None:
+        """Go past a stage whose features nobody needs."""
+        ...
+
     def keep(self, rows: NDArray[np.intp]) -> None:
         """Go on with these of them only."""
         ...
@@ -69,6 +73,9 @@ class _CachedSource:
             return block.reshape(-1, *self._layout.shapes[stage])
         return block
 
+    def skip(self, stage: int) -> None:
+        pass
+
     def keep(self, rows: NDArray[np.intp]) -> None:
         if isinstance(self._features, Tensor):
             self._features = self._features[torch.from_numpy(rows)]
@@ -86,6 +93,9 @@ class _StagedSource:
     def advance(self, stage: int) -> Tensor:
         features, self._state = self._runner.advance(stage, self._state)
         return features
+
+    def skip(self, stage: int) -> None:
+        self._state = self._runner.skip(stage, self._state)
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         self._state = self._runner.keep(self._state, rows)
@@ -127,7 +137,7 @@ def independent(probabilities: Probabilities) -> Answer:
 
 def run_cascade(
     sources: Iterable[tuple[slice, Source]],
-    answers: list[Answer],
+    answers: Sequence[Answer | None],
     policy: Policy,
     n_samples: int,
     n_classes: int,
@@ -138,8 +148,9 @@ def run_cascade(
     ----------
     sources : iterable of (slice, Source)
         Batches.
-    answers : list of Answer
-        One for each branch, and that of the last stage.
+    answers : sequence of Answer or None
+        One for each branch, and that of the last stage. None: a branch that rests, of
+        which the stage runs for those after it.
     policy : Policy
         The exit rule.
     n_samples, n_classes : int
@@ -159,6 +170,9 @@ def run_cascade(
         alive = np.arange(rows.start, rows.stop)
         said = None
         for stage, answer in enumerate(answers):
+            if answer is None:
+                source.skip(stage)
+                continue
             said = answer(source.advance(stage), said)
             if stage == last:
                 proba[alive], depth[alive] = said.proba, stage

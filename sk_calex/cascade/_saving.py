@@ -9,8 +9,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 
 from sk_calex.calibration._exit_rule import first_exits
-from sk_calex.cascade._costs import cost_name, depth_prices, stage_and_head_macs
-from sk_calex.utils._flops import depth_costs
+from sk_calex.cascade._costs import Prices, cost_name, depth_prices
 from sk_calex.utils._saving import model_card, plain_seed
 
 __all__ = ["cascade_card", "plain_state"]
@@ -41,7 +40,8 @@ def cascade_card(cascade: Any) -> str:
     """Write the model card of a cascade, from its calibration rows."""
     given = cascade.calibration_
     weight = given.weight / given.weight.sum()
-    depth = first_exits(cascade.calibrator_, given.answers)
+    rule = cascade.calibrator_
+    depth = first_exits(rule, given.answers)
     right, rows = given.right, np.arange(len(depth))
     facts = {
         "classes": f"{len(cascade.classes_)}",
@@ -55,11 +55,11 @@ def cascade_card(cascade: Any) -> str:
     if cascade.backbone_ is None:
         del facts["taps"]
     if cascade.layout_.stage_macs is not None:
-        stages, heads = stage_and_head_macs(cascade)
-        saved = 1 - weight @ depth_costs(stages, heads)[depth] / sum(stages)
+        macs = Prices.in_macs(cascade).of_running(cascade._running_heads(rule))
+        saved = 1 - weight @ macs.per_depth[depth] / macs.plain
         facts["FLOPs saved, heads counted"] = f"{saved:.1%}"
     if cascade.costs is not None:
-        per_depth, plain = depth_prices(cascade)
+        per_depth, plain = depth_prices(cascade, rule)
         saved = 1 - weight @ per_depth[depth] / plain
         facts[f"{cost_name(cascade)} saved, by `costs`"] = f"{saved:.1%}"
     name = type(cascade).__name__

@@ -138,7 +138,7 @@ class _Prices:
         except ValueError:  # of the stages or of a head
             heads = None
         try:
-            costs, whole = depth_prices(cascade)
+            costs, whole = depth_prices(cascade, cascade.calibrator_)
         except ValueError:
             costs, whole = None, 0.0
         return cls(heads, costs, whole, cost_unit(cascade))

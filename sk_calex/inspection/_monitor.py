@@ -15,10 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._cascade_prediction import CascadePrediction
-from sk_calex.cascade._prediction import FirstBranchRecorder
+from sk_calex.cascade._prediction import first_stage, predict_details
 from sk_calex.cascade._run_on_samples import run_with_exits
 from sk_calex.cascade._seen_rows import check_rows_are_new
 from sk_calex.model_selection._estimators import cascade_in, input_of
+from sk_calex.policies import ClassThresholds
 from sk_calex.utils._codec import savable
 from sk_calex.utils._saving import SavableMixin, plain_seed
 
@@ -48,6 +49,7 @@ _STATE = (
     "counts",
     "key",
     "statistic",
+    "watched_stage",
 )
 
 
@@ -56,8 +58,10 @@ class ExitMonitor(SavableMixin, BaseEstimator):
     """Notice, without labels, that samples no longer look like the reference rows.
 
     The monitor watches what the first branch says of every sample: its confidence and
-    its predicted class. It bets against the claim that they are exchangeable with those
-    of the reference rows, and raises an alarm where it has won too much.
+    its predicted class. Where no class can exit there, so that its head does not run,
+    it is the first stage whose does. It bets against the claim that they are
+    exchangeable with those of the reference rows, and raises an alarm where it has won
+    too much.
 
     Parameters
     ----------
@@ -85,6 +89,9 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         Rows seen since `fit` or `reset`.
     n_reference_ : int
         Reference rows.
+    watched_stage_ : int
+        Index of the stage that is watched, under the exit rule at `fit`: 0 for the
+        first branch, the number of branches for the last stage.
 
     See Also
     --------
@@ -95,7 +102,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
     Notes
     -----
     An alarm means that these are not the data of the reference; it does not mean that
-    accuracy was lost. No alarm proves nothing: a change that the first branch does not
+    accuracy was lost. No alarm proves nothing: a change that the watched stage does not
     see goes unnoticed.
 
     Our definition, of known parts. Smoothed conformal p-values of both scores, against
@@ -175,15 +182,16 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         check_rows_are_new(
             cascade, input_of(self.estimator, X), "The reference", _WHY_NEW
         )
-        first = self._ask_first_branch(X)
+        self.watched_stage_ = stage = first_stage(cascade, cascade.calibrator_)
+        predicted, confidence = self._ask_watched_stage(X)
         known, n_classes = cascade.calibration_, len(cascade.classes_)
-        often = np.bincount(known.answers.predicted[0], known.weight, n_classes)
+        often = np.bincount(known.answers.predicted[stage], known.weight, n_classes)
         # By rows that are neither reference nor seen: an order that followed the
         # reference would treat its rows differently from those to come.
         self._class_order_ = np.argsort(np.argsort(-often, kind="stable"))
         self._reference_ = (
-            np.bincount(confidence_bins(first.confidence), minlength=N_BINS),
-            np.bincount(self._class_order_[first.predicted], minlength=n_classes),
+            np.bincount(confidence_bins(confidence), minlength=N_BINS),
+            np.bincount(self._class_order_[predicted], minlength=n_classes),
         )
         # A counter-based generator: the numbers of a row depend on its position alone.
         seeds = check_random_state(self.random_state)
@@ -208,7 +216,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         return self
 
     def update(self, X: Any) -> bool:
-        """Look at more rows; only the first branch runs, or nothing at all.
+        """Look at more rows; nothing runs beyond the watched stage, or nothing at all.
 
         Parameters
         ----------
@@ -226,20 +234,20 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         ------
         ValueError
             If `X` does not have the shape seen in fit, is not finite, or is the
-            prediction of a cascade with other classes.
+            prediction of a cascade with other classes or another first stage.
         """
         check_is_fitted(self, "_reference_")
         if isinstance(X, CascadePrediction):
             return self._note_prediction(X)
-        first = self._ask_first_branch(X)
-        return self._note(first.confidence, first.predicted)
+        return self._note(*self._ask_watched_stage(X))
 
     def update_predict(
         self, X: Any, return_depth: bool = False
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.intp]]:
         """Answer rows as the estimator does, and look at them on the way.
 
-        It costs no more than `predict`: the first branch speaks of every row anyway.
+        It costs no more than `predict`: the watched stage speaks of every row anyway,
+        unless the exit rule has changed since the fit and does not need it.
 
         Parameters
         ----------
@@ -259,11 +267,14 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` does not have the shape seen in fit, or is not finite.
+            If `X` does not have the shape seen in fit, or is not finite, or rows exit
+            before the watched stage, which no exit rule let them at fit.
         """
         check_is_fitted(self, "_reference_")
         cascade = cascade_in(self.estimator)
-        said = cascade.predict_details(input_of(self.estimator, X))
+        said = predict_details(
+            cascade, input_of(self.estimator, X), self.watched_stage_
+        )
         self._note_prediction(said)
         return (said.labels, said.depth) if return_depth else said.labels
 
@@ -298,6 +309,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
             np.array(counts, dtype=np.int64),
             self._key_,
             self._curve_.points,
+            np.array(self.watched_stage_),
         )
         return {name: array.copy() for name, array in zip(_STATE, arrays, strict=True)}
 
@@ -320,7 +332,10 @@ class ExitMonitor(SavableMixin, BaseEstimator):
             If something is missing or does not fit this cascade.
         """
         n_classes = len(cascade_in(self.estimator).classes_)
+        # Monitors saved before there were others watched the first branch.
+        state = {"watched_stage": 0, **{n: state[n] for n in _STATE if n in state}}
         shapes = {
+            "watched_stage": (),
             "class_order": (n_classes,),
             "reference_confidence": (N_BINS,),
             "reference_class": (n_classes,),
@@ -330,7 +345,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
             "counts": (3,),
             "key": (2,),
         }
-        arrays = {name: np.array(state[name]) for name in _STATE if name in state}
+        arrays = {name: np.array(value) for name, value in state.items()}
         for name in _STATE:
             found = arrays[name].shape if name in arrays else None
             if found is None or shapes.get(name, found) != found:
@@ -342,6 +357,7 @@ class ExitMonitor(SavableMixin, BaseEstimator):
                 )
         self._class_order_, self._key_ = arrays["class_order"], arrays["key"]
         self._reference_ = (arrays["reference_confidence"], arrays["reference_class"])
+        self.watched_stage_ = int(arrays["watched_stage"])
         self.reset()
         self._ranks_ = tuple(
             ConformalRanks(arrays[name]) for name in ("confidence", "class")
@@ -366,12 +382,17 @@ class ExitMonitor(SavableMixin, BaseEstimator):
         self.__dict__.update(state)
         self.load_state_dict(seen)
 
-    def _ask_first_branch(self, X: Any) -> FirstBranchRecorder:
-        """Run the first branch on rows, and no later stage."""
-        first = FirstBranchRecorder(None)
+    def _ask_watched_stage(
+        self, X: Any
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Class codes and largest probabilities at the watched stage; no later runs."""
         cascade: BaseCascade = cascade_in(self.estimator)
-        run_with_exits(cascade, input_of(self.estimator, X), first)
-        return first
+        shape = (len(cascade.branches_), len(cascade.classes_))
+        thresholds = np.full(shape, np.inf)
+        thresholds[self.watched_stage_ :] = -np.inf  # all rows exit there
+        rule = ClassThresholds(thresholds)
+        proba, _ = run_with_exits(cascade, input_of(self.estimator, X), rule)
+        return proba.argmax(axis=1), proba.max(axis=1)
 
     def _note_prediction(self, said: CascadePrediction) -> bool:
         known, given = len(self._class_order_), said.probabilities.shape[1]
@@ -381,10 +402,16 @@ class ExitMonitor(SavableMixin, BaseEstimator):
                 f"estimator of this monitor has {known}. Give what predict_details of "
                 "that estimator returned."
             )
-        return self._note(said.first_confidence, said.first_predicted)
+        if said.first_stage != self.watched_stage_:
+            raise ValueError(
+                f"X tells what stage {said.first_stage} said of every row, but this "
+                f"monitor watches stage {self.watched_stage_}: another exit rule lets "
+                "other branches answer. Fit the monitor again, after the rule is set."
+            )
+        return self._note(said.first_predicted, said.first_confidence)
 
     def _note(
-        self, confidence: NDArray[np.float64], predicted: NDArray[np.intp]
+        self, predicted: NDArray[np.intp], confidence: NDArray[np.float64]
     ) -> bool:
         """Add rows to the statistic."""
         n = len(predicted)

@@ -12,8 +12,8 @@ from sklearn.base import clone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import ExitPolicy, as_table, check_class_codes
-from sk_calex.calibration._exits import CalibrationSet
-from sk_calex.cascade._costs import read_costs
+from sk_calex.calibration._exits import CalibrationSet, Policy, evaluated_branches
+from sk_calex.cascade._costs import Prices
 from sk_calex.utils._validation import check_finite, check_sample_weight, is_auto
 
 __all__ = ["CachedCascade", "check_answers"]
@@ -76,7 +76,7 @@ class CachedCascade:
                 f"stage: {table.n_stages} numbers, one for each depth, or a dict with "
                 "'stages' and 'heads' as measure_costs returns it."
             )
-        prices, _ = read_costs(costs, n_branches)
+        prices = Prices.read(costs, n_branches).per_depth
         falls = np.flatnonzero(np.diff(prices) < 0)
         if falls.size:
             k = int(falls[0])
@@ -98,6 +98,10 @@ class CachedCascade:
     @property
     def _knob_name(self) -> str:
         return self.calibrator_.knob
+
+    def _running_heads(self, rule: Policy | None) -> NDArray[np.bool_]:
+        """Tell which heads run under a rule, each branch answering by itself."""
+        return evaluated_branches(rule, self.layout_.n_taps)
 
     def _rule_at(self, value: Any) -> ExitPolicy:
         """Return the fitted exit rule at another value of its knob."""

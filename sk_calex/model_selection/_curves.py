@@ -15,7 +15,7 @@ from sklearn.utils.validation import (
 )
 
 from sk_calex.calibration._answers import StageTable
-from sk_calex.calibration._exit_rule import ExitPolicy, first_exits
+from sk_calex.calibration._exit_rule import ExitPolicy, Policy, first_exits
 from sk_calex.cascade._alignment import effective_sample_size
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._costs import cost_name, depth_prices
@@ -156,7 +156,7 @@ def operating_curve(
     costs : array-like of shape (n_stages,) or dict, default=None
         With a rule, the cost of an answer at each depth, heads included and not
         falling, or a dict with ``"stages"`` and ``"heads"``, as `measure_costs` returns
-        it. A cascade has its own.
+        it; of that a head counts where some class can exit. A cascade has its own.
     backbone_cost : float, default=None
         With a rule, the cost of the plain last stage, without heads, in the same unit.
         None: the last one of `costs`; of a dict the sum of its stages.
@@ -337,11 +337,15 @@ class Outcomes:
 
     def at(self, value: Any) -> Point:
         """Measure the operating point at a value of the knob, without a change."""
-        return self.exiting(first_exits(self.cascade._rule_at(value), self.table))
+        rule = self.cascade._rule_at(value)
+        return self.exiting(first_exits(rule, self.table), rule)
 
-    def exiting(self, depth: NDArray[np.intp]) -> Point:
-        """Measure the operating point where every sample exits at a given depth."""
-        costs, plain = depth_prices(self.cascade)
+    def exiting(self, depth: NDArray[np.intp], rule: Policy | None = None) -> Point:
+        """Measure the operating point where every sample exits at a given depth.
+
+        The heads are those that run under a rule; all of them if there is none.
+        """
+        costs, plain = depth_prices(self.cascade, rule)
         plain = plain if self.backbone_cost is None else self.backbone_cost
         right = self.right[depth, np.arange(len(depth))]
         share = np.bincount(depth, self.weight, minlength=len(costs)) / self.total

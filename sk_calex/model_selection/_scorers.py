@@ -114,7 +114,7 @@ class FlopsReductionScorer(_CascadeScorer):
         cost = cascade.cost(given)
         weight = check_sample_weight(sample_weight, cost)
         mean = np.average(cost, weights=weight)
-        return float(1 - mean / depth_prices(cascade)[1])
+        return float(1 - mean / depth_prices(cascade, None)[1])
 
 
 class AccuracyAtFlopsScorer(_CascadeScorer):

@@ -101,18 +101,22 @@ class LearnedGate(ExitPolicy):
                     scaler.transform(design), harmless[rows], sample_weight=own
                 )
                 gate = make_pipeline(scaler, logistic)
-            elif len(rows) and harmless[rows[0]]:
-                # No sample loses by exiting here.
-                self.thresholds_[k] = -np.inf
+            else:
+                # No sample loses by exiting here, or every one.
+                safe = len(rows) > 0 and harmless[rows[0]]
+                self.thresholds_[k] = -np.inf if safe else np.inf
             self.gates_.append(gate)
             reaching = reaching & ~self.exits(k, table.stage(k))
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         gate = self.gates_[branch]
         if gate is None:
-            return np.full(len(said.predicted), -1.0)  # below every threshold given
+            return np.full(len(said.predicted), -1.0)
         proba: NDArray[np.float64] = gate.predict_proba(signals_as_columns(said))[:, 1]
         return proba
+
+    def _highest_score(self) -> float | None:
+        return 1.0 if type(self)._scores is LearnedGate._scores else None
 
     def _scores_as_data(self) -> dict[str, Any]:
         return {"score": "logistic", "branches": regressions_as_data(self.gates_)}

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_calex.calibration._answers import Signals
 from sk_calex.calibration._exit_rule import ExitPolicy
-from sk_calex.calibration._exits import CalibrationSet
+from sk_calex.calibration._exits import CalibrationSet, can_exit
 from sk_calex.utils._codec import savable
 
 __all__ = [
@@ -77,6 +77,16 @@ class ClassThresholds:
         )
         return mask
 
+    def evaluated_branches(self) -> NDArray[np.bool_]:
+        """Tell at which branches some class can exit.
+
+        Returns
+        -------
+        mask : ndarray of bool, shape (n_branches,)
+            False where the head needs not run.
+        """
+        return can_exit(self.thresholds, highest=1.0)
+
 
 @savable
 class SharedThreshold(ExitPolicy):
@@ -136,6 +146,9 @@ class SharedThreshold(ExitPolicy):
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return said.gap if self.score == "gap" else said.confidence
 
+    def _highest_score(self) -> float | None:
+        return 1.0 if type(self)._scores is SharedThreshold._scores else None
+
     def _scores_as_data(self) -> dict[str, Any]:
         return {"score": self.score}
 
@@ -189,6 +202,9 @@ class EntropyThreshold(ExitPolicy):
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return -said.entropy
 
+    def _highest_score(self) -> float | None:
+        return 0.0 if type(self)._scores is EntropyThreshold._scores else None
+
     def _scores_as_data(self) -> dict[str, Any]:
         return {"score": "negative_entropy"}
 
@@ -238,7 +254,9 @@ class Patience(ExitPolicy):
         return list(range(given.answers.n_stages - 2, -1, -1))
 
     def _fit(self, given: CalibrationSet) -> None:
-        self._set_all(given, cast(int, self.patience) + 1)
+        needed = cast(int, self.patience) + 1
+        self._set_all(given, needed)
+        self.thresholds_[: needed - 1] = np.inf  # no streak is as long there
 
     def _scores(self, branch: int, said: Signals) -> NDArray[np.float64]:
         return said.streak.astype(np.float64)
@@ -306,6 +324,9 @@ class OwnGate(ExitPolicy):
                 "its own, such as PTEENetClassifier. Use SharedThreshold."
             )
         return said.gate
+
+    def _highest_score(self) -> float | None:
+        return np.inf if type(self)._scores is OwnGate._scores else None
 
     def _scores_as_data(self) -> dict[str, Any]:
         return {"score": "gate"}

@@ -151,5 +151,8 @@ class OptimalStopping(ExitPolicy):
         )
         return advantage
 
+    def _highest_score(self) -> float | None:
+        return np.inf if type(self)._scores is OptimalStopping._scores else None
+
     def _scores_as_data(self) -> dict[str, Any]:
         return {"score": "linear", "branches": regressions_as_data(self.regressions_)}

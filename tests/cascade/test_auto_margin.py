@@ -255,7 +255,7 @@ def test_a_rule_takes_the_drop_of_its_cascade():
     [
         SDNClassifier(threshold="auto", max_iter=2),
         PABEEClassifier(patience="auto", max_iter=2),
-        BoostNetClassifier(quota_decay="auto", max_iter=2),
+        BoostNetClassifier(quota_decay="auto", head="gap", max_iter=2),
         BTSEEClassifier(margin="auto", branch=small_branch("gap")),
     ],
     ids=lambda method: type(method).__name__,

@@ -332,6 +332,7 @@ def test_a_backbone_that_never_saw_the_classes():
     assert fitted.final_estimator_.coef_.shape == (3, 7)
     stages = fitted.backbone_.stage_macs_
     heads = [branch.macs_ for branch in fitted.branches_]
+    fitted.thresholds_[:] = 0.5
     assert fitted.depth_costs_[-1] == sum(stages) + sum(heads) + 3 * 7
     assert set(fitted.predict(TEST)) == set(names)
     fitted.thresholds_[:] = np.inf

@@ -206,7 +206,7 @@ def plain():
 @pytest.mark.parametrize(
     ("rule", "values"),
     [
-        (SharedThreshold(), [0.3, 0.6, np.inf]),
+        (SharedThreshold(), [0.6, 0.9, np.inf]),
         (EntropyThreshold(), [0.3, 0.9]),
         (Quota(), [0.2, 5.0]),
         (RegretPriced(), [0.0, 2.0]),

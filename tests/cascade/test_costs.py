@@ -26,7 +26,7 @@ from sk_calex import (
 )
 from sk_calex.baselines import SDNClassifier
 from sk_calex.cascade._costs import with_unit
-from sk_calex.policies import RegretPriced
+from sk_calex.policies import RegretPriced, SharedThreshold
 from tests._cascade_models import images, small_branch, tiny_backbone
 
 X, Y = images(150)
@@ -36,7 +36,9 @@ PARTS = {"stages": [1.0, 2.0, 4.0], "heads": [0.5, 0.25]}  # 1.5, 3.75, 7.75 of 
 
 
 def cascade(**params):
-    settings = {"branch": small_branch("gap"), "random_state": 0, "margin": 0.3}
+    # Whatever the branches learn, samples may exit at both: no head rests.
+    rule = SharedThreshold(0.6)
+    settings = {"branch": small_branch("gap"), "random_state": 0, "calibrator": rule}
     return CascadeClassifier(tiny_backbone(), **(settings | params))
 
 
@@ -69,7 +71,7 @@ def test_flops_stay_flops(fitted):
 
 def test_curves_scorers_and_displays_take_them(fitted):
     pytest.importorskip("matplotlib")
-    curve = operating_curve(fitted, TEST, TRUTH, [0.0, 0.3])
+    curve = operating_curve(fitted, TEST, TRUTH, [0.9, 0.6])
     saved = 1 - curve.depth_share @ fitted.depth_costs_ / 7
     np.testing.assert_allclose(curve.flops_reduction, saved)
     assert flops_reduction_scorer(fitted, TEST) == fitted.cost_reduction(TEST)
@@ -77,7 +79,7 @@ def test_curves_scorers_and_displays_take_them(fitted):
     mean = np.average(fitted.cost(TEST), weights=weight)
     scored = flops_reduction_scorer(fitted, TEST, sample_weight=weight)
     assert scored == pytest.approx(1 - mean / 7)
-    display = CascadeDisplay.from_estimator(fitted, TEST, TRUTH, values=[0.0, 0.3])
+    display = CascadeDisplay.from_estimator(fitted, TEST, TRUTH, values=[0.9, 0.6])
     assert display.ax_.get_xlabel() == "cost saved (%)"
     np.testing.assert_allclose(display.flops_reduction, saved)
 
@@ -171,7 +173,11 @@ class Slow(LogisticRegression):
 
 def test_each_part_is_measured_by_itself():
     plain = CascadeClassifier(
-        branch=LogisticRegression(), final_estimator=Slow(), random_state=0, cv=0.5
+        branch=LogisticRegression(),
+        final_estimator=Slow(),
+        calibrator=SharedThreshold(0.6),
+        random_state=0,
+        cv=0.5,
     ).fit(FLAT[:40], CODES[:40])
     costs = measure_costs(plain, FLAT[:20], n_repeats=1)
     assert costs.unit == "ms"
@@ -211,7 +217,7 @@ def test_what_is_saved_is_named_in_the_unit_of_the_costs(fitted):
         assert curve.cost_name == name
         for display in (
             CascadeDisplay.from_curve(curve),
-            CascadeDisplay.from_estimator(other, TEST, TRUTH, margins=[0.0, 0.3]),
+            CascadeDisplay.from_estimator(other, TEST, TRUTH, values=[0.9, 0.6]),
         ):
             assert display.ax_.get_xlabel() == f"{name} saved (%)"
         ticks = ExitDepthDisplay.from_estimator(other, TEST).ax_.get_xticklabels()

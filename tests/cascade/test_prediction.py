@@ -39,7 +39,7 @@ def joined(predictions):
     predictions = list(predictions)
     parts = {
         name: np.concatenate([getattr(said, name) for said in predictions])
-        for name in vars(predictions[0])
+        for name in (*FIELDS, "first_predicted", "first_confidence")
     }
     return CascadePrediction(**parts)
 

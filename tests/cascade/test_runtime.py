@@ -171,6 +171,7 @@ def test_running_changes_no_weight_buffer_or_flag(staged):
 
 
 def test_cost_by_hand(staged):
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, 0.6)
     heads = [branch.macs_ for branch in staged.branches_]
     expected = [
         STAGE_MACS[0] + heads[0],
@@ -184,7 +185,9 @@ def test_cost_by_hand(staged):
     assert staged.flops_reduction(TEST) == pytest.approx(saved)
     assert (np.diff(staged.depth_costs_) > 0).all()
     staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, np.inf)
-    # Nobody exits, and the heads are paid for all the same.
+    assert staged.flops_reduction(TEST) == 0  # nobody can exit, so that heads rest
+    # Somebody might, and did not: the heads are paid for.
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, 1.0)
     assert staged.flops_reduction(TEST) == pytest.approx(-sum(heads) / sum(STAGE_MACS))
 
 
@@ -223,6 +226,7 @@ def test_logits_that_are_not_finite_never_exit(staged):
     broken[3] = np.inf
     with pytest.raises(ValueError, match="X contains NaN or infinity"):
         staged.predict(broken)
+    staged.calibrator_.thresholds_ = np.full_like(staged.thresholds_, 0.6)
     with torch.no_grad():
         staged.branches_[0]._fused.classifier.bias[0] = torch.nan
     with pytest.raises(ValueError, match="logits of BranchClassifier"):

@@ -11,6 +11,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from sk_calex import CascadeClassifier, ExitMonitor, ExitRiskController
 from sk_calex.inspection._change_detection import confidence_bins
+from sk_calex.policies import ClassThresholds
 from tests._fixed_cascade import fixed_cascade, rows
 from tests._reference.monitor import slow_p_values, slow_statistic
 from tests.inspection._inspected import calexnet, data, sdn
@@ -141,7 +142,8 @@ def test_looking_runs_nothing_but_the_first_branch():
     monitor = ExitMonitor(watched, random_state=0).fit(given.test[:100])
     monitor.update(given.test[100:])
     assert asked == []
-    watched.set_margin(-0.9)  # hardly a row exits at the first branch
+    thresholds = np.full(cascade.thresholds_.shape, 1.0)  # hardly a row exits
+    watched.calibrator_ = ClassThresholds(thresholds)
     monitor.update_predict(given.test[100:])
     assert sum(asked) > 0
 

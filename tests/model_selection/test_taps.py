@@ -11,6 +11,7 @@ from sklearn.frozen import FrozenEstimator
 
 from sk_calex import MarginSearchCV, TapLayout, select_taps
 from sk_calex.baselines import NoAlignmentClassifier, SDNClassifier
+from sk_calex.cascade._costs import depth_prices
 from sk_calex.cascade._run_on_samples import stage_table
 from sk_calex.model_selection import _taps
 from sk_calex.policies import ClassThresholds, Patience, first_exits
@@ -48,21 +49,23 @@ def every_choice(cascade, table, labels):
         for taps in combinations(range(3), size):
             ends = np.append(np.array(taps) + 1, 4)
             merged = np.diff(np.append(0, np.cumsum(stages)[ends - 1]))
-            costs = depth_costs(merged, heads[list(taps)])
             for margin in MARGINS:
                 survivors = np.ones(len(cascade.calibration_.labels), dtype=bool)
                 depth = np.full(len(labels), len(taps))
                 answer = table.predicted[-1].copy()
+                runs = []
                 for place, k in enumerate(taps):
                     given = cascade.calibration_
                     tau = cascade.calibrator_.branch_thresholds(
                         given, k, survivors, margin
                     ).thresholds
+                    runs.append((tau < np.inf).any())
                     said = given.answers.stage(k)
                     survivors &= said.confidence < tau[said.predicted]
                     exits = table.confidence[k] >= tau[table.predicted[k]]
                     exits &= depth == len(taps)
                     depth[exits], answer[exits] = place, table.predicted[k][exits]
+                costs = depth_costs(merged, heads[list(taps)] * np.array(runs))
                 right = (answer == labels).mean()
                 found[taps, margin] = right, 1 - costs[depth].mean() / stages.sum()
     return found
@@ -128,7 +131,9 @@ def test_a_branch_left_out_is_as_if_it_had_not_been(features):
         input="features", branch=small_branch("gap"), min_support=3, random_state=0
     ).fit(cut, Y)
     np.testing.assert_allclose(part.thresholds_at(0.1), alone.thresholds_at(0.1), 1e-4)
-    np.testing.assert_array_equal(part.depth_costs_, alone.depth_costs_)
+    for rule in (None, alone._rule_at(0.1)):
+        costs = (depth_prices(one, rule)[0] for one in (part, alone))
+        np.testing.assert_array_equal(*costs)
     columns = layout.select_columns(["stem.0", "block1"])
     np.testing.assert_allclose(np.asarray(data)[:, columns], cut, rtol=1e-4, atol=1e-5)
     table = stage_table(whole, new).of_stages([0, 2, 3])

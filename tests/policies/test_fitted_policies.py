@@ -257,7 +257,7 @@ def test_a_gate_that_nobody_reaches():
     proba, y = outcomes(True, True)
     rule = LearnedGate(0.5).fit(np.stack([proba[0], proba[0], proba[1]]), y)
     assert rule.gates_ == [None, None]
-    np.testing.assert_array_equal(rule.thresholds_, [[-np.inf] * 2, [0.5] * 2])
+    np.testing.assert_array_equal(rule.thresholds_, [[-np.inf] * 2, [np.inf] * 2])
     assert not rule.exits(1, StageAnswer(proba[0])).any()
 
 

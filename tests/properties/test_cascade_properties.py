@@ -63,10 +63,10 @@ def test_depth_follows_the_gate(tau):
 def test_lower_thresholds_never_send_anyone_further(tau, other):
     _, cached, features = fitted()
     cached.calibrator_.thresholds_ = tau
-    depth, cost = cached.exit_depth(features), cached.cost(features)
+    depth = cached.exit_depth(features)
     cached.calibrator_.thresholds_ = np.minimum(tau, other)
+    # It may cost more: heads run that rested before.
     assert (cached.exit_depth(features) <= depth).all()
-    assert (cached.cost(features) <= cost).all()
 
 
 @settings(max_examples=12)
@@ -91,6 +91,7 @@ def test_a_sample_is_answered_alike_in_any_company(tau, rows, size):
 @given(depth=st.lists(st.integers(0, 2), min_size=1, max_size=20))
 def test_cost_rises_with_depth_and_heads_are_paid_for(depth):
     _, cached, _ = fitted()
+    cached.calibrator_.thresholds_ = np.full((2, 3), 0.6)  # samples may exit anywhere
     costs = cached.depth_costs_
     assert (np.diff(costs) > 0).all()
     plain = sum(cached.layout_.stage_macs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_calex.cascade._onnx._manifest import (
+    MEMORY,
     InputSpec,
     Manifest,
     StageSpec,
@@ -63,6 +65,12 @@ class OnnxEngine:
         for k in range(self.n_stages):
             said = self.answer(k, values, said)
             yield k, said
+
+    def skip(self, k: int, values: dict[str, NDArray[Any]]) -> None:
+        """Run a stage on the samples under way, but not its head."""
+        values.update(self._stages[k].run_without_head(values))
+        for name in self._done_with[k] & values.keys():
+            del values[name]
 
     def answer(
         self, k: int, values: dict[str, NDArray[Any]], before: StageAnswer | None
@@ -139,7 +147,10 @@ class _Graph:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)
         )
-        self.spec, self._outputs = spec, list(spec.outputs)
+        self.spec = spec
+        # Without it, onnxruntime computes all outputs whatever it is asked for.
+        self._to_outputs = runtime.RunOptions()
+        self._to_outputs.only_execute_path_to_fetches = True
         self._path = folder / stage_file(stage)
         try:
             session = runtime.InferenceSession(data, options, providers=providers)
@@ -156,14 +167,39 @@ class _Graph:
                 f"{sorted(outputs)}, which is not what the manifest says."
             )
         self._session = session
+        self._blanks = {
+            value.name: partial(_blank, value)
+            for value in session.get_inputs()
+            if value.name.endswith(MEMORY)
+        }
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._run(self.spec.outputs, values)
+
+    def run_without_head(
+        self, values: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Compute what later stages need, and nothing else."""
+        wanted = self.spec.without_head
+        if not wanted:
+            return {}
+        n = len(values[self.spec.inputs[0]])
+        # A graph insists on all inputs; what only its head takes may not be there.
+        rest = {name: blank(n) for name, blank in self._blanks.items()}
+        return self._run(wanted, {**rest, **values}, self._to_outputs)
+
+    def _run(
+        self,
+        outputs: Sequence[str],
+        values: Mapping[str, NDArray[Any]],
+        options: Any = None,
+    ) -> dict[str, NDArray[Any]]:
         given = {name: values[name] for name in self.spec.inputs}
-        found = self._session.run(self._outputs, given)
+        found = self._session.run(outputs, given, options)
         n = len(given[self.spec.inputs[0]])
         if any(value.shape[:1] != (n,) for value in found):
             raise ValueError(f"{self._path} does not give one row for each sample.")
-        return dict(zip(self._outputs, found, strict=True))
+        return dict(zip(outputs, found, strict=True))
 
     def check_logits(self, logits: NDArray[Any], n_classes: int) -> None:
         """Refuse logits that are not those of the classes in the manifest."""
@@ -178,6 +214,12 @@ class _Graph:
                 f"{logits.dtype}, which are not those of the {n_classes} classes in "
                 "the manifest."
             )
+
+
+def _blank(value: Any, n: int) -> NDArray[Any]:
+    """Make zeros in the place of a value that a graph takes."""
+    dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[value.type]
+    return np.zeros((n, *value.shape[1:]), dtype)
 
 
 def _import_onnxruntime() -> Any:

@@ -16,6 +16,7 @@ from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._costs import depth_prices
 from sk_calex.cascade._inputs import check_precision
 from sk_calex.cascade._onnx._answer_modules import last_answer_module
 from sk_calex.cascade._onnx._graphs import import_onnx_tools
@@ -128,23 +129,18 @@ def export_onnx(
         check_precision(cascade)
     _check_quantize(quantize, calibration_data)
     classes = classes_to_json(cascade.classes_)
-    rule = _rule_to_json(cascade.calibrator_)
+    exits = _exits_to_json(cascade, cascade.calibrator_)
     modules = [*cascade._answer_modules(), last_answer_module(cascade._last_stage_)]
     parts = parts_of(cascade, backbone, modules, include_preprocess)
     graphs, specs = parts.write()
     ensembles = getattr(cascade, "ensembles_", None)
-    try:
-        costs = plain_numbers(cascade.depth_costs_)
-    except ValueError:  # of a kind that cannot be counted
-        costs = None
     content = {
         "classes": classes,
         "named": parts.named,
         "inputs": [spec.to_json() for spec in parts.inputs],
         "stages": [spec.to_json() for spec in specs],
-        "rule": rule,
+        **exits,
         "exponents": None if ensembles is None else plain_numbers(ensembles.exponents),
-        "depth_costs": costs,
         "quantized": quantize,
     }
     manifest = Manifest.from_json(content)
@@ -153,7 +149,7 @@ def export_onnx(
         with tempfile.TemporaryDirectory() as empty:
             graphs = quantize_graphs(manifest, graphs, X, Path(empty))
             answers, reference = tabulate_answers(manifest, graphs, X, Path(empty))
-            content["rule"] = _recalibrated(cascade, answers, reference, y)
+            content |= _recalibrated(cascade, answers, reference, y)
     write_folder(
         folder,
         {
@@ -166,6 +162,19 @@ def export_onnx(
         {stage_file(k): graph for k, graph in enumerate(graphs)},
         _readme(cascade, quantize),
     )
+
+
+def _exits_to_json(cascade: BaseCascade, rule: ExitPolicy) -> dict[str, Any]:
+    """Describe a fitted rule, which heads run under it, and what that costs."""
+    try:
+        costs = plain_numbers(depth_prices(cascade, rule)[0])
+    except ValueError:  # of a kind that cannot be counted
+        costs = None
+    return {
+        "rule": _rule_to_json(rule),
+        "running_heads": cascade._running_heads(rule).tolist(),
+        "depth_costs": costs,
+    }
 
 
 def _rule_to_json(rule: ExitPolicy) -> Any:
@@ -181,7 +190,7 @@ def _rule_to_json(rule: ExitPolicy) -> Any:
 
 def _recalibrated(
     cascade: BaseCascade, answers: StageTable, reference: NDArray[np.intp], y: Any
-) -> Any:
+) -> dict[str, Any]:
     """Fit the exit rule on what the graphs answer; the cascade keeps its own."""
     labels = check_labels(y, "y of calibration_data")
     check_consistent_length(reference, labels)
@@ -196,7 +205,7 @@ def _recalibrated(
     moved.calibration_ = CalibrationSet(
         answers, codes, np.ones(len(codes)), reference=reference
     )
-    return _rule_to_json(moved._fit_rule(moved._exit_rule()))
+    return _exits_to_json(cascade, moved._fit_rule(moved._exit_rule()))
 
 
 def _check_quantize(quantize: str | None, calibration_data: Any) -> None:

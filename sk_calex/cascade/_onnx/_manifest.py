@@ -21,6 +21,7 @@ from sk_calex.cascade._onnx._plain import (
 __all__ = [
     "FORMAT",
     "KIND",
+    "MEMORY",
     "SCHEMA",
     "InputSpec",
     "Manifest",
@@ -33,6 +34,8 @@ FORMAT = "sk_calex.onnx"
 KIND = "OnnxCascade"
 #: Raised when a folder could no longer be read by the code before.
 SCHEMA = 1
+#: How the name of what a branch passes on to the next one ends.
+MEMORY = ".memory"
 
 _DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64")
 _FLOATS = ("float16", "float32", "float64")
@@ -125,6 +128,13 @@ class StageSpec:
             given[name] = index_list(value, f"stages: {name}", length, below)
         return cls(inputs, outputs, **given)
 
+    @property
+    def without_head(self) -> tuple[str, ...]:
+        """Outputs that do not come from what answers here: values for later stages."""
+        of_head = ("logits", "gate")
+        made = (name for name in self.outputs if name not in of_head)
+        return tuple(name for name in made if not name.endswith(MEMORY))
+
     def to_json(self) -> dict[str, Any]:
         """Write it for the manifest."""
 
@@ -167,6 +177,8 @@ class Manifest:
         When a sample exits.
     exponents : ndarray of float64, shape (n_stages, n_stages), or None
         As of `Ensembles`.
+    running_heads : ndarray of bool, shape (n_stages - 1,)
+        Which branches have to answer for the rule to decide.
     depth_costs : ndarray of float64, shape (n_stages,), or None
         Cost of an answer at each depth; None where it is not known.
     quantized : str or None
@@ -178,6 +190,7 @@ class Manifest:
     inputs: tuple[InputSpec, ...]
     stages: tuple[StageSpec, ...]
     rule: NumericRule
+    running_heads: NDArray[np.bool_]
     exponents: NDArray[np.float64] | None
     depth_costs: NDArray[np.float64] | None
     quantized: str | None
@@ -202,6 +215,7 @@ class Manifest:
             tuple(map(InputSpec.from_json, inputs)),
             tuple(StageSpec.from_json(stage, len(classes)) for stage in stages),
             NumericRule.from_json(field(content, "rule"), n - 1, len(classes)),
+            _heads_from_json(content, n - 1),
             None if exponents is None else number_array(exponents, "exponents", (n, n)),
             None if costs is None else number_array(costs, "depth_costs", (n,)),
             quantized,
@@ -214,12 +228,17 @@ class Manifest:
         known = list(name_list([spec.name for spec in self.inputs], "inputs"))
         if not self.named and len(known) != 1:
             raise ValueError("the manifest names several inputs of one array.")
-        for spec in self.stages:
+        for spec, runs in zip(self.stages, [*self.running_heads, True], strict=True):
             missing = set(spec.inputs) - set(known)
+            if not runs:  # what its head takes may be left out
+                missing = {name for name in missing if not name.endswith(MEMORY)}
             if missing:
                 raise ValueError(f"stages: nothing gives {sorted(missing)!r:.200}.")
             made = [name for name in spec.outputs if name not in ("logits", "gate")]
+            made = made if runs else list(spec.without_head)
             known = list(name_list([*known, *made], "stages: outputs"))
+        if self.exponents is not None and not self.running_heads.all():
+            raise ValueError("running_heads: an ensemble takes all branches.")
         branches = self.stages[:-1]
         if self.rule.score == "gate" and not all("gate" in b.outputs for b in branches):
             raise ValueError("rule: a branch of the manifest gives no gate.")
@@ -233,6 +252,16 @@ class Manifest:
             gone.append(frozenset(after - later))
             after &= later
         return gone
+
+
+def _heads_from_json(content: Any, n_branches: int) -> NDArray[np.bool_]:
+    if "running_heads" not in content:  # written before heads could rest
+        return np.ones(n_branches, dtype=bool)
+    heads = content["running_heads"]
+    fits = isinstance(heads, list) and len(heads) == n_branches
+    if not fits or any(type(runs) is not bool for runs in heads):
+        raise ValueError(f"running_heads: the manifest needs {n_branches} booleans.")
+    return np.array(heads, dtype=bool)
 
 
 def _classes_from_json(record: Any) -> NDArray[Any]:

@@ -97,6 +97,7 @@ class OnnxCascade:
         manifest, graphs = _read(Path(folder))
         self.classes_ = manifest.classes
         self.depth_costs_ = manifest.depth_costs
+        self._running_heads = manifest.running_heads
         self.thresholds_ = manifest.rule.thresholds
         self._engine = OnnxEngine(
             manifest, graphs, Path(folder), n_threads, tuple(providers)
@@ -182,12 +183,17 @@ class OnnxCascade:
         proba = np.empty((n, len(self.classes_)))
         depth, predicted = np.empty((2, n), dtype=np.intp)
         confidence = np.empty(n)
+        runs = [*self._running_heads.tolist(), True]
+        first = runs.index(True)
         for rows, values in batches:
             alive = np.arange(rows.start, rows.stop)
             said = None
             for k in range(engine.n_stages):
+                if not runs[k]:
+                    engine.skip(k, values)
+                    continue
                 said = engine.answer(k, values, said)
-                if k == 0:
+                if k == first:
                     predicted[rows], confidence[rows] = said.predicted, said.confidence
                 if k == engine.n_stages - 1:
                     proba[alive], depth[alive] = said.proba, k
@@ -206,7 +212,9 @@ class OnnxCascade:
         labels = self.classes_[proba.argmax(axis=1)]
         costs = self.depth_costs_
         cost = None if costs is None else costs[depth]
-        return CascadePrediction(labels, proba, depth, cost, predicted, confidence)
+        return CascadePrediction(
+            labels, proba, depth, cost, predicted, confidence, first
+        )
 
     def exit_depth(self, X: Any) -> NDArray[np.intp]:
         """Compute where each sample is answered.

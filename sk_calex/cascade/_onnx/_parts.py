@@ -15,7 +15,7 @@ from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._inputs import check_same_taps
 from sk_calex.cascade._onnx._answer_modules import AnswerModule
 from sk_calex.cascade._onnx._graphs import check_graph, write_graph
-from sk_calex.cascade._onnx._manifest import InputSpec, StageSpec
+from sk_calex.cascade._onnx._manifest import MEMORY, InputSpec, StageSpec
 from sk_calex.cascade._onnx._stage_modules import (
     BackboneStage,
     ColumnsStage,
@@ -62,7 +62,7 @@ class StageParts:
             with torch.inference_mode():
                 outputs = list(stage(*(value.clone() for value in values)))
             made = [f"stage_{k}.{j}" for j in stage.new_values]
-            memory = [f"stage_{k}.memory"] if stage.gives_memory else []
+            memory = [f"stage_{k}{MEMORY}"] if stage.gives_memory else []
             given = ["logits", *["gate"] * stage.gives_gate, *made, *memory]
             try:
                 graph = write_graph(stage, values, names, given, where)

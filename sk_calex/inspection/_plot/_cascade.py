@@ -19,7 +19,7 @@ from sk_calex.inspection._reports import label_codes
 from sk_calex.model_selection import pareto_front
 from sk_calex.model_selection._curves import Outcomes
 from sk_calex.model_selection._estimators import cascade_in, input_of, knob_of
-from sk_calex.policies import ExitPolicy, Oracle, first_exits
+from sk_calex.policies import ExitPolicy, Oracle, Policy, first_exits
 from sk_calex.utils._validation import check_sample_weight
 
 from ._points import (
@@ -227,10 +227,12 @@ class CascadeDisplay:
         outcomes = Outcomes.of(cascade, input_of(estimator, X), y, sample_weight)
         points = [outcomes.at(value) for value in chosen.tolist()]
 
-        def mark(wanted: bool, depth: Any) -> tuple[float, float] | None:
+        def mark(
+            wanted: bool, depth: Any, rule: Policy | None = None
+        ) -> tuple[float, float] | None:
             if not wanted:
                 return None
-            point = outcomes.exiting(depth(outcomes.table))
+            point = outcomes.exiting(depth(outcomes.table), rule)
             return point.flops_reduction, point.accuracy
 
         display = cls(
@@ -240,6 +242,7 @@ class CascadeDisplay:
             operating_point=mark(
                 mark_operating_point,
                 lambda table: first_exits(cascade.calibrator_, table),
+                cascade.calibrator_,
             ),
             oracle=mark(oracle, lambda table: Oracle().depth(table, codes)),
             values=chosen,

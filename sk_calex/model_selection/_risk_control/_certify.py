@@ -71,7 +71,7 @@ def certify(
     answers: PathAnswers,
     margins: Sequence[Any],
     truth: NDArray[np.intp] | None,
-    relative_costs: NDArray[np.float64],
+    relative_costs: Sequence[NDArray[np.float64]],
     *,
     risk: str,
     max_risk: float,
@@ -82,7 +82,8 @@ def certify(
     Each point is tested at the whole error, for a test is made only where all before it
     were right to reject: a promise is broken with probability `error` at most.
     `truth` are class codes; those of rows that no point answers differently are not
-    looked at. `relative_costs` are per depth, as shares of the plain backbone's.
+    looked at. `relative_costs` are per point and depth, as shares of the plain
+    backbone's.
     """
     n, n_points = len(answers.last), len(answers.rows)
     differ = np.array([len(rows) for rows in answers.rows], dtype=np.intp)
@@ -100,7 +101,8 @@ def certify(
             for a, b in zip(lost, gained, strict=True)
         ]
     holds = np.logical_and.accumulate(np.array(p_values) <= error)
-    last_alone = np.zeros(len(relative_costs))
+    spent = zip(answers.depth_share, relative_costs, strict=True)
+    last_alone = np.zeros(answers.depth_share.shape[1])
     last_alone[-1] = 1.0
     return PathResults(
         margin=_column(margins),
@@ -111,7 +113,7 @@ def certify(
         p_value=np.r_[0.0, p_values],
         certified=np.r_[True, holds],
         # The backbone by itself runs no head.
-        flops_reduction=np.r_[0.0, 1 - answers.depth_share @ relative_costs],
+        flops_reduction=np.r_[0.0, [1 - share @ costs for share, costs in spent]],
         depth_share=np.vstack([last_alone, answers.depth_share]),
     )
 

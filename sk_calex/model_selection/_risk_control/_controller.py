@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from sk_calex.model_selection._estimators import (
     with_cascade,
 )
 from sk_calex.model_selection._found import FoundCascade
+from sk_calex.policies import Policy
 from sk_calex.utils._codec import savable
 from sk_calex.utils._fitted_state import all_or_nothing
 from sk_calex.utils._saving import SavableMixin, model_card
@@ -322,7 +324,7 @@ class ExitRiskController(SavableMixin, FoundCascade):
             answers,
             path.values,
             truth,
-            _relative_costs(cascade),
+            [_relative_costs(cascade, rule) for rule in path.rules],
             risk=self.risk,
             max_risk=self.max_risk,
             error=1 - self.confidence_level,
@@ -367,7 +369,8 @@ class ExitRiskController(SavableMixin, FoundCascade):
         if self.path == "agreement":
             twin = copy.copy(cascade)
             twin.calibration_ = replace(given, labels=given.answers.predicted[-1])
-        plan = PathPlan(twin._rule_at, given, _relative_costs(cascade), self.risk)
+        costs_under = partial(_relative_costs, cascade)
+        plan = PathPlan(twin._rule_at, given, costs_under, self.risk)
         if isinstance(self.margins, str):
             path = plan.span(default_values(cascade), self.max_risk)
         else:
@@ -412,9 +415,9 @@ class ExitRiskController(SavableMixin, FoundCascade):
         )
 
 
-def _relative_costs(cascade: BaseCascade) -> NDArray[np.float64]:
-    """Compute the cost at each depth, as a share of the plain backbone's."""
-    costs: NDArray[np.float64] = np.divide(*depth_prices(cascade))
+def _relative_costs(cascade: BaseCascade, rule: Policy) -> NDArray[np.float64]:
+    """Compute the cost at each depth under a rule, as a share of the backbone's."""
+    costs: NDArray[np.float64] = np.divide(*depth_prices(cascade, rule))
     return costs
 
 

@@ -53,15 +53,16 @@ class PathPlan:
         Gives the fitted rule at a value of the knob.
     given : CalibrationSet
         The calibration rows.
-    relative_costs : ndarray of float64, shape (n_stages,)
-        Cost of an answer at each depth, as a share of the plain backbone's.
+    relative_costs : callable
+        Gives the cost of an answer at each depth under a rule, as a share of the plain
+        backbone's, shape (n_stages,).
     risk : {"accuracy_drop", "disagreement"}
         What is to be certified.
     """
 
     rule_at: Callable[[Any], ExitPolicy]
     given: CalibrationSet
-    relative_costs: NDArray[np.float64]
+    relative_costs: Callable[[ExitPolicy], NDArray[np.float64]]
     risk: str
 
     def try_values(self, values: Sequence[Any]) -> OperatingPath:
@@ -100,7 +101,7 @@ class PathPlan:
         rule = self.rule_at(value)
         answers, weight = self.given.answers, self.given.weight
         depth = first_exits(rule, answers)
-        costs = self.relative_costs[depth]
+        costs = self.relative_costs(rule)[depth]
         answer, last = (
             answers.predicted[depth, np.arange(len(depth))],
             answers.predicted[-1],

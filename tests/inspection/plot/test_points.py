@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sk_calex import CascadeDisplay, operating_curve
-from sk_calex.policies import Quota
+from sk_calex.policies import Quota, SharedThreshold
 from tests.inspection._inspected import calexnet, data, fit
 
 COSTS = [20.0, 70.0, 120.0]
@@ -37,10 +37,12 @@ def test_rows_are_points_and_weights_count():
 
 def test_answers_of_a_cascade_give_its_curve():
     given = data()
-    cascade = fit(margin=0.0)
-    margins = [-0.1, 0.0, 0.1]
+    # At each of these thresholds samples may exit at both branches: no head rests.
+    cascade = fit(calibrator=SharedThreshold(0.9))
+    values = [0.9, 0.7, 0.5]
     answers = [
-        cascade.set_margin(m).predict(given.test, return_depth=True) for m in margins
+        cascade.set_operating_point(value).predict(given.test, return_depth=True)
+        for value in values
     ]
     display = CascadeDisplay.from_predictions(
         given.test_y,
@@ -49,7 +51,7 @@ def test_answers_of_a_cascade_give_its_curve():
         costs=cascade.depth_costs_,
         backbone_cost=sum(cascade.layout_.stage_macs),
     )
-    curve = operating_curve(cascade, given.test, given.test_y, margins)
+    curve = operating_curve(cascade, given.test, given.test_y, values)
     np.testing.assert_allclose(display.flops_reduction, curve.flops_reduction)
     np.testing.assert_allclose(display.accuracy, curve.accuracy)
 

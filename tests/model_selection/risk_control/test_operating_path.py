@@ -32,7 +32,7 @@ def plan(wrong_below, risk="accuracy_drop", *, weight=None, gains=False):
     def rule_at(threshold):
         return SharedThreshold(threshold).fit(table, labels)
 
-    return PathPlan(rule_at, given, COSTS, risk)
+    return PathPlan(rule_at, given, lambda rule: COSTS, risk)
 
 
 def saved(plan, path):
