@@ -29,6 +29,7 @@ from sk_calex import (
     SurvivorAlignment,
     alignment_report,
 )
+from sk_calex.cascade._costs import depth_prices
 
 TRAINING_ROWS = 8_000
 EPOCHS = 6
@@ -192,7 +193,7 @@ def train(
         **{name: proba.astype(np.float32) for name, proba in arrays.items()},
         calibration_y=data.fit.y[held],
         test_y=data.test.y,
-        costs=cascade.depth_costs_ / sum(cascade.layout_.stage_macs),
+        costs=np.divide(*depth_prices(cascade, None)),
         seconds=seconds,
         effective_sample_size=report.effective_sample_size,
         n_survivors=report.n_survivors,

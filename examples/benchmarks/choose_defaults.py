@@ -21,6 +21,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 
 from sk_calex import CascadeClassifier, PrototypePoolingClassifier
 from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.cascade._costs import depth_prices
 
 ALPHAS = (0.0, 0.5, 1.0)
 LOCAL = np.r_[-0.02, np.linspace(0, 0.1, 11), np.linspace(0.12, 0.2, 5), 0.25, 0.3]
@@ -42,7 +43,7 @@ def answers(alpha, seed, epochs, data, split, memory):
     settings = {"input": "features", "memory": memory, "random_state": seed}
     cascade = CascadeClassifier(branch=branch, cv=split, **settings)
     cascade.fit(*data["train"])
-    costs = cascade.depth_costs_ / sum(cascade.layout_.stage_macs)
+    costs = np.divide(*depth_prices(cascade, None))
     parts = ("validation", "test")
     return {p: cascade.stage_probabilities(data[p][0]) for p in parts}, costs
 

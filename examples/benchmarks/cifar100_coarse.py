@@ -26,6 +26,7 @@ from sk_calex import (
     SurvivorThresholdCalibrator,
     margin_curve,
 )
+from sk_calex.cascade._costs import depth_prices
 
 LOCAL_MARGINS = [-0.02, 0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4]
 MEAN_MARGINS = [-0.4, -0.35, -0.3, -0.25, -0.2, -0.15, -0.1, -0.05, 0, 0.05, 0.1, 0.2]
@@ -105,7 +106,7 @@ def run(method, seed, features, train, split, test_features, test, memory):
         "accuracy_at_reduction": [None if np.isnan(a) else float(a) for a in at],
         "stage_accuracy": stages.tolist(),
         "effective_sample_size": cascade.effective_sample_size_.tolist(),
-        "depth_mmacs": (cascade.depth_costs_ / 1e6).tolist(),
+        "depth_mmacs": (depth_prices(cascade, None)[0] / 1e6).tolist(),
     }
 
 

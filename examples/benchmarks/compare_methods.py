@@ -42,6 +42,7 @@ from sk_calex.baselines import (
     ZTWClassifier,
 )
 from sk_calex.calibration import SurvivorThresholdCalibrator
+from sk_calex.cascade._costs import depth_prices
 from sk_calex.model_selection import operating_curve
 from sk_calex.policies import LearnedGate, Oracle, Quota, RegretPriced, SharedThreshold
 
@@ -112,8 +113,7 @@ def oracle(cascade, X, y):
     codes = np.searchsorted(cascade.classes_, y)
     depth = Oracle().depth(proba, codes)
     right = proba.argmax(axis=2) == codes
-    costs = cascade.depth_costs_
-    plain = sum(cascade.layout_.stage_macs)
+    costs, plain = depth_prices(cascade, None)
     return {
         "accuracy": float(right[depth, np.arange(len(y))].mean()),
         "flops_reduction": float(1 - costs[depth].mean() / plain),
@@ -130,7 +130,7 @@ def run(name, estimator, values, seed, data):
         "seed": seed,
         "fit_seconds": time.perf_counter() - start,
         "fit_cpu_seconds": time.process_time() - busy,
-        "depth_mmacs": (estimator.depth_costs_ / 1e6).tolist(),
+        "depth_mmacs": (depth_prices(estimator, None)[0] / 1e6).tolist(),
         **curves(estimator, values, {k: data[k] for k in ("validation", "test")}),
     }
     records = [record]

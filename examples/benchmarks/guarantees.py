@@ -30,6 +30,7 @@ from sk_calex import (
 )
 from sk_calex.calibration._answers import StageTable
 from sk_calex.calibration._exit_rule import CalibrationSet
+from sk_calex.cascade._costs import depth_prices
 from sk_calex.inspection._change_detection import (
     BETS,
     N_BINS,
@@ -99,7 +100,7 @@ def make_probabilities(cache, path):
         **{name: proba.astype(np.float32) for name, proba in said.items()},
         validation_y=train.target[train.val],
         test_y=test.target,
-        costs=cascade.depth_costs_ / sum(cascade.layout_.stage_macs),
+        costs=np.divide(*depth_prices(cascade, None)),
     )
 
 
@@ -131,7 +132,8 @@ def path_on(table, labels, agreement, costs, risk, max_risk):
         return rule.fit(table, target)
 
     given = CalibrationSet(table, labels, np.ones(len(labels)))
-    return PathPlan(rule_at, given, costs, risk).span(SEARCH_MARGINS, max_risk)
+    plan = PathPlan(rule_at, given, lambda rule: costs, risk)  # all heads run
+    return plan.span(SEARCH_MARGINS, max_risk)
 
 
 def risk_control(tables, labels, costs, n_draws):
@@ -423,7 +425,7 @@ def large():
     following = time.process_time() - start
     start = time.process_time()
     settings = {"risk": "accuracy_drop", "max_risk": 0.01, "error": 0.1}
-    certify(answers, margins, fresh_labels, costs, **settings)
+    certify(answers, margins, fresh_labels, [costs] * len(rules), **settings)
     certifying = time.process_time() - start
     found = {
         "thresholds_seconds": thresholds,

@@ -1,10 +1,11 @@
 """Processor time of one image at a time where nothing exits: the worst case.
 
-Every stage and every head runs, and nothing is saved. What differs between the rows is
-what is added to the stages: heads, the checks and decisions of `predict`. All run in
-turn, in one process, on one image after another; processor time, which other programs
-on the machine disturb less than elapsed time. Heads are hardly trained: that changes no
-time.
+Every stage runs, and nothing is saved. What differs between the rows is what is added
+to the stages: heads, the checks and decisions of `predict`. Where no class can exit,
+heads rest; to see what they take, `predict` runs also under thresholds that could be
+reached, and are not. All run in turn, in one process, on one image after another;
+processor time, which other programs on the machine disturb less than elapsed time.
+Heads are hardly trained: that changes no time.
 
     SK_CALEX_DATA=... python examples/benchmarks/one_image.py
 """
@@ -12,6 +13,7 @@ time.
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 
 import numpy as np
@@ -24,7 +26,7 @@ from sk_calex.policies import ClassThresholds
 
 
 def fit_hardly(n_rows):
-    """A cascade that lets nothing exit, with three branches, and test images."""
+    """Cascades of three branches, where nothing can exit and does, and test images."""
     train, test, split = cifar_splits()
     known = np.flatnonzero(split.test_fold < 0)[:n_rows]
     rows = np.concatenate([known, train.val[:n_rows]])
@@ -35,8 +37,11 @@ def fit_hardly(n_rows):
         random_state=0,
     )
     cascade.fit(train.data[rows], train.target[rows])
-    cascade.calibrator_ = ClassThresholds(np.full_like(cascade.thresholds_, np.inf))
-    return cascade, test.data
+    shape, busy = cascade.thresholds_.shape, copy.copy(cascade)
+    cascade.calibrator_ = ClassThresholds(np.full(shape, np.inf))
+    busy.calibrator_ = ClassThresholds(np.full(shape, 1.0))  # what no answer reaches
+    assert (busy.exit_depth(test.data[:1000]) == len(cascade.branches_)).all()
+    return cascade, busy, test.data
 
 
 def plain(backbone, image):
@@ -63,7 +68,7 @@ def milliseconds(call, images):
     return (time.process_time() - start) * 1000 / len(images)
 
 
-def measure(cascade, images, repeats):
+def measure(cascade, busy, images, repeats):
     """Milliseconds an image, of each way in each round."""
     mode = cascade.backbone_.runner().inference_mode
 
@@ -77,6 +82,7 @@ def measure(cascade, images, repeats):
         "stages": lambda image: in_mode(image, False),
         "stages_and_heads": lambda image: in_mode(image, True),
         "predict": cascade.predict,
+        "predict_with_heads": busy.predict,
     }
     for call in calls.values():
         milliseconds(call, images)
@@ -95,7 +101,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     args = parser.parse_args()
 
-    cascade, images = fit_hardly(args.rows)
+    cascade, busy, images = fit_hardly(args.rows)
     singles = [images[i : i + 1] for i in range(args.images)]
     record = {
         "what": __doc__.splitlines()[0],
@@ -109,12 +115,15 @@ def main():
     }
     for n_threads in args.threads:
         torch.set_num_threads(n_threads)
-        found = measure(cascade, singles, args.repeats)
+        found = measure(cascade, busy, singles, args.repeats)
         record["threads"][str(n_threads)] = {
             "ms": {name: spread(times) for name, times in found.items()},
-            "predict_over": {
-                name: spread(found["predict"] / found[name])
-                for name in ("plain", "stages", "stages_and_heads")
+            **{
+                f"{way}_over": {
+                    name: spread(found[way] / found[name])
+                    for name in ("plain", "stages", "stages_and_heads")
+                }
+                for way in ("predict", "predict_with_heads")
             },
         }
         print(n_threads, record["threads"][str(n_threads)], flush=True)

@@ -89,9 +89,9 @@ def main():
         served = OnnxCascade(f"{folder}/float", n_threads=args.threads)
         small = OnnxCascade(f"{folder}/int8", n_threads=args.threads)
 
+    models = {TORCH: cascade, ONNX: served, INT8: small}
     answers = {
-        name: model.predict(images, return_depth=True)
-        for name, model in {TORCH: cascade, ONNX: served, INT8: small}.items()
+        name: model.predict(images, return_depth=True) for name, model in models.items()
     }
     answers[PLAIN] = plain_predict(backbone, images, 32), np.full(len(images), 3)
     plain_cost = sum(cascade.layout_.stage_macs)
@@ -101,7 +101,7 @@ def main():
             # The plain module has no heads.
             "saved": 0.0
             if name == PLAIN
-            else float(1 - cascade.depth_costs_[depth].mean() / plain_cost),
+            else float(1 - models[name].depth_costs_[depth].mean() / plain_cost),
             "labels_equal_to_cascade": float(np.mean(found == answers[TORCH][0])),
             "depths_equal_to_cascade": float(np.mean(depth == answers[TORCH][1])),
         }
