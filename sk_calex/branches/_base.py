@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     check_consistent_length,
     check_is_fitted,
@@ -41,6 +40,7 @@ from sk_calex.utils._modes import trainable
 from sk_calex.utils._rows import as_rows
 from sk_calex.utils._saving import SavableMixin, plain_seed
 from sk_calex.utils._validation import (
+    check_are_classes,
     check_finite,
     check_labels,
     check_probabilities,
@@ -160,7 +160,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         """Train a new head, or that of the fit before; set all that a fit leaves."""
         self._validate_params()
         features, y = self._check_X_y(X, y)
-        check_classification_targets(y)
+        check_are_classes(y)
         weight = check_sample_weight(sample_weight, features)
         classes, codes = np.unique(y, return_inverse=True)
         n_classes = len(classes)

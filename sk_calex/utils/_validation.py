@@ -161,8 +161,15 @@ def check_labels(y: ArrayLike, name: str = "y") -> NDArray[Any]:
             f"{name} holds {labels[np.abs(labels).argmax()]!r}, but numbers beyond "
             "2**53 are not distinct as floats. Give such labels as strings."
         )
-    check_classification_targets(labels)
+    check_are_classes(labels)
     return labels
+
+
+def check_are_classes(labels: NDArray[Any]) -> None:
+    """Refuse targets of a regression; classes with few rows are classes."""
+    # Each several times: where a class has less than two rows on average, scikit-learn
+    # would warn that it may be a regression.
+    check_classification_targets(np.tile(np.unique(labels), 3))
 
 
 def _as_int64(labels: NDArray[Any], name: str) -> NDArray[Any]:

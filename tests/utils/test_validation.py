@@ -6,6 +6,7 @@ import torch
 
 from sk_calex.utils._validation import (
     as_tensor,
+    check_are_classes,
     check_finite,
     check_margin,
     check_probabilities,
@@ -145,6 +146,17 @@ def test_what_is_no_probability_is_refused_by_name(X, message):
 
 
 # -- check_sample_weight ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [np.arange(300) // 2 * 3, np.arange(99).astype(str)])
+def test_classes_of_a_row_or_two_are_classes(labels):
+    """Without the warning of scikit-learn that they may be numbers to predict."""
+    check_are_classes(labels)
+
+
+def test_numbers_to_predict_are_no_classes():
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        check_are_classes(np.linspace(0, 1, 30))
 
 
 def test_sample_weights_come_back_as_float64():
