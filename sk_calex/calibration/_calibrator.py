@@ -173,6 +173,13 @@ class SurvivorThresholdCalibrator(ExitPolicy):
     """
 
     knob: ClassVar[str] = "margin"
+    _per_branch: ClassVar[dict[str, Any]] = {
+        **ExitPolicy._per_branch,
+        "enabled_": False,
+        "precision_": np.nan,
+        "support_": 0.0,
+        "bars_": np.nan,
+    }
     _parameter_constraints: dict[str, list[Any]] = {
         **ExitPolicy._parameter_constraints,
         "margin": [Real, "array-like", StrOptions({"auto"})],

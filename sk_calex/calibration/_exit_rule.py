@@ -67,7 +67,8 @@ class ExitPolicy(BaseEstimator):
     `needs_calibration` whether it learns anything from samples. For ``"auto"`` it
     returns in `_knob_values` what to try, from strict to lax. Where its scores depend
     on nothing but the answer of the same branch, `_highest_score` may say so; then
-    heads before the first exit can rest, see `evaluated_branches`.
+    heads before the first exit can rest, see `evaluated_branches`. Fitted attributes
+    beside `thresholds_` that have an entry for each branch belong into `_per_branch`.
 
     After a fit the attribute named as the knob and an underscore, such as
     ``threshold_``, holds the value that is used; NaN where ``"auto"`` lets nothing
@@ -96,6 +97,9 @@ class ExitPolicy(BaseEstimator):
     knob: ClassVar[str]
     needs_costs: ClassVar[bool] = False
     needs_calibration: ClassVar[bool] = True
+    # Fitted arrays and lists with an entry for each branch; of an array also what it
+    # holds where a branch rests.
+    _per_branch: ClassVar[dict[str, Any]] = {"thresholds_": np.inf}
     #: Of rules that have no such parameter.
     max_accuracy_drop: float = 0.005
     thresholds_: NDArray[np.float64]

@@ -53,6 +53,7 @@ from sk_calex.cascade._last_stage import (
     LastStage,
 )
 from sk_calex.cascade._onnx._answer_modules import AnswerModule, answer_module
+from sk_calex.cascade._paying_branches import fit_on_paying_branches
 from sk_calex.cascade._plain_input import plain_tags
 from sk_calex.cascade._prediction import predict_batches, predict_details
 from sk_calex.cascade._read_data import read_training_data
@@ -100,6 +101,8 @@ class BaseCascade(
     final_estimator: Any
     calibrator: ExitPolicy | None
     costs: Any = None
+    #: Of methods that have no such parameter.
+    branches: str = "all"
     #: Of methods that have no such parameter.
     max_accuracy_drop: float = ExitPolicy.max_accuracy_drop
     cv: Any
@@ -149,7 +152,7 @@ class BaseCascade(
             for name, value in vars(self).items()
             if not name.startswith("_") and not name.endswith("_")
         }
-        moves = (self.knob, "max_accuracy_drop", "calibrator", "costs")
+        moves = (self.knob, "max_accuracy_drop", "calibrator", "costs", "branches")
         moved = {name: trained.pop(name) for name in moves if name in trained}
         return trained, moved
 
@@ -263,9 +266,10 @@ class BaseCascade(
     def _fit_rule(self, rule: ExitPolicy) -> ExitPolicy:
         """Fit an exit rule on what the stages answered to the calibration samples."""
         given = replace(self.calibration_, skips_unseen=True)
-        if rule.needs_costs or is_auto(getattr(rule, rule.knob)):
-            given = price_rows(self, given, needed=rule.needs_costs)
-        return rule.fit_on(given)
+        must_pay = is_auto(self.branches)
+        if rule.needs_costs or must_pay or is_auto(getattr(rule, rule.knob)):
+            given = price_rows(self, given, needed=rule.needs_costs or must_pay)
+        return fit_on_paying_branches(rule, given) if must_pay else rule.fit_on(given)
 
     def _codes_of_last_stage(self, said: StageAnswer) -> NDArray[np.intp]:
         """Class codes that the last stage answers by itself."""

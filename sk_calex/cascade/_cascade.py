@@ -18,6 +18,7 @@ from sk_calex.branches._defaults import default_branches
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
 from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy, Policy
+from sk_calex.calibration._exits import can_exit
 from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._branch_settings import (
@@ -117,6 +118,16 @@ class CascadeClassifier(BaseCascade):
         its probabilities and those of the branches before, fitted on the calibration
         samples: more accurate. It is then no longer the backbone alone that answers
         what no branch does, and all heads before it run, also where nothing can exit.
+    branches : {"all", "auto"}, default="all"
+        Which branches answer:
+
+        - "all": each at which the exit rule lets any sample exit.
+        - "auto": those that pay. One is left out where the mean cost on the calibration
+          samples is lower without it, at the same value of the knob: few exit there,
+          and the others pay for its head. The thresholds of those that stay are found
+          without it. Where no choice costs less than the backbone alone, nothing exits,
+          and a `BranchCostWarning` says so. All are trained; another exit rule may
+          choose others.
     cv : float, int or splitter, default=0.2
         Which samples calibrate:
 
@@ -152,8 +163,8 @@ class CascadeClassifier(BaseCascade):
     calibrator_ : ExitPolicy
         The fitted exit rule.
     margin_ : float or sequence of float
-        The margin that is used; NaN where "auto" lets nothing exit. It and the next
-        are attributes of `calibrator_`, where this has a margin.
+        The margin that is used; NaN where "auto" lets nothing exit, or no branch pays.
+        It and the next are attributes of `calibrator_`, where this has a margin.
     margin_path_ : dict of ndarray
         With "auto", one row for each margin that was tried, from strict to lax:
         margin, n_lost and n_gained (answers lost and gained against the last stage),
@@ -171,6 +182,8 @@ class CascadeClassifier(BaseCascade):
         Precision of the last stage for each predicted class on the calibration samples.
     calibration_ : CalibrationSet
         Answers of all stages to the calibration samples, their labels and weights.
+    kept_branches_ : ndarray of bool, shape (n_branches,)
+        At which branches some class may exit under the present exit rule.
     alpha_ : list of float or None
         Share of the soft targets that each branch was trained with; None where it is
         the branch's own.
@@ -246,6 +259,7 @@ class CascadeClassifier(BaseCascade):
             None,
         ],
         "ensemble": ["boolean"],
+        "branches": [StrOptions({"all", "auto"})],
         "cv": ["cv_object", Interval(Real, 0, 1, closed="neither")],
         "costs": ["array-like", dict, None],
         "input": [StrOptions({"samples", "features"})],
@@ -268,6 +282,7 @@ class CascadeClassifier(BaseCascade):
         targets: str = "soft",
         alpha: float | Sequence[float] | str | None = None,
         ensemble: bool = False,
+        branches: str = "all",
         cv: Any = 0.2,
         costs: Any = None,
         input: str = "samples",
@@ -286,6 +301,7 @@ class CascadeClassifier(BaseCascade):
         self.targets = targets
         self.alpha = alpha
         self.ensemble = ensemble
+        self.branches = branches
         self.cv = cv
         self.costs = costs
         self.input = input
@@ -364,7 +380,9 @@ class CascadeClassifier(BaseCascade):
     def _alignment_thresholds(self) -> NDArray[np.float64]:
         """Compute the thresholds that the training weights were made from."""
         rule = self._alignment_rule().set_params(margin=self._alignment_margin())
-        return self._fit_rule(rule).thresholds_
+        every = copy.copy(self)
+        every.branches = "all"  # as they were trained
+        return every._fit_rule(rule).thresholds_
 
     def _alignment_margin(self) -> float | Sequence[float] | str:
         margin = self._alignment().margin
@@ -494,6 +512,12 @@ class CascadeClassifier(BaseCascade):
     def thresholds_(self) -> NDArray[np.float64]:
         """Thresholds of `calibrator_`, shape (n_branches, n_classes)."""
         return self._of_calibrator("thresholds_")
+
+    @property
+    def kept_branches_(self) -> NDArray[np.bool_]:
+        """At which branches some class may exit, shape (n_branches,)."""
+        highest = self._of_calibrator("_highest_score")()
+        return can_exit(self.thresholds_, np.inf if highest is None else highest)
 
     @property
     def enabled_(self) -> NDArray[np.bool_]:

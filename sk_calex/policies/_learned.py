@@ -69,6 +69,7 @@ class LearnedGate(ExitPolicy):
     """
 
     knob: ClassVar[str] = "threshold"
+    _per_branch: ClassVar[dict[str, Any]] = {**ExitPolicy._per_branch, "gates_": None}
     _parameter_constraints: dict[str, list[Any]] = {
         **ExitPolicy._parameter_constraints,
         "threshold": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],

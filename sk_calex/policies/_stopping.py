@@ -96,6 +96,10 @@ class OptimalStopping(ExitPolicy):
 
     knob: ClassVar[str] = "price"
     needs_costs: ClassVar[bool] = True
+    _per_branch: ClassVar[dict[str, Any]] = {
+        **ExitPolicy._per_branch,
+        "regressions_": None,
+    }
     _parameter_constraints: dict[str, list[Any]] = {
         **ExitPolicy._parameter_constraints,
         "price": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
