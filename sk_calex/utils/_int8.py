@@ -12,7 +12,7 @@ much space as what they scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,6 +260,10 @@ class Int8Features:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(self), _ROWS):
+            yield from np.asarray(self[start : start + _ROWS])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.shape} in {self.nbytes:,} bytes>"

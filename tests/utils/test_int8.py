@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,6 +150,12 @@ def test_blocks_are_the_columns_of_the_stages():
     gathered = gather_rows(X, where, torch.device("cpu"), torch.float64)
     np.testing.assert_array_equal(gathered, full[[3, 3, 0]].astype(np.float64))
     np.testing.assert_array_equal(as_rows(X), full)
+
+
+def test_data_frames_are_made_of_it():
+    X = features()
+    frame = pd.DataFrame(X, columns=X.layout.feature_names())
+    np.testing.assert_array_equal(frame.to_numpy(), X)
 
 
 def test_a_copy_in_another_process_is_the_same():
