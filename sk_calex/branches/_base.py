@@ -213,7 +213,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
                 task.part, "epoch", fitted=partial(_current_attributes, head, shape)
             )
             draws = self._draws_during_training()
-            with drawing_from(generator) if draws else nullcontext():
+            with drawing_from(generator, device) if draws else nullcontext():
                 history = train_head(
                     self, head, batch, shape, generator, device, seeds, epoch
                 )

@@ -140,9 +140,19 @@ def _takes_generator(factory: HeadFactory) -> bool:
 
 
 @contextmanager
-def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Let what draws from torch's global generators draw from a seed of another."""
+def drawing_from(
+    generator: torch.Generator, device: torch.device | None = None
+) -> Iterator[None]:
+    """Let what draws from torch's global generators draw from a seed of another.
+
+    Those of the CPU and of `device`, which are afterwards what they were; no other is
+    touched.
+    """
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield
