@@ -22,7 +22,7 @@ from sk_calex import (
     baselines,
 )
 from sk_calex.branches._heads import HEADS
-from tests.branches.test_own_heads import two_layers
+from tests.branches.test_own_heads import TwoLayers
 
 # All but the bases for methods of one's own.
 METHODS = [
@@ -43,7 +43,7 @@ SMALL = CascadeClassifier(branch=LogisticRegression(), cv=2, random_state=0)
         CascadeClassifier(random_state=0),
         PrototypePoolingClassifier(random_state=0),
         *(BranchClassifier(head, random_state=0) for head in HEADS),
-        BranchClassifier(two_layers, random_state=0),
+        BranchClassifier(TwoLayers, random_state=0),
         *(
             method(random_state=0, **LAST_STAGE.get(method.__name__, {}))
             for method in METHODS
