@@ -184,7 +184,8 @@ def alignment_report(
         Labels of `X_train`.
     at : {"operating_point", "alignment"}, default="operating_point"
         Whose survivors: those of the present exit rule, or those of the thresholds at
-        the margin of the alignment that the weights were made for.
+        the margin of the alignment that the weights were made for. They differ where
+        the cascade's margin is another one, as ``margin="auto"`` chooses it.
     n_bins : int, default=10
         Bins of the confidence, in equal parts from 0 to 1: 1, 2, 4, 5, 10 or 20.
     sample_weight : array-like of shape (n_samples,), default=None
