@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .formats import Record, Table, mean_sd, signed, thousands
+from .formats import Record, Table, mean_sd, percent, signed, thousands
 
 RESNET18, RESNET32 = "resnet18_cifar100", "resnet32_cifar10"
 CLASSES = {
@@ -49,6 +50,13 @@ WEIGHTS = {
     "soft-soft-conv": "soft",
     "hard-soft-conv": "hard",
     "soft_out_of_fold-soft-conv": "soft, out of fold",
+    "hard_out_of_fold-soft-conv": "hard, out of fold",
+}
+VALIDATION = "local, validation"
+HEADS = {
+    "conv": "all, conv head",
+    "prototype": "prototype head",
+    "linear": "linear head",
 }
 
 
@@ -91,6 +99,50 @@ def mean_gains(record: Record) -> Table:
         gains = [one["relative"]["mean_difference"] for one in each]
         rows.append([change, *(_gain(gain["mean"], gain["sd"]) for gain in gains)])
     return Table(["", "ResNet-18", "ResNet-32"], rows)
+
+
+def heads(record: Record) -> Table:
+    """Show what heads cost, how right they are, and what they gain on convolutions."""
+    found = record["backbones"][RESNET18]
+    rows = []
+    for head, change in HEADS.items():
+        trained = found["alignment"][f"soft-soft-{head}"]
+        cells = [
+            head,
+            f"{100 * trained['heads_flops']['mean']:.1f} %",
+            f"{trained['fit_cpu_seconds']['mean']:.0f} s",
+            ", ".join(percent(a) for a in trained["stage_accuracy"]["mean"][:-1]),
+        ]
+        for key in (VALIDATION, "local"):
+            gain = found["all_but_one"][change][key]["mean_difference"]
+            cells.append("" if head == "conv" else _gain(gain["mean"], gain["sd"]))
+        rows.append(cells)
+    headers = ["head", "MACs of the backbone's", "fit", "accuracy of the branches, %"]
+    return Table([*headers, "mean gain on validation", "on test"], rows)
+
+
+def class_distances(record: Record, backbone: str, automatic: bool = False) -> Table:
+    """Show the distance of the training rows from survivors over classes."""
+    found = record["backbones"][backbone]["alignment"]
+    keys = ["tv_class_unweighted", "tv_class", "tv_class_noise"]
+    if automatic:
+        keys = ["tv_class_automatic_unweighted", "tv_class_automatic"]
+    rows = []
+    for setting, words in WEIGHTS.items():
+        if words == "none" or any(key not in found.get(setting, {}) for key in keys):
+            continue
+        each = found[setting]
+        columns = list(zip(*(each[key]["mean"] for key in keys), strict=True))[1:]
+        cells = []
+        for before, after, *noise in columns:
+            words_of_noise = "".join(f" ({value:.3f})" for value in noise)
+            cells.append(f"{before:.3f} to {after:.3f}{words_of_noise}")
+        if automatic:
+            margin = each["automatic_margin"]["mean"]
+            cells.insert(0, f"{margin:.3f}")
+        rows.append([_of_seeds(words, each, record), *cells])
+    branches = [f"branch {k + 2}" for k in range(len(columns))]
+    return Table(["weights", *(["margin"] if automatic else []), *branches], rows)
 
 
 def distances(record: Record, backbone: str) -> Table:
@@ -166,15 +218,20 @@ def classes(record: Record, backbone: str) -> Table:
     return Table(["class", *columns], rows)
 
 
-TABLES = {
+TABLES: dict[str, Callable[[Record], Table]] = {
     f"{name}_{short}": partial(make, backbone=backbone)
     for short, backbone in (("resnet18", RESNET18), ("resnet32", RESNET32))
     for name, make in (
         ("on_its_own", partial(gains, name="on_its_own")),
         ("all_but_one", partial(gains, name="all_but_one")),
         ("distances", distances),
+        ("class_distances", class_distances),
         ("sizes", sizes),
         ("served", served),
         ("classes", classes),
     )
-} | {"mean_gains": mean_gains}
+} | {
+    "mean_gains": mean_gains,
+    "heads": heads,
+    "automatic_resnet18": partial(class_distances, backbone=RESNET18, automatic=True),
+}

@@ -51,6 +51,7 @@ def small_data(sets: ModuleType):
         sets.Part(X[:36], y[:36]),
         PredefinedSplit(fold),
         sets.Part(X[36:], y[36:]),
+        images[36:],
         backbone,
     )
 
@@ -179,3 +180,81 @@ def test_automatic_point_is_that_of_the_rule_itself(
     lost = (answers[-1] == branches.test_y).mean() - right.mean()
     assert point["drop"] == pytest.approx(lost)
     assert point["best_at_drop"] >= point["saved"]
+
+
+def test_halves_choose_on_one_half_and_judge_the_other(
+    sets: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation = module_of("ablation", monkeypatch)
+    branches = random_set(sets)
+    # Each row is known by its number.
+    numbered = branches._replace(calibration_y=np.arange(200) % 3)
+    first, second = ablation.halves(numbered)
+    n = [len(first.labels[part]) for part in ("calibration", "test")]
+    assert sum(n) == 200
+    assert first.labels["test"].tolist() == second.labels["calibration"].tolist()
+    assert first.labels["calibration"].tolist() == second.labels["test"].tolist()
+    told = np.concatenate([one.tables["test"].confidence for one in (first, second)], 1)
+    assert sorted(told[0]) == sorted(branches.calibration[0].max(axis=1))
+
+
+def test_what_was_recorded_of_more_seeds_is_kept(
+    sets: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation = module_of("ablation", monkeypatch)
+    before = {"part": {"both": {"seeds": [0, 1], "x": 1}, "gone": {"seeds": [0]}}}
+    now = {"part": {"both": {"seeds": [0], "x": 2}, "new": {"seeds": [0]}}}
+    kept = ablation.keep_longer(before, now)["part"]
+    assert set(kept) == {"both", "gone", "new"}
+    assert kept["both"]["x"] == 1
+    now["part"]["both"]["seeds"] = [0, 1]
+    assert ablation.keep_longer(before, now)["part"]["both"]["x"] == 2
+
+
+def test_corruption_compares_survivors_with_all_rows_within_a_seed(
+    sets: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    corruption = module_of("corruption", monkeypatch)
+    monkeypatch.setattr(corruption, "SEEDS", (0, 1))
+    monkeypatch.setattr(
+        corruption, "read", lambda *args: random_set(sets, seed=args[-1])
+    )
+    monkeypatch.setattr(
+        corruption, "corrupted_path", lambda *args: tmp_path / f"{args[-1]}.npz"
+    )
+    for seed in (0, 1):
+        np.savez(tmp_path / f"{seed}.npz", blurred=random_set(sets, seed).test)
+    cells = {
+        (c["margin_mode"], c["margin"], c["calibrate_on"], c["images"]): c
+        for c in corruption.over_seeds("", "small")
+    }
+    assert len(cells) == 4 * 2 * 2
+    one, other = (
+        cells["local", 0.05, rows, "blurred"] for rows in ("survivors", "all")
+    )
+    assert one["drop"]["n"] == 2
+    for key in ("drop", "flops_saved"):
+        difference = one[key]["mean"] - other[key]["mean"]
+        assert one["more_than_all_rows"][key]["mean"] == pytest.approx(
+            difference, abs=2e-5
+        )
+
+
+@pytest.mark.filterwarnings("ignore::sk_calex.branches._defaults.BranchCostWarning")
+@pytest.mark.filterwarnings("ignore::sk_calex.calibration.CalibrationWarning")
+def test_sets_are_asked_about_corrupted_images_once(
+    sets: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    corruption = module_of("corruption", monkeypatch)
+    data, cache = small_data(sets), str(tmp_path / "features")
+    monkeypatch.setattr(corruption, "SEEDS", (0,))
+    monkeypatch.setattr(corruption, "N_IMAGES", 8)
+    monkeypatch.setattr(corruption, "load_data", lambda *args: data)
+    corruption.ask_corrupted(cache, "small")
+    path = corruption.corrupted_path(cache, "small", 0)
+    with np.load(path) as file:
+        assert len(file.files) == 5
+        assert {file[name].shape for name in file.files} == {(3, 8, 2)}
+    written = path.stat().st_mtime_ns
+    corruption.ask_corrupted(cache, "small")
+    assert path.stat().st_mtime_ns == written
