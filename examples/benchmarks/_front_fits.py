@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _front_tasks import Task
+import torch
+from _front_tasks import Task, TestLabels
 from numpy.typing import NDArray
 from sklearn.base import clone
+from torch import Tensor
 
 from sk_calex import BranchClassifier, CascadeClassifier
 from sk_calex.baselines import (
@@ -21,15 +23,55 @@ from sk_calex.baselines import (
     PTEENetClassifier,
     ZTWClassifier,
 )
+from sk_calex.baselines._boostnet import BoostNet
 from sk_calex.branches._defaults import default_branches
+from sk_calex.branches._training import branch_loss
 from sk_calex.calibration import StageTable
 from sk_calex.cascade._costs import stage_and_head_macs
 from sk_calex.cascade._run_on_samples import stage_table
+from sk_calex.cascade._training_data import TrainingData
 
 DEFAULT_TAPS = (0, 3, 5)  # as many as taps="auto" proposes, and about there
 COST_WEIGHT = 1.0  # of PTEENet
+TEMPERATURE = 2.0  # of soft targets, the library's default
 # Small batches at a high rate: more updates, where there are few epochs.
 TRAINING = {"solver": "adam", "batch_size": 128, "learning_rate": 0.006}
+
+
+class MixedBoostNet(BoostNet):
+    """BoostNet whose first half of the branches learns soft targets, too."""
+
+    def loss(
+        self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Compute the sum of the branches' losses, each as `branch_loss`."""
+        soft = (final.clamp_min(1e-12).log() / TEMPERATURE).softmax(dim=1)
+        losses = [
+            branch_loss(
+                logits,
+                labels,
+                weight,
+                soft.to(logits.dtype),
+                temperature=TEMPERATURE,
+                alpha=0.5 if k < len(self.shapes) // 2 else 0.0,
+            )
+            for k, logits in enumerate(outputs)
+        ]
+        return torch.stack(losses).sum()
+
+
+class MixedBoostNetClassifier(BoostNetClassifier):
+    """BoostNet with the targets of the recipe."""
+
+    def _net(self, data: TrainingData, generator: torch.Generator) -> MixedBoostNet:
+        return MixedBoostNet(
+            data.layout.shapes,
+            data.n_classes,
+            self.head,
+            self.head_params,
+            generator,
+            shrinkage=self.shrinkage,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +117,7 @@ def make_estimators(budget: Budget, shapes: Any, macs: Any, n_classes: int) -> A
         "soft": clone(ours).set_params(alpha=0.5),
         "labels": clone(ours).set_params(alpha=0.0),
         "boostnet": BoostNetClassifier(head="conv", head_params=head_params),
+        "added": MixedBoostNetClassifier(head="conv", head_params=head_params),
         "defaults": CascadeClassifier(branch=by_cost, margin=0.0),
         "ztw": ZTWClassifier(width=budget.widths[1]),
         "reference": NoAlignmentClassifier(branch=conv),
@@ -130,11 +173,28 @@ class Fit(NamedTuple):
         return self._replace(calibration=parts[0], test=parts[1], seconds=seconds)
 
 
-def fit_or_read(task: Task, task_name: str, name: str, seed: int, folder: Path) -> Fit:
+def labels_of(
+    load: Callable[[], Task], task_name: str, folder: Path
+) -> tuple[NDArray[np.int64], TestLabels]:
+    """Class codes of the calibration rows, and those of the test set under seal.
+
+    Kept beside the fits: where these are there, no feature has to be read.
+    """
+    path = folder / f"{task_name}-labels.npz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        load().save_labels(path)
+    with np.load(path) as file:
+        return file["calibration"], TestLabels(file["test"])
+
+
+def fit_or_read(
+    load: Callable[[], Task], task_name: str, name: str, seed: int, folder: Path
+) -> Fit:
     """Train one fit, unless its answers lie in the folder."""
     path = folder / f"{task_name}-{name}-seed{seed}.npz"
     if not path.exists():
-        _train(task, task_name, name, seed, path)
+        _train(load(), task_name, name, seed, path)
     with np.load(path) as file:
         parts = []
         for part in ("calibration", "test"):

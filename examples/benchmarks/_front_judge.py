@@ -107,7 +107,9 @@ class Situation:
         if ensemble:
             means = Ensembles.fit(given.proba, labels, ones)
             given, judged = (Answers(means.combine(a.proba)) for a in (given, judged))
-        known = CalibrationSet(given.table(), labels, ones, costs, reference)
+        known = CalibrationSet(
+            given.table(), labels, ones, costs, reference, plain_cost=1.0
+        )
         return cls(known, judged.table(), plain, costs)
 
     def follow(self, rule: Any, values: Any) -> tuple[Path, list[Any]]:
@@ -268,13 +270,14 @@ def _report(
     plain = float((test.plain == truth).mean())
     plain_validated = float((validation.plain == y).mean())
     record: dict[str, Any] = {
+        "plain": plain,
         "validation_at_cuts": [
             _mixed(cut, validated, plain_validated) for cut in points["validated_cuts"]
         ],
         "test_at_cuts": [_mixed(cut, accuracy, plain) for cut in points["cuts"]],
         "aims": {},
-        "validation_curve": [validation.saved.tolist(), validated.tolist()],
-        "test_curve": [test.saved.tolist(), accuracy.tolist()],
+        "validation_curve": _rounded(validation.saved, validated),
+        "test_curve": _rounded(test.saved, accuracy),
         "front": points["front"],
     }
     for aim, i in points["aims"].items():
@@ -289,6 +292,10 @@ def _report(
     if auto is not None:
         record["auto"] = _automatic(rules[0], auto, test, accuracy, truth)
     return record
+
+
+def _rounded(*columns: NDArray[Any]) -> list[list[float]]:
+    return [column.round(5).tolist() for column in columns]
 
 
 def _most_saved(
@@ -310,7 +317,7 @@ def _automatic(
     plain = (test.plain == truth).astype(float)
     lost = plain - (auto.codes[0] == truth)
     saved, drop = float(auto.saved[0]), float(lost.mean())
-    found = {
+    found: dict[str, float | None] = {
         "knob": None if np.isnan(knob) else knob,
         "saved": saved,
         "lost": drop,
@@ -326,4 +333,6 @@ def _automatic(
     for name, most in (("aim", rule.max_accuracy_drop), ("loss", max(drop, 0.0))):
         best = float(test.saved[drops <= most + 1e-12].max(initial=0.0))
         found[f"best_at_{name}"] = max(best, saved if drop <= most else 0.0)
+    best = found["best_at_loss"]
+    found["share_of_best"] = saved / best if best > 0 else None
     return found

@@ -55,10 +55,6 @@ class TestLabels:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def seal_again(self) -> TestLabels:
-        """Return the same labels under a new seal, for other points."""
-        return TestLabels(self._labels)
-
     def freeze(self, points: str) -> None:
         """Say which operating points were chosen, as text; it cannot change later."""
         if self._frozen is not None and points != self._frozen:
@@ -105,6 +101,11 @@ class Task:
     def calibration(self) -> NDArray[np.intp]:
         """Rows that calibrate."""
         return np.flatnonzero(self.split.test_fold == 0)
+
+    def save_labels(self, path: Path) -> None:
+        """Write the class codes of the calibration rows and of the test set."""
+        calibration = self.y[self.calibration]
+        np.savez(path, calibration=calibration, test=self.test_y._labels)
 
 
 def make_task(

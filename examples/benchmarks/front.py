@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from _front_fits import (
     TRAINING,
     Fit,
     fit_or_read,
+    labels_of,
 )
 from _front_judge import AIMS, CUTS, FOLDS, Variant, judge
 from _front_tasks import TASKS, WEIGHTED_TASKS, Task, load_task
@@ -39,10 +42,10 @@ from numpy.typing import NDArray
 from sk_calex import SurvivorThresholdCalibrator
 from sk_calex.policies import OptimalStopping, OwnGate, Quota, SharedThreshold
 
-PRICES = np.r_[0, np.geomspace(0.01, 1.2, 23)]
-MARGINS = np.r_[-0.02, -0.01, np.linspace(0, 0.1, 11), np.geomspace(0.12, 0.7, 11)]
-PRECISION_MARGINS = np.r_[np.linspace(-0.6, 0.3, 22), 0.4, 0.5]
-DECAYS = np.geomspace(0.15, 10, 24)
+PRICES = np.r_[0, np.geomspace(0.01, 1.2, 16)]
+MARGINS = np.r_[-0.01, np.linspace(0, 0.1, 7), np.geomspace(0.13, 0.7, 9)]
+PRECISION_MARGINS = np.r_[np.linspace(-0.6, 0.3, 16), 0.5]
+DECAYS = np.geomspace(0.15, 10, 17)
 THRESHOLDS = np.r_[np.linspace(0.2, 0.9, 15), 1 - np.geomspace(0.09, 1e-4, 15)]
 
 LOCAL = Variant(SurvivorThresholdCalibrator(margin_mode="local"), MARGINS)
@@ -74,6 +77,7 @@ def found(variant: Variant) -> Variant:
 METHODS = {
     "cascade": ("soft", "labels"),
     "boostnet": ("boostnet",),
+    "added": ("added",),
     "defaults": ("defaults",),
     "ztw": ("ztw",),
     "reference": ("reference",),
@@ -81,6 +85,7 @@ METHODS = {
     "pteenet": ("pteenet",),
 }
 RECIPE = "recipe"
+SUMS = "recipe, sums of logits"
 DEFAULTS = "defaults"
 #: Names of the variants that are the competition.
 BASELINES = (
@@ -120,6 +125,10 @@ def variants_of(
                 "BoostNet, our rule": STOPPING,
                 "BoostNet, our ensemble and rule": together(STOPPING),
             },
+            "added": {
+                SUMS: together(STOPPING, has_auto=True),
+                f"{SUMS}, no ensemble": STOPPING,
+            },
             "defaults": {
                 DEFAULTS: found(LOCAL),
                 "defaults, optimal stopping": found(STOPPING),
@@ -156,14 +165,14 @@ def variants_of(
 
 
 def run(
-    task_name: str, task: Task, method: str, seed: int, folder: Path
+    task_name: str, load: Callable[[], Task], method: str, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Train what a method trains, and judge its variants: one cell."""
     fits = {
-        name: fit_or_read(task, task_name, name, seed, folder)
+        name: fit_or_read(load, task_name, name, seed, folder)
         for name in METHODS[method]
     }
-    y, sealed = task.y[task.calibration], task.test_y.seal_again()
+    y, sealed = labels_of(load, task_name, folder)
     start = time.process_time()
     variants = variants_of(method, fits, y)
     cell = {
@@ -199,16 +208,18 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
             name: {"seeds": sorted(each)} | _means([each[s] for s in sorted(each)])
             for name, each in found.items()
         }
-        recipe = found.get(RECIPE, {})
-        for name in BASELINES:
-            seeds = sorted(set(recipe) & set(found.get(name, {})))
-            if seeds:
-                ahead = [
-                    np.asarray(recipe[s]["test_at_cuts"], dtype=float)
-                    - np.asarray(found[name][s]["test_at_cuts"], dtype=float)
-                    for s in seeds
-                ]
-                out[task][name]["recipe_ahead_by"] = mean_and_sd(ahead)
+        for leader in (RECIPE, SUMS):
+            for name in BASELINES:
+                mine, theirs = found.get(leader, {}), found.get(name, {})
+                seeds = sorted(set(mine) & set(theirs))
+                if seeds:
+                    ahead = [
+                        np.asarray(mine[s]["test_at_cuts"], dtype=float)
+                        - np.asarray(theirs[s]["test_at_cuts"], dtype=float)
+                        for s in seeds
+                    ]
+                    leads = out[task][leader].setdefault("ahead_by", {})
+                    leads[name] = mean_and_sd(ahead)
     return out
 
 
@@ -224,6 +235,7 @@ def _means(each: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for aim in each[0]["aims"]
     }
+    result["plain"] = mean_and_sd([one["plain"] for one in each])
     if "auto" in each[0]:
         result["auto"] = {
             key: mean_and_sd([one["auto"][key] for one in each])
@@ -316,7 +328,13 @@ def main() -> None:
     if record and record["settings"] != settings():
         raise SystemExit(f"{args.name}.json has other settings: give another --name.")
     cells, tasks = record.get("cells", []), record.get("tasks", {})
-    loaded: dict[str, Task] = {}
+
+    @cache
+    def load(name: str) -> Task:
+        task = load_task(name, args.cache, weights.get(name))
+        tasks[name] = task.settings
+        return task
+
     for seed in args.seeds:
         for name in args.tasks:
             for method in args.methods:
@@ -324,10 +342,7 @@ def main() -> None:
                 old = [c for c in cells if (c["task"], c["method"], c["seed"]) == key]
                 if old and not args.again:
                     continue
-                if name not in loaded:
-                    loaded[name] = load_task(name, args.cache, weights.get(name))
-                    tasks[name] = loaded[name].settings
-                cell = run(name, loaded[name], method, seed, folder)
+                cell = run(name, partial(load, name), method, seed, folder)
                 cells = [c for c in cells if c not in old] + [cell]
                 record = {
                     "what": __doc__.splitlines()[0],
