@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 from tests.docs._scripts import DOCS, load
 
 front, methods = load("draw_front"), load("draw_methods")
+recipe = load("draw_recipe")
 grounds = load("_grounds")
 
 
@@ -22,6 +23,7 @@ grounds = load("_grounds")
     [
         (front, {"front": "FLOPs saved", "exits": "MMACs each"}),
         (methods, {"methods": "BoostNet"}),
+        (recipe, {"recipe": "FLOPs saved"}),
     ],
 )
 def test_pictures_show_the_record(
