@@ -141,6 +141,7 @@ def train_network(X, y, args):
     """Train the network above: AdamW under a one-cycle schedule."""
     torch.manual_seed(args.seed)  # initial weights, order of the images
     module = make_network((8, 8, 8, 8) if args.quick else (16, 32, 64, 128))
+    module.to(memory_format=torch.channels_last)  # trains faster on CPUs
     X, y = torch.from_numpy(X) / 255, torch.from_numpy(y)
     epochs = 1 if args.quick else 5
     steps = epochs * -(-len(X) // 64)
@@ -162,22 +163,19 @@ def train_network(X, y, args):
 def time_both(module, cascade, X):
     """Return the answers of both, the depths, and how many times as fast it was.
 
-    They take turns: a machine that is busy for a while slows both alike.
+    They take turns, batch by batch: what else runs here slows both alike.
     """
-    seconds = {"plain": [], "cascade": []}
-    for _ in range(2):
-        start = time.perf_counter()
+    plain, early, seconds = [], [], []
+    for i in range(0, len(X), 256):
+        batch, start = X[i : i + 256], time.perf_counter()
         with torch.inference_mode():
-            plain = [
-                module(torch.from_numpy(X[i : i + 256]) / 255).argmax(dim=1)
-                for i in range(0, len(X), 256)
-            ]
-        seconds["plain"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        answers, depth = cascade.predict(X, return_depth=True)
-        seconds["cascade"].append(time.perf_counter() - start)
-    faster = min(seconds["plain"]) / min(seconds["cascade"])
-    return torch.cat(plain).numpy(), answers, depth, faster
+            plain.append(module(torch.from_numpy(batch) / 255).argmax(dim=1))
+        between = time.perf_counter()
+        early.append(cascade.predict(batch, return_depth=True))
+        seconds.append((between - start, time.perf_counter() - between))
+    of_network, of_cascade = np.sum(seconds[1:], axis=0)  # the first warms both up
+    answers, depth = np.concatenate(early, axis=1)
+    return torch.cat(plain).numpy(), answers, depth, of_network / of_cascade
 
 
 def mean_and_error(values, source):
