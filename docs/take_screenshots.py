@@ -120,6 +120,10 @@ def browser() -> Iterator[Any]:
     driver = webdriver.Chrome(
         options, webdriver.ChromeService(shutil.which("chromedriver"))
     )
+    # Before any script of a page: the theme remembers the colours of the page before.
+    driver.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument", {"source": "localStorage.clear()"}
+    )
     try:
         yield driver
     finally:
@@ -135,9 +139,6 @@ def look_at(driver: Any, address: str, view: str, picture: Path) -> list[str]:
     )
     preferred = {"name": "prefers-color-scheme", "value": scheme}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [preferred]})
-    # The theme remembers the colours of the page before.
-    storage = {"origin": address, "storageTypes": "local_storage"}
-    driver.execute_cdp_cmd("Storage.clearDataForOrigin", storage)
     driver.get(address)
     driver.execute_script("return document.fonts.ready")
     # Pictures below the fold load late unless they are asked for.
