@@ -67,6 +67,9 @@ ALTERNATIVES = {
         "transfer_final_estimator": "Share of the digits answered at each depth"
     },
     "timm_model": {"timm_model": "Accuracy against FLOPs saved, by margin"},
+    "hugging_face_models": {
+        "hugging_face_models": "Accuracy against FLOPs saved, of a BERT and of a ViT"
+    },
     "token_features": {
         "token_features": "Accuracy against FLOPs saved, for three kinds of branches"
     },

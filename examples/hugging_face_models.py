@@ -13,13 +13,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sk_calex import BranchClassifier, CascadeClassifier, FrozenBackbone
+from sk_calex import (
+    BranchClassifier,
+    CascadeClassifier,
+    CascadeDisplay,
+    FrozenBackbone,
+    margin_curve,
+)
 
 try:
     import transformers
@@ -29,6 +37,7 @@ except ImportError:
         "pip install transformers"
     )
 
+MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2)
 SIZE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 
 
@@ -38,13 +47,14 @@ def parse_args(argv=None):
     add("--seed", type=int, default=0, help="of all that is random (default 0)")
     add("--quick", action="store_true", help="few rows, hardly trained: a smoke test")
     add("--only", choices=("BERT", "ViT"), help="one of the two models")
-    add("--output", help="not used: nothing is drawn")
+    add("--output", type=Path, metavar="DIR", default=Path(__file__).parent / "output")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.manual_seed(args.seed)
+    curves = {}
     if args.only != "ViT":
         bert = transformers.BertForSequenceClassification(
             transformers.BertConfig(
@@ -52,7 +62,7 @@ def main(argv=None):
             )
         )
         taps = ["bert.encoder.layer.0", "bert.encoder.layer.1"]
-        report("BERT", bert, taps, *sentences(args), args)
+        curves["BERT"] = report("BERT", bert, taps, *sentences(args), args)
     if args.only != "BERT":
         sizes = {"image_size": 8, "patch_size": 2, "num_channels": 1}
         vit = transformers.ViTForImageClassification(
@@ -61,11 +71,13 @@ def main(argv=None):
         # Where its layers are has moved from one version to the next.
         parts = vit.named_modules()
         layers = next(name for name, part in parts if isinstance(part, nn.ModuleList))
-        report("ViT", vit, [f"{layers}.0", f"{layers}.1"], *digits(args), args)
+        taps = [f"{layers}.0", f"{layers}.1"]
+        curves["ViT"] = report("ViT", vit, taps, *digits(args), args)
+    draw(curves, args)
 
 
 def report(name, model, taps, X, y, args):
-    """Train a model, put branches on it, and print what they save."""
+    """Train a model, put branches on it, print what they save, return the curve."""
     train = np.arange(len(y)) % 4 > 0
     fit_model(model, rows(X, train), y[train], args)
     backbone = FrozenBackbone(model, taps, output="logits")
@@ -78,6 +90,20 @@ def report(name, model, taps, X, y, args):
     print(f"  plain model: {np.mean(plain == y[~train]):.1%} right")
     right, saved = cascade.score(test, y[~train]), cascade.flops_reduction(test)
     print(f"  cascade:     {right:.1%} right, {saved:.1%} of the FLOPs saved")
+    return margin_curve(cascade, test, y[~train], margins=MARGINS)
+
+
+def draw(curves, args):
+    """Draw accuracy against FLOPs saved for each model, a point for each margin."""
+    figure = Figure(figsize=(4.4 * len(curves), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for ax, (name, curve) in zip(panels, curves.items(), strict=True):
+        CascadeDisplay.from_curve(curve, name="cascade", ax=ax)
+        ax.set_title(name)
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "hugging_face_models.png"
+    figure.savefig(path, dpi=100)
+    print(f"Picture: {path.name}")
 
 
 def rows(X, which):

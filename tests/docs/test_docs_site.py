@@ -50,6 +50,15 @@ def broken(path: Path, text: str) -> list[str]:
     return found
 
 
+def test_every_card_of_the_gallery_has_a_picture() -> None:
+    page = (DOCS / "examples" / "index.md").read_text(encoding="utf-8")
+    gallery = page.partition("gallery")[2].partition("</div>")[0]
+    cards = re.split(r"^- ", gallery, flags=re.MULTILINE)[1:]
+    shown = [re.match(r"\[!\[\]\((\w+\.png)\)\]\((\w+)\.md\)", card) for card in cards]
+    assert all(shown), cards
+    assert {match[2] for match in shown if match} == set(builder.NAMES)
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs"])
 def test_no_link_is_broken(name: str) -> None:
     """The strict build sees the site's links only, not those of the README."""

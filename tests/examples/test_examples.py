@@ -130,11 +130,12 @@ def test_timm_is_asked_for_where_it_is_absent(
 
 
 @pytest.mark.parametrize("name", ["BERT", "ViT"])
-def test_hugging_face_models(run: Run, name: str) -> None:
+def test_hugging_face_models(run: Run, name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="pip install transformers")
     printed = run("hugging_face_models", "--only", name)
     assert f"{name}: tapped" in printed
     assert len(percentages(printed, r"^ +(plain model|cascade): ")) == 2
+    assert is_drawn(tmp_path / "hugging_face_models.png")
 
 
 def test_transformers_is_asked_for_where_it_is_absent(
