@@ -452,7 +452,7 @@ def test_processes_share_through_memory(features, tmp_path, heads):
 
 def test_the_key_of_a_cache_is_made_once(features, tmp_path, monkeypatch):
     """For all branches and folds, and not at all where nothing is kept."""
-    taken = counted(monkeypatch, content, "array_digest")
+    taken = counted(monkeypatch, content, "_digest_rows")
     cascade({"input": "features"}, cv=3).fit(features, Y)
     assert not taken
     cascade({"input": "features"}, cv=3, memory=str(tmp_path)).fit(features, Y)
