@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,26 @@ def plain(ax: Axes, ink: str) -> None:
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(ink)
+
+
+def digest_of(numbers: Any) -> str:
+    """Give a digest of what is drawn."""
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
+
+
+def write_for_grounds(
+    draw: Callable[[dict[str, Any], str], Figure],
+    digest: Callable[[dict[str, Any]], str],
+    path: Path,
+    folder: Path,
+    name: str,
+) -> None:
+    """Draw a record for light and for dark pages; the files tell its digest."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    folder.mkdir(exist_ok=True)
+    description = f"{path.name}, numbers {digest(record)}"
+    for ground in INK:
+        save(draw(record, ground), folder / f"{name}-{ground}.svg", description)
 
 
 def save(figure: Figure, path: Path, description: str) -> None:

@@ -9,14 +9,12 @@ stands in the files: the tests compare it with the record.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from _grounds import INK, save, sheet
+from _grounds import INK, digest_of, sheet, write_for_grounds
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +56,7 @@ STEP = 0.01  # of the FLOPs saved; a mark at every fifth
 
 def digest(record: dict[str, Any]) -> str:
     """Give a digest of the runs that are drawn."""
-    text = json.dumps(list(drawn(record).values()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of(list(drawn(record).values()))
 
 
 def drawn(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -107,11 +104,7 @@ def draw(record: dict[str, Any], ground: str) -> Figure:
 
 def main(folder: Path = FOLDER) -> None:
     """Write the pictures."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    folder.mkdir(exist_ok=True)
-    description = f"{RECORD.name}, numbers {digest(record)}"
-    for ground in INK:
-        save(draw(record, ground), folder / f"methods-{ground}.svg", description)
+    write_for_grounds(draw, digest, RECORD, folder, "methods")
 
 
 if __name__ == "__main__":

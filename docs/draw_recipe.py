@@ -9,12 +9,10 @@ numbers stands in the files: the tests compare it with the record.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from _grounds import INK, plain, save
+from _grounds import INK, digest_of, plain, write_for_grounds
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -72,8 +70,7 @@ def drawn(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def digest(record: dict[str, Any]) -> str:
     """Give a digest of the numbers that are drawn."""
-    text = json.dumps(drawn(record))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of(drawn(record))
 
 
 def draw(record: dict[str, Any], ground: str) -> Figure:
@@ -113,11 +110,7 @@ def draw(record: dict[str, Any], ground: str) -> Figure:
 
 def main(folder: Path = FOLDER) -> None:
     """Write the pictures."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    folder.mkdir(exist_ok=True)
-    description = f"{RECORD.name}, numbers {digest(record)}"
-    for ground in INK:
-        save(draw(record, ground), folder / f"recipe-{ground}.svg", description)
+    write_for_grounds(draw, digest, RECORD, folder, "recipe")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from _common import environment, write_json
 from _measure import in_new_process
-from torch import nn
-from torch.utils.data import Dataset
+from _memory import MemoryWatch, Synthetic, read_memory, small_network
 
 from sk_calex import BranchClassifier, CascadeClassifier, FrozenBackbone
 
@@ -29,68 +26,19 @@ N_CLASSES, CHANNELS, SEED = 1000, 16, 0
 IMAGE = (3, 16, 16)
 
 
-class Synthetic(Dataset):
-    """Images from a counter: as many as asked for, none kept."""
-
-    def __init__(self, n):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        return torch.randint(256, IMAGE, dtype=torch.uint8, generator=generator)
-
-
-def status():
-    """Resident memory of this process and the part that is no file, in MiB."""
-    fields = dict(
-        line.split(":", 1)
-        for line in Path("/proc/self/status").read_text().splitlines()
-    )
-    return np.array([int(fields[k].split()[0]) / 1024 for k in ("VmRSS", "RssAnon")])
-
-
-class Watch:
-    """The largest of `status` inside the block, looked at every 5 milliseconds."""
-
-    def __enter__(self):
-        self.peak, self._running = status(), True
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def _look(self):
-        while self._running:
-            self.peak = np.maximum(self.peak, status())
-            time.sleep(0.005)
-
-    def __exit__(self, *exception):
-        self._running = False
-        self._thread.join()
-
-
 def run(n, folder, dtype):
     torch.set_num_threads(1)
-    torch.manual_seed(SEED)
-    module = nn.Sequential(
-        nn.Conv2d(IMAGE[0], CHANNELS, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(CHANNELS, N_CLASSES),
-    ).eval()
-    data, y = Synthetic(n), np.arange(n) % N_CLASSES
+    module = small_network(IMAGE, CHANNELS, N_CLASSES, SEED)
+    data, y = Synthetic(n, IMAGE), np.arange(n) % N_CLASSES
     backbone = FrozenBackbone(
         module, ["1"], cache=folder, dtype=dtype, classes=np.arange(N_CLASSES)
     )
     branch = BranchClassifier("gap", solver="adam", max_iter=1)
     cascade = CascadeClassifier(backbone, branch=branch, margin=0.05, random_state=SEED)
-    start = status()
-    with Watch() as extracting:
+    start = read_memory()
+    with MemoryWatch() as extracting:
         features = backbone.fit(data).transform(data)
-    with Watch() as fitting:
+    with MemoryWatch() as fitting:
         cascade.set_params(input="features").fit(features, y)
     folder_bytes = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
     return {

@@ -11,13 +11,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-import threading
-import time
 
-import torch
 from _common import environment, write_json
-from torch import nn
-from torch.utils.data import Dataset
+from _memory import MemoryWatch, Synthetic, read_memory, small_network
 
 from sk_calex import FrozenBackbone
 
@@ -27,58 +23,20 @@ IMAGE = (3, 32, 32)
 CHANNELS = 16
 
 
-class Synthetic(Dataset):
-    """Images from a counter: as many as asked for, none kept."""
-
-    def __init__(self, n):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        return torch.randint(256, IMAGE, dtype=torch.uint8, generator=generator)
-
-
-def status():
-    """Resident and anonymous memory of this process, in MiB."""
-    with open("/proc/self/status") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return tuple(int(fields[k].split()[0]) / 1024 for k in ("VmRSS", "RssAnon"))
-
-
 def extract(n, folder, queue):
-    torch.manual_seed(SEED)
-    module = nn.Sequential(
-        nn.Conv2d(IMAGE[0], CHANNELS, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(CHANNELS, 4),
-    ).eval()
-    data = Synthetic(n)
+    module, data = small_network(IMAGE, CHANNELS, 4, SEED), Synthetic(n, IMAGE)
     backbone = FrozenBackbone(module, taps=["1"], cache=folder).fit(data)
-    backbone.transform(Synthetic(512))  # libraries are loaded, buffers warm
-    before = status()
-    peak, running = list(before), True
-
-    def watch():
-        while running:
-            peak[:] = [max(a, b) for a, b in zip(peak, status(), strict=True)]
-            time.sleep(0.005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    features = backbone.transform(data)
-    running = False
-    watcher.join()
+    backbone.transform(Synthetic(512, IMAGE))  # libraries are loaded, buffers warm
+    before = read_memory()
+    with MemoryWatch() as extracting:
+        features = backbone.transform(data)
+    resident, anonymous = extracting.peak - before
     queue.put(
         {
             "samples": n,
             "feature_mib": features.nbytes / 2**20,
-            "peak_resident_mib_above_start": peak[0] - before[0],
-            "peak_anonymous_mib_above_start": peak[1] - before[1],
+            "peak_resident_mib_above_start": resident,
+            "peak_anonymous_mib_above_start": anonymous,
         }
     )
 

@@ -15,6 +15,7 @@ from sk_calex.calibration._thresholds import HAIR, class_precision
 from sk_calex.utils._codec import savable
 
 __all__ = [
+    "COST_ROUNDING",
     "CalibrationSet",
     "Policy",
     "can_exit",
@@ -23,8 +24,8 @@ __all__ = [
     "up_to_last",
 ]
 
-# Sums of costs differ in their last bits.
-_ROUNDING = 1e-9
+#: Share of a mean cost that is rounding: sums of costs differ in their last bits.
+COST_ROUNDING = 1e-9
 
 
 class Policy(Protocol):
@@ -143,7 +144,7 @@ class CalibrationSet:
         plain = self.plain_cost
         if plain is None:
             plain = float(self.costs_under(None)[-1])
-        return plain * (1 + _ROUNDING)
+        return plain * (1 + COST_ROUNDING)
 
     def mean_cost(self, rule: Policy) -> float:
         """Mean cost of an answer to these rows by a fitted rule."""

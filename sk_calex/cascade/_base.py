@@ -101,9 +101,8 @@ class BaseCascade(
     final_estimator: Any
     calibrator: ExitPolicy | None
     costs: Any = None
-    #: Of methods that have no such parameter.
+    #: The next two are of methods that have no such parameter.
     branches: str = "all"
-    #: Of methods that have no such parameter.
     max_accuracy_drop: float = ExitPolicy.max_accuracy_drop
     cv: Any
     input: str

@@ -13,14 +13,11 @@ from sklearn.base import clone
 
 from sk_calex.branches._defaults import BranchCostWarning
 from sk_calex.calibration._exit_rule import ExitPolicy
-from sk_calex.calibration._exits import CalibrationSet, Policy
+from sk_calex.calibration._exits import COST_ROUNDING, CalibrationSet, Policy
 from sk_calex.utils._validation import is_auto
 from sk_calex.utils._warn import warn_caller
 
 __all__ = ["fit_on_paying_branches"]
-
-# Sums of costs differ in their last bits: a gain is more than that.
-_ROUNDING = 1e-9
 
 
 def fit_on_paying_branches(rule: ExitPolicy, given: CalibrationSet) -> ExitPolicy:
@@ -137,7 +134,7 @@ def _leave_out(
             for left in here.kept
         ]
         here = min(trials, key=lambda trial: trial.cost)
-        better = here.cost < best.cost * (1 - _ROUNDING)
+        better = here.cost < best.cost * (1 - COST_ROUNDING)
         if not better and not through:
             break
         best = here if better else best

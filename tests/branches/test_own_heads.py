@@ -85,7 +85,8 @@ def test_own_heads_learn(head, solver):
     X, y = rows()
     branch = branch_of(head, solver=solver).fit(X, y)
     assert branch.loss_curve_[-1] < branch.loss_curve_[0]
-    assert branch.score(X, y) > 0.5  # chance is a third; dropout draws differ by build
+    # Chance is a third; what dropout draws differs between builds of torch.
+    assert branch.score(X, y) > (0.8 if head is two_layers else 0.5)
     assert branch.predict_proba(X).shape == (120, 3)
 
 
