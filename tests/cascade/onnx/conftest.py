@@ -1,11 +1,29 @@
 """Exported folders that tests read, or copy before they change them."""
 
 import shutil
+from functools import cache
 
 import pytest
 
 from sk_calex import export_onnx
 from tests.cascade.onnx._exported import fitted, skip_without_exporter
+
+
+@pytest.fixture(scope="session", autouse=True)
+def table_of_operations():
+    """Build torch's table of ONNX operations once: it takes half of each export.
+
+    The tests change nothing in it. A torch that has it elsewhere is only slower.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        built = staticmethod(cache(ONNXRegistry.from_torchlib))
+        patch.setattr(ONNXRegistry, "from_torchlib", built)
+        yield
 
 
 @pytest.fixture(scope="session")
