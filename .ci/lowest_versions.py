@@ -5,7 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("datasets", "distributed", "plot", "test")
+OWN_EXTRAS = re.compile(r"^sk-calex\[([\w,]+)\]$")
 REQUIREMENT = re.compile(r"^([\w.-]+)(?:\[[\w,.-]+\])?>=([\w.]+)(?:,<[\w.]+)?$")
 
 
@@ -17,12 +17,11 @@ def lowest(project: dict[str, object]) -> list[str]:
     ValueError
         If a requirement has no lower bound.
     """
-    required = list(project["dependencies"])
-    for extra in EXTRAS:
-        required += project["optional-dependencies"][extra]
-    lines = []
+    extras = project["optional-dependencies"]
+    required, lines = [*project["dependencies"], *extras["test"]], []
     for text in required:
-        if text.startswith("sk-calex"):
+        if own := OWN_EXTRAS.match(text):  # more follow
+            required += [line for name in own[1].split(",") for line in extras[name]]
             continue
         found = REQUIREMENT.match(text)
         if found is None:
