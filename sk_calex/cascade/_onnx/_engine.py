@@ -23,6 +23,8 @@ __all__ = ["OnnxEngine"]
 
 # A classifier may give a class no probability at all; logarithms must stay finite.
 _LEAST = 1e-12
+# Earlier ones read weights of a graph from any file that it names.
+_LEAST_RUNTIME = (1, 24)
 
 
 class OnnxEngine:
@@ -230,6 +232,13 @@ def _import_onnxruntime() -> Any:
             "OnnxCascade runs its graphs by onnxruntime, which is not installed: "
             "pip install onnxruntime, or pip install 'sk-calex[onnx]' to export, too."
         ) from error
+    found = onnxruntime.__version__
+    if tuple(map(int, found.split(".")[:2])) < _LEAST_RUNTIME:
+        raise ImportError(
+            f"OnnxCascade needs onnxruntime {'.'.join(map(str, _LEAST_RUNTIME))} or "
+            f"later; this is {found}, which reads weights from any file that a forged "
+            "graph names. Run: pip install --upgrade onnxruntime."
+        )
     return onnxruntime
 
 

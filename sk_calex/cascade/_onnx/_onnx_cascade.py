@@ -58,7 +58,7 @@ class OnnxCascade:
     Raises
     ------
     ImportError
-        If onnxruntime is not installed.
+        If onnxruntime is not installed, or is older than 1.24.
     FileNotFoundError
         If there is no such folder, or a file of it is missing.
     ValueError

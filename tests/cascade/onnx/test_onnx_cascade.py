@@ -169,6 +169,13 @@ def test_missing_runtime_is_said(exported, monkeypatch):
         OnnxCascade(exported[1])
 
 
+def test_runtime_that_reads_other_files_is_refused(exported, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    with pytest.raises(ImportError, match=r"1\.24 or later; this is 1\.23\.2"):
+        OnnxCascade(exported[1])
+
+
 def test_manifest_tells_what_it_decides_by(exported):
     cascade, folder = exported
     content = json.loads((folder / "manifest.json").read_text())["content"]
