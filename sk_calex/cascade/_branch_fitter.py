@@ -28,8 +28,6 @@ from sk_calex.utils._rows import as_rows, take_rows
 __all__ = ["BranchFitter", "CalibrationProbabilities", "soft_targets"]
 
 _ROWS = 4096
-# A classifier may give a class no probability at all; the loss must stay finite.
-_LEAST = 1e-12
 
 
 def soft_targets(final: ProbabilityRows, labels: NDArray[np.intp]) -> SoftTargets:
@@ -117,9 +115,8 @@ class BranchFitter:
         rows: NDArray[np.intp],
         answers: StageTable,
         kept: CalibrationProbabilities | None = None,
-    ) -> float:
-        """Enter the answers of a trained branch to some rows; return its log-loss."""
-        loss = 0.0
+    ) -> None:
+        """Enter the answers of a trained branch to some rows."""
         probabilities = probabilities_of(branch, self.data.n_classes)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
@@ -130,10 +127,6 @@ class BranchFitter:
             answers.put(self.tap, part, StageAnswer(proba))
             if kept is not None:
                 kept.put(self.tap, part, proba)
-            told = proba[np.arange(len(part)), self.data.codes[part]]
-            logs = np.log(np.maximum(told, _LEAST))
-            loss -= float(self.data.weight[part] @ logs)
-        return loss
 
     def score_out_of_fold(
         self,
@@ -141,11 +134,10 @@ class BranchFitter:
         answers: StageTable,
         n_jobs: int | None,
         kept: CalibrationProbabilities | None = None,
-    ) -> float:
-        """Enter answers of branches trained without the rows; return their log-loss."""
+    ) -> None:
+        """Enter answers of branches that were trained without the rows."""
         call = for_workers(self.fit_on)
         every = (delayed(call)(rows) for rows, _ in pairs)
-        loss = 0.0
         shown = bar(unit="fold", total=len(pairs))
         # Not every backend of joblib gives results one by one.
         kind = "list" if shown.disable else "generator"
@@ -153,9 +145,8 @@ class BranchFitter:
         with shown, showing(0, ""), use_task(NO_TASK):
             fitted = map(received, Parallel(n_jobs, return_as=kind)(every))
             for branch, (_, held) in zip(fitted, pairs, strict=True):
-                loss += self.score(branch, held, answers, kept)
+                self.score(branch, held, answers, kept)
                 shown.update()
-        return loss
 
 
 def _fit_one_branch(

@@ -111,8 +111,9 @@ class CascadeClassifier(BaseCascade):
           from `y` alone.
         - sequence of float: one share for each branch.
         - "auto": each branch is trained with 0.5, 1 and 0, and the one with the least
-          log-loss on the calibration samples is kept. Three trainings for each branch,
-          on features that are computed once.
+          log-loss on the calibration samples is kept: its own at the temperature that
+          fits best, or with `ensemble` that of its stage and of the last one. Three
+          trainings for each branch, on features that are computed once.
     ensemble : bool, default=False
         Whether each stage, the last included, answers by a weighted geometric mean of
         its probabilities and those of the branches before, fitted on the calibration
@@ -448,7 +449,7 @@ class CascadeClassifier(BaseCascade):
                 n_jobs=self.n_jobs,
                 verbose=self.verbose,
                 task=part,
-                keep_proba=self.ensemble,
+                ensemble=self.ensemble,
             )
         self.branches_, self.alpha_ = fitted.branches, fitted.alphas
         self.effective_sample_size_ = fitted.effective_sample_sizes

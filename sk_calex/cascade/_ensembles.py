@@ -17,7 +17,7 @@ from sk_calex.utils._codec import savable
 from sk_calex.utils._modes import trainable
 from sk_calex.utils._validation import softmax64
 
-__all__ = ["Ensembles", "LogMean", "fit_log_mean"]
+__all__ = ["Ensembles", "LogMean", "fit_log_mean", "loss_together"]
 
 _ITERATIONS = 100
 # A classifier may give a class no probability at all; the mean must stay finite.
@@ -53,8 +53,8 @@ def fit_log_mean(
     weight: Tensor,
     *,
     weight_decay: float,
-) -> None:
-    """Fit a mean in place: the mean cross-entropy on labels, by full-batch L-BFGS."""
+) -> float:
+    """Fit a mean in place by full-batch L-BFGS; return its cross-entropy on labels."""
     # The smallest weights would lose their digits, or vanish, in the products below.
     weight = weight / weight.max()
 
@@ -64,6 +64,61 @@ def fit_log_mean(
         return (weight * each).sum() / weight.sum()
 
     lbfgs_loop(mean, loss, max_iter=_ITERATIONS, weight_decay=weight_decay)
+    return float(loss().detach())
+
+
+@trainable()
+def loss_together(
+    proba: NDArray[np.float64], labels: NDArray[np.intp], weight: NDArray[np.float64]
+) -> float:
+    """Compute the log-loss of stages that answer together, at their best weights.
+
+    Parameters
+    ----------
+    proba : ndarray of float64, shape (n_stages, n_samples, n_classes)
+        Answers of the stages. One stage alone is sharpened or flattened as fits best.
+    labels : ndarray of intp, shape (n_samples,)
+        True class codes.
+    weight : ndarray of float64, shape (n_samples,)
+        Sample weights.
+
+    Returns
+    -------
+    loss : float
+        Weighted mean over the samples.
+    """
+    n_stages, _, n_classes = proba.shape
+    given = _Given(proba, labels, weight)
+    return given.fit(LogMean(n_stages, n_classes, shift=False))
+
+
+class _Given:
+    """Answers, labels and weights of the samples that count, to fit means on."""
+
+    def __init__(
+        self,
+        proba: NDArray[np.float64],
+        labels: NDArray[np.intp],
+        weight: NDArray[np.float64],
+    ) -> None:
+        present = weight > 0
+        self._logs = _logs(proba[:, present]).transpose(0, 1)
+        self._labels = torch.from_numpy(labels[present].astype(np.int64))
+        self._weight = torch.from_numpy(weight[present])
+        # The prior weighs as much as one sample. More than this changes nothing, and an
+        # infinite penalty on a total weight near zero would give NaN.
+        total = max(float(self._weight.sum()), 1 / _MOST_DECAY)
+        self._decay = min(1 / total, _MOST_DECAY)
+
+    def fit(self, mean: LogMean) -> float:
+        """Fit a mean of the first stages in place; return its log-loss."""
+        return fit_log_mean(
+            mean,
+            self._logs[:, : len(mean.exponents)],
+            self._labels,
+            self._weight,
+            weight_decay=self._decay,
+        )
 
 
 @savable
@@ -113,17 +168,11 @@ class Ensembles:
             flattened.
         """
         n_stages, _, n_classes = proba.shape
-        present = weight > 0
-        logs = _logs(proba[:, present]).transpose(0, 1)
-        truth = torch.from_numpy(labels[present].astype(np.int64))
-        counts = torch.from_numpy(weight[present])
+        given = _Given(proba, labels, weight)
         exponents = np.zeros((n_stages, n_stages))
-        # The prior weighs as much as one sample. More than this changes nothing, and an
-        # infinite penalty on a total weight near zero would give NaN.
-        decay = min(1 / max(float(counts.sum()), 1 / _MOST_DECAY), _MOST_DECAY)
         for k in range(n_stages):
             mean = LogMean(k + 1, n_classes, shift=False)
-            fit_log_mean(mean, logs[:, : k + 1], truth, counts, weight_decay=decay)
+            given.fit(mean)
             exponents[k, : k + 1] = mean.exponents.detach().numpy()
         return cls(exponents)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,7 +28,8 @@ from sk_calex.cascade._branch_fitter import (
     soft_targets,
 )
 from sk_calex.cascade._fit_key import digest_for
-from sk_calex.cascade._training_data import Folds, TrainingData
+from sk_calex.cascade._soft_shares import ShareJudge, try_shares
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import NO_TASK, Task, use_task
 from sk_calex.utils._progress import showing
 
@@ -48,7 +49,7 @@ class FittedBranches:
     answers : StageTable
         Answers of all stages to the calibration samples.
     proba : ndarray of float64, shape (n_stages, n_samples, n_classes), or None
-        Their probabilities; only with `keep_proba`.
+        Their probabilities; only with `ensemble`.
     effective_sample_sizes : ndarray of float64, shape (n_branches,)
         Of the training weights of each branch.
     profile : TrainingProfile
@@ -93,7 +94,7 @@ def fit_branches(
     n_jobs: int | None,
     verbose: int = 0,
     task: Task = NO_TASK,
-    keep_proba: bool = False,
+    ensemble: bool = False,
 ) -> FittedBranches:
     """Train and calibrate the branches, one after the other.
 
@@ -109,9 +110,8 @@ def fit_branches(
     targets : {"soft", "argmax", "labels"}
         What branches learn: the last stage's probabilities, its answers, or the labels.
     alphas : sequence of sequences of float or None
-        For each tap the shares of the soft targets to try, the labels having the rest:
-        the one with the least log-loss on the calibration rows is kept. None leaves
-        the share to the branch.
+        For each tap the shares of the soft targets to try, the labels having the rest;
+        `ShareJudge` says which is kept. None leaves the share to the branch.
     alignment : SurvivorAlignment
         How training rows are weighted.
     margins : ndarray of float64, shape (n_branches,)
@@ -126,8 +126,8 @@ def fit_branches(
         Whether to show bars.
     task : Task, default=NO_TASK
         Step of the fit; each training becomes a part of it.
-    keep_proba : bool, default=False
-        Whether to keep the probabilities of all stages on the calibration samples.
+    ensemble : bool, default=False
+        Whether stages will answer with those before them.
 
     Returns
     -------
@@ -146,8 +146,10 @@ def fit_branches(
     soft = soft_targets(data.final, labels) if targets == "soft" else None
     branches, sizes, weights, chosen = [], [], [], []
     kept = None
-    if keep_proba:
+    are_tried = any(len(shares) > 1 for shares in alphas)
+    if ensemble or are_tried:
         kept = CalibrationProbabilities(n_branches, calibration, data.n_classes)
+    judge = ShareJudge(data, kept, ensemble) if kept is not None and are_tried else None
     content = digest_for(memory, data.features, labels, soft)
     for k, template in enumerate(templates):
         weight = np.zeros(n)
@@ -166,8 +168,8 @@ def fit_branches(
         weighs_on = alignment.kind != "none" and k + 1 < n_branches
         with showing(verbose, label):
             others = map(make_fitter, alphas[k][1:])
-            fitter, branch = _try_alphas(
-                chain([first], others), folds, answers, kept, n_jobs, task, name
+            fitter, branch = try_shares(
+                chain([first], others), judge, folds, answers, kept, n_jobs, task, name
             )
             if branch is None:
                 with use_task(task.part(f"branch {name}")):
@@ -201,95 +203,8 @@ def fit_branches(
         data.n_classes,
     )
     proba = None
-    if kept is not None:
+    if ensemble and kept is not None:
         proba = np.concatenate([kept.proba, data.final[calibration][None]])
     return FittedBranches(
         branches, answers.take(calibration), proba, np.array(sizes), profile, chosen
     )
-
-
-def _try_alphas(
-    fitters: Iterable[BranchFitter],
-    folds: Folds,
-    answers: StageTable,
-    kept: CalibrationProbabilities | None,
-    n_jobs: int | None,
-    task: Task,
-    name: str,
-) -> tuple[BranchFitter, Any]:
-    """Train a branch with each share of the soft targets, and keep the best one.
-
-    Parameters
-    ----------
-    fitters : iterable of BranchFitter
-        One for each share. Of equal ones the first is kept.
-    folds : Folds
-        Which rows train and calibrate.
-    answers : StageTable
-        Gets the answers of the best one to the calibration samples.
-    kept : CalibrationProbabilities or None
-        Gets their probabilities.
-    n_jobs : int or None
-        Folds trained at once.
-    task : Task
-        Step of the fit; each training becomes a part of it.
-    name : str
-        Name of the tap.
-
-    Returns
-    -------
-    fitter : BranchFitter
-        That of the share with the least log-loss on the calibration samples.
-    branch : classifier or None
-        Trained by it on all training rows; None where samples calibrate out of fold.
-    """
-    best = _Best()
-    for fitter in fitters:
-        branch = None
-        if folds.out_of_fold:
-            with task.part(f"out of fold {name}"):
-                loss = fitter.score_out_of_fold(folds.pairs, answers, n_jobs, kept)
-        else:
-            with use_task(task.part(f"branch {name}")):
-                branch = fitter.fit_on(folds.train)
-            loss = fitter.score(branch, folds.calibration, answers, kept)
-        best.offer(loss, fitter, branch, answers, kept)
-    return best.restore(answers, kept)
-
-
-class _Best:
-    """The trial of a branch with the least loss, and what it answered."""
-
-    def __init__(self) -> None:
-        self._loss = np.inf
-        self._trial: tuple[BranchFitter, Any] | None = None
-        self._answers: StageTable | None = None
-        self._proba: NDArray[np.float64] | None = None
-
-    def offer(
-        self,
-        loss: float,
-        fitter: BranchFitter,
-        branch: Any,
-        answers: StageTable,
-        kept: CalibrationProbabilities | None,
-    ) -> None:
-        """Take a trial whose answers were just entered, if it is the best so far."""
-        if self._trial is not None and loss >= self._loss:
-            return
-        self._loss, self._trial = loss, (fitter, branch)
-        self._answers = answers.of_stages([fitter.tap])
-        if kept is not None:
-            self._proba = kept.proba[fitter.tap].copy()
-
-    def restore(
-        self, answers: StageTable, kept: CalibrationProbabilities | None
-    ) -> tuple[BranchFitter, Any]:
-        """Enter the best trial's answers again; later trials have written over them."""
-        assert self._trial is not None  # one trial at least
-        assert self._answers is not None
-        fitter, branch = self._trial
-        answers.fill_stage(fitter.tap, self._answers)
-        if kept is not None:
-            kept.proba[fitter.tap] = self._proba
-        return fitter, branch

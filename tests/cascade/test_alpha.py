@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from sklearn.base import clone
 
 from sk_calex import BranchClassifier, CascadeClassifier
 from sk_calex.branches._as_branch import fit_as_branch
+from sk_calex.cascade._ensembles import loss_together
 from tests._cascade_models import converged_regression, small_branch, tiny_backbone
 from tests._quick_cascade import FIXED, HELD, X, Y, cascade
 
@@ -58,7 +61,7 @@ def test_none_and_labels_alone(features):
 
 @pytest.mark.parametrize("cv", [FIXED, 3], ids=["split", "folds"])
 @pytest.mark.parametrize("ensemble", [False, True])
-def test_auto_takes_the_least_log_loss(features, cv, ensemble):
+def test_auto_takes_the_least_loss(features, cv, ensemble):
     auto = made(alpha="auto", cv=cv, ensemble=ensemble).fit(features, Y)
     assert all(share in (0.0, 0.5, 1.0) for share in auto.alpha_)
     again = made(alpha=auto.alpha_, cv=cv, ensemble=ensemble).fit(features, Y)
@@ -69,17 +72,67 @@ def test_auto_takes_the_least_log_loss(features, cv, ensemble):
             getattr(again.calibration_.answers, name),
         )
     np.testing.assert_array_equal(auto.thresholds_, again.thresholds_)
-    if cv is not FIXED or ensemble:
+    if cv is not FIXED:
         return
     held = HELD == 0
-    losses = {}
-    for share in (0.0, 0.5, 1.0):
-        fixed = made(alpha=share, cv=cv).fit(features, Y)
-        told = fixed.stage_probabilities(features[held])
-        rows = np.arange(held.sum())
-        losses[share] = -np.log(told[:2, rows, Y[held]]).sum(axis=1)
+    told = {
+        share: made(alpha=share).fit(features, Y).stage_probabilities(features[held])
+        for share in (0.5, 1.0, 0.0)
+    }
+    chosen = []
     for k, share in enumerate(auto.alpha_):
-        assert losses[share][k] == min(loss[k] for loss in losses.values())
+        losses = {}
+        for tried, proba in told.items():
+            stages = [*chosen, proba[k]] if ensemble else [proba[k]]
+            losses[tried] = loss_by_search(stages, Y[held])
+            if ensemble:
+                losses[tried] += loss_by_search([*stages, proba[-1]], Y[held])
+        assert losses[share] <= min(losses.values()) + 1e-6
+        chosen.append(told[share][k])
+
+
+def loss_by_search(stages, y):
+    """Log-loss of a weighted geometric mean, its weights by a search without slopes."""
+    logs = np.log(np.maximum(stages, 1e-12))
+
+    def loss(exponents):
+        weight = np.exp(exponents) / len(stages)
+        mean = log_softmax(np.tensordot(weight, logs, axes=1), axis=1)
+        penalty = exponents @ exponents / (2 * len(y))
+        return -mean[np.arange(len(y)), y].mean() + penalty, penalty
+
+    found = minimize(
+        lambda e: loss(e)[0],
+        np.zeros(len(stages)),
+        method="Nelder-Mead",
+        options={"xatol": 1e-8, "fatol": 1e-12, "maxiter": 10_000},
+    ).x
+    return loss(found)[0] - loss(found)[1]
+
+
+def test_auto_judges_an_ensemble_by_what_a_branch_adds():
+    """Sharp answers that are right where the last stage is wrong beat a copy of it."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=4000)
+    strong, weak = (np.where(rng.random(4000) < p, y, 1 - y) for p in (0.8, 0.7))
+    final, other = (np.eye(2)[c] * 0.6 + 0.2 for c in (strong, weak))
+    ones = np.ones(len(y))
+    copy = loss_together(np.stack([final]), y, ones)
+    assert copy < loss_together(np.stack([other]), y, ones)
+    # The copy adds nothing to the last stage, the weaker one does.
+    assert loss_together(np.stack([final, final]), y, ones) == pytest.approx(copy)
+    assert loss_together(np.stack([other, final]), y, ones) < copy - 0.02
+
+
+def test_auto_does_not_ask_how_sharp_a_branch_is():
+    rng = np.random.default_rng(1)
+    y = rng.integers(3, size=500)
+    logits = rng.normal(size=(500, 3)) + 2 * np.eye(3)[y]
+    losses = [
+        loss_together(softmax(factor * logits, axis=1)[None], y, np.ones(500))
+        for factor in (0.3, 1.0, 3.0)
+    ]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
 
 
 def test_weights_of_later_branches_follow_the_branch_that_was_kept(features):
