@@ -40,7 +40,7 @@ def cascade_summary(cascade: Any) -> str:
         known = hasattr(backbone, "taps")
         return unfitted_taps(f"{name}: not fitted", backbone) if known else ""
     layout = cascade.layout_
-    outcome, prices = _CalibrationOutcome.of(cascade), _Prices.of(cascade)
+    outcome, columns = _CalibrationOutcome.of(cascade), _CostColumns.of(cascade)
     rows: list[list[Cell | str]] = []
     for stage in picked(layout.n_taps):
         if stage is None:
@@ -52,7 +52,7 @@ def cascade_summary(cascade: Any) -> str:
         rows.append(
             [
                 *(stage_name, shape, macs),
-                *(_head_name(cascade, stage), *prices.cells(stage)),
+                *(_head_name(cascade, stage), *columns.cells(stage)),
                 *_threshold_cells(cascade, stage),
                 *outcome.cells(stage),
             ]
@@ -62,7 +62,7 @@ def cascade_summary(cascade: Any) -> str:
         f"{name}: {branches}, {len(cascade.classes_)} classes, {_rule_name(cascade)}",
         _HEADER,
         rows,
-        outcome.note(prices.shares, prices.unit or "cost"),
+        outcome.note(columns.shares, columns.unit or "cost"),
     )
 
 
@@ -123,7 +123,7 @@ def _labels(labels: NDArray[Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Prices:
+class _CostColumns:
     """MACs of the heads; cost and unit of an answer at each depth. None: unknown."""
 
     heads: list[int] | None
@@ -132,7 +132,7 @@ class _Prices:
     unit: str
 
     @classmethod
-    def of(cls, cascade: Any) -> _Prices:
+    def of(cls, cascade: Any) -> _CostColumns:
         try:
             _, heads = stage_and_head_macs(cascade)
         except ValueError:  # of the stages or of a head
