@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class OwnHead(BranchHead):
     feature_shape, n_classes
         As of `BranchHead`.
     """
+
+    #: A module of unknown size: as of the built-in heads with few channels, for few
+    #: steps at a low rate leave a small one where its draws put it.
+    full_batch_rate: ClassVar[float] = 2e-2
 
     def __init__(
         self, module: nn.Module, feature_shape: Sequence[int], n_classes: int

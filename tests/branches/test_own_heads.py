@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import make_blobs
 from torch import nn
 
 import sk_calex
@@ -241,3 +242,13 @@ def test_bad_heads(head, error, message):
     X, y = rows()
     with pytest.raises(error, match=message):
         branch_of(head).fit(X, y)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_rows_suffice_for_a_small_head_whatever_its_draws(seed):
+    X, y = make_blobs(
+        200, centers=[[0, 0], [3, 0], [0, 3]], cluster_std=0.5, random_state=0
+    )
+    branch = BranchClassifier(TwoLayers, random_state=seed).fit(X, y)
+    assert branch.solver_ == "adam_full_batch"
+    assert branch.score(X, y) > 0.9
