@@ -101,9 +101,9 @@ def mean_gains(record: Record) -> Table:
     return Table(["", "ResNet-18", "ResNet-32"], rows)
 
 
-def heads(record: Record) -> Table:
+def heads(record: Record, backbone: str) -> Table:
     """Show what heads cost, how right they are, and what they gain on convolutions."""
-    found = record["backbones"][RESNET18]
+    found = record["backbones"][backbone]
     rows = []
     for head, change in HEADS.items():
         trained = found["alignment"][f"soft-soft-{head}"]
@@ -232,6 +232,7 @@ TABLES: dict[str, Callable[[Record], Table]] = {
     )
 } | {
     "mean_gains": mean_gains,
-    "heads": heads,
+    "heads_resnet18": partial(heads, backbone=RESNET18),
+    "heads_resnet32": partial(heads, backbone=RESNET32),
     "automatic_resnet18": partial(class_distances, backbone=RESNET18, automatic=True),
 }
