@@ -87,6 +87,9 @@ class Task:
         What answers in place of the backbone's classifier, if anything does.
     settings
         What a record says of the task.
+    views
+        Computes the features of changed images of the rows that train: takes which of
+        these rows, and a function of images.
     """
 
     X: NDArray[Any]
@@ -96,6 +99,12 @@ class Task:
     test_y: TestLabels
     final_estimator: Any = None
     settings: dict[str, Any] = field(default_factory=dict)
+    views: Callable[[NDArray[np.intp], Callable[[Any], Any]], Any] | None = None
+
+    @property
+    def training(self) -> NDArray[np.intp]:
+        """Rows that train."""
+        return np.flatnonzero(self.split.test_fold == -1)
 
     @property
     def calibration(self) -> NDArray[np.intp]:
@@ -137,6 +146,7 @@ def make_task(
         backbone.transform(test[0]),
         TestLabels(np.searchsorted(classes, test[1])),
         settings=settings,
+        views=lambda rows, change: backbone.transform(change(images[rows])),
         **params,
     )
 
@@ -205,9 +215,10 @@ def transfer(cache: str) -> Task:
     return make_task(backbone, *parts, (test.data, test.target), final_estimator=last)
 
 
-#: Tasks by name; the last two need weights.
+#: Tasks by name. "long" is one of them with wider heads, trained for longer.
 TASKS: Mapping[str, Callable[..., Task]] = {
     "resnet18_cifar100": resnet18_cifar100,
+    "resnet18_cifar100_long": resnet18_cifar100,
     "resnet32_cifar10": resnet32_cifar10,
     "transfer": transfer,
 }
