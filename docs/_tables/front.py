@@ -8,7 +8,19 @@ from typing import Any
 from .formats import Record, Table, mean_sd, percent, signed
 
 TASKS = ("resnet18_cifar100", "resnet32_cifar10", "transfer")
+LONG = "resnet18_cifar100_long"
 LEADERS = {"recipe": "recipe", "sums": "recipe, sums of logits"}
+TRAINED_LONG = (
+    "recipe",
+    "recipe, alpha by validation",
+    "recipe, labels on all",
+    "recipe, no ensemble",
+    "recipe, local margins, no ensemble",
+    "labels alone, quota, ensemble",
+    "BoostNet",
+    "BoostNet, our ensemble",
+    "BoostNet, our ensemble and rule",
+)
 MAIN = (
     "recipe",
     "recipe, sums of logits",
@@ -155,3 +167,7 @@ for _task in TASKS:
         ),
         f"automatic_{_task}": partial(automatic, task=_task),
     }
+TABLES |= {
+    "test_long": partial(accuracies, task=LONG, part="test", names=TRAINED_LONG),
+    "aims_long": partial(aims, task=LONG, names=TRAINED_LONG),
+}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,8 @@ DEFAULT_TAPS = (0, 3, 5)  # as many as taps="auto" proposes, and about there
 COST_WEIGHT = 1.0  # of PTEENet
 TEMPERATURE = 2.0  # of soft targets, the library's default
 # Small batches at a high rate: more updates, where there are few epochs.
-TRAINING = {"solver": "adam", "batch_size": 128, "learning_rate": 0.006}
+QUICK = {"batch_size": 128, "learning_rate": 0.006}
+DEFAULT = {"batch_size": 256, "learning_rate": None}  # the library's
 
 
 class MixedBoostNet(BoostNet):
@@ -84,14 +85,26 @@ class Budget:
         Channels of the two convolutions of a head.
     epochs
         Passes over the training rows.
+    settings
+        Size of the batches and rate.
     """
 
     widths: tuple[int, int]
     epochs: int
+    settings: Mapping[str, Any] = field(default_factory=lambda: QUICK)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Parameters of what is trained."""
+        return {"solver": "adam", "max_iter": self.epochs, **self.settings}
 
 
-LARGE, SMALL, FEW_ROWS = Budget((32, 48), 2), Budget((24, 32), 6), Budget((24, 32), 12)
-BUDGETS = {"resnet32_cifar10": SMALL, "transfer": FEW_ROWS}  # LARGE: all others
+LARGE = Budget((32, 48), 2)
+BUDGETS = {
+    "resnet18_cifar100_long": Budget((64, 96), 8, DEFAULT),
+    "resnet32_cifar10": Budget((24, 32), 6),
+    "transfer": Budget((24, 32), 12),
+}  # LARGE: all others
 
 
 def make_estimators(budget: Budget, shapes: Any, macs: Any, n_classes: int) -> Any:
@@ -102,7 +115,7 @@ def make_estimators(budget: Budget, shapes: Any, macs: Any, n_classes: int) -> A
     for each branch are made of these two.
     """
     head_params = {"widths": budget.widths}
-    training = {"max_iter": budget.epochs} | TRAINING
+    training = budget.training
     conv = BranchClassifier("conv", head_params=head_params, **training)
     conv1d = BranchClassifier(
         "conv1d", head_params={"width": budget.widths[1]}, **training

@@ -29,7 +29,6 @@ from _front_fits import (
     COST_WEIGHT,
     DEFAULT_TAPS,
     LARGE,
-    TRAINING,
     Fit,
     fit_or_read,
     labels_of,
@@ -40,6 +39,7 @@ from _rule_curves import mean_and_sd
 from numpy.typing import NDArray
 
 from sk_calex import SurvivorThresholdCalibrator
+from sk_calex.cascade._ensembles import loss_together
 from sk_calex.policies import OptimalStopping, OwnGate, Quota, SharedThreshold
 
 PRICES = np.r_[0, np.geomspace(0.01, 1.2, 16)]
@@ -99,17 +99,22 @@ BASELINES = (
 )
 
 
-def log_loss(fit: Fit, y: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean of -log p of the true class on the calibration rows, for each stage."""
-    right = fit.calibration.proba[:, np.arange(len(y)), y]
-    loss: NDArray[np.float64] = -np.log(np.maximum(right, 1e-12)).mean(axis=1)
-    return loss
-
-
 def alphas_by_validation(soft: Fit, labels: Fit, y: NDArray[Any]) -> list[int]:
-    """Branches with less log-loss on the calibration rows where labels teach them."""
-    better = log_loss(labels, y)[:-1] < log_loss(soft, y)[:-1]
-    return [int(k) for k in np.flatnonzero(better)]
+    """Branches that labels teach better, as `alpha="auto"` judges in an ensemble."""
+    *of_soft, final = soft.calibration.proba
+    ones, chosen, taught = np.ones(len(y)), [], []
+    for k, tried in enumerate(zip(of_soft, labels.calibration.proba, strict=False)):
+        stages = [np.stack([*chosen, proba]) for proba in tried]
+        losses = [
+            loss_together(s, y, ones)
+            + loss_together(np.concatenate([s, final[None]]), y, ones)
+            for s in stages
+        ]
+        best = int(np.argmin(losses))
+        chosen.append(tried[best])
+        if best == 1:
+            taught.append(k)
+    return taught
 
 
 def variants_of(
@@ -284,10 +289,9 @@ def settings() -> dict[str, Any]:
     budgets = {name: BUDGETS.get(name, LARGE) for name in (*TASKS, *WEIGHTED_TASKS)}
     return {
         "budgets": {
-            name: {"widths": list(budget.widths), "epochs": budget.epochs}
+            name: {"widths": list(budget.widths), **budget.training}
             for name, budget in budgets.items()
         },
-        "training": TRAINING,
         "pteenet_cost_weight": COST_WEIGHT,
         "taps_of_defaults": list(DEFAULT_TAPS),
         "cuts": list(CUTS),
@@ -301,6 +305,13 @@ def settings() -> dict[str, Any]:
             "threshold": THRESHOLDS.round(5).tolist(),
         },
     }
+
+
+def goes_on(record: dict[str, Any]) -> bool:
+    """Whether a record's cells were made as they are now; it may lack newer tasks."""
+    now, before = settings(), record["settings"]
+    budgets = {name: now["budgets"].get(name) for name in before["budgets"]}
+    return bool(now | {"budgets": budgets} == before)
 
 
 def main() -> None:
@@ -325,7 +336,7 @@ def main() -> None:
     weights = {task: Path(path) for task, path in (w.split("=") for w in args.weights)}
     folder = Path(args.cache).expanduser().parent / "front_fits"
     record = read_json(args.name)
-    if record and record["settings"] != settings():
+    if record and not goes_on(record):
         raise SystemExit(f"{args.name}.json has other settings: give another --name.")
     cells, tasks = record.get("cells", []), record.get("tasks", {})
 

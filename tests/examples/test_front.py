@@ -160,9 +160,8 @@ def test_recipe_is_the_cascade_with_labels_on_its_late_branches(task, quick, tmp
         for name in ("soft", "labels")
     )
     late = soft.with_branches(labels, range(N_BRANCHES // 2, N_BRANCHES))
-    branch = BranchClassifier(
-        "conv", head_params={"widths": (4, 4)}, max_iter=2, **_front_fits.TRAINING
-    )
+    training = _front_fits.LARGE.training
+    branch = BranchClassifier("conv", head_params={"widths": (4, 4)}, **training)
     cascade = CascadeClassifier(
         branch=branch,
         alignment="none",
