@@ -18,11 +18,13 @@ def lowest(project: dict[str, object]) -> list[str]:
         If a requirement has no lower bound.
     """
     extras = project["optional-dependencies"]
-    required, lines = [*project["dependencies"], *extras["test"]], []
+    required = list(project["dependencies"])
+    for text in extras["test"]:
+        own = OWN_EXTRAS.match(text)
+        names = own[1].split(",") if own else []
+        required += [line for name in names for line in extras[name]] or [text]
+    lines = []
     for text in required:
-        if own := OWN_EXTRAS.match(text):  # more follow
-            required += [line for name in own[1].split(",") for line in extras[name]]
-            continue
         found = REQUIREMENT.match(text)
         if found is None:
             raise ValueError(f"{text!r} in pyproject.toml must be like 'name>=1.2'.")

@@ -32,7 +32,7 @@ def test_lowest_versions_are_the_bounds_of_each_requirement(script):
     given = project("torch>=2.6", "dask[array]>=2024.8", "scipy>=1.11.4,<2")
     assert script.lowest(given) == [
         *("torch==2.6", "dask==2024.8", "scipy==1.11.4"),
-        *("pytest==8.2", "matplotlib==3.10"),
+        *("matplotlib==3.10", "pytest==8.2"),
     ]
 
 

@@ -39,7 +39,7 @@ from _rule_curves import mean_and_sd
 from numpy.typing import NDArray
 
 from sk_calex import SurvivorThresholdCalibrator
-from sk_calex.cascade._ensembles import loss_together
+from sk_calex.cascade._soft_shares import loss_with_the_last
 from sk_calex.policies import OptimalStopping, OwnGate, Quota, SharedThreshold
 
 PRICES = np.r_[0, np.geomspace(0.01, 1.2, 16)]
@@ -104,11 +104,9 @@ def alphas_by_validation(soft: Fit, labels: Fit, y: NDArray[Any]) -> list[int]:
     *of_soft, final = soft.calibration.proba
     ones, chosen, taught = np.ones(len(y)), [], []
     for k, tried in enumerate(zip(of_soft, labels.calibration.proba, strict=False)):
-        stages = [np.stack([*chosen, proba]) for proba in tried]
         losses = [
-            loss_together(s, y, ones)
-            + loss_together(np.concatenate([s, final[None]]), y, ones)
-            for s in stages
+            loss_with_the_last(np.stack([*chosen, proba]), final, y, ones)
+            for proba in tried
         ]
         best = int(np.argmin(losses))
         chosen.append(tried[best])

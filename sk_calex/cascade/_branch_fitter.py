@@ -1,4 +1,4 @@
-"""Fit and score copies of one branch, on some rows of the training data."""
+"""Fit copies of one branch on some rows of the training data, and ask them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class CalibrationProbabilities:
 
 
 class BranchFitter:
-    """Fits and scores copies of one branch on rows of one tap.
+    """Fit copies of one branch on rows of one tap, and enter what they answer.
 
     `alpha` is the share of the soft targets in what is learned, the labels have the
     rest; None leaves it to the branch.
@@ -109,7 +109,7 @@ class BranchFitter:
             self.content,
         )
 
-    def score(
+    def enter_answers(
         self,
         branch: Any,
         rows: NDArray[np.intp],
@@ -128,7 +128,7 @@ class BranchFitter:
             if kept is not None:
                 kept.put(self.tap, part, proba)
 
-    def score_out_of_fold(
+    def enter_out_of_fold(
         self,
         pairs: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
         answers: StageTable,
@@ -145,7 +145,7 @@ class BranchFitter:
         with shown, showing(0, ""), use_task(NO_TASK):
             fitted = map(received, Parallel(n_jobs, return_as=kind)(every))
             for branch, (_, held) in zip(fitted, pairs, strict=True):
-                self.score(branch, held, answers, kept)
+                self.enter_answers(branch, held, answers, kept)
                 shown.update()
 
 

@@ -88,11 +88,11 @@ def loss_together(
         Weighted mean over the samples.
     """
     n_stages, _, n_classes = proba.shape
-    given = _Given(proba, labels, weight)
+    given = _CountedSamples(proba, labels, weight)
     return given.fit(LogMean(n_stages, n_classes, shift=False))
 
 
-class _Given:
+class _CountedSamples:
     """Answers, labels and weights of the samples that count, to fit means on."""
 
     def __init__(
@@ -168,7 +168,7 @@ class Ensembles:
             flattened.
         """
         n_stages, _, n_classes = proba.shape
-        given = _Given(proba, labels, weight)
+        given = _CountedSamples(proba, labels, weight)
         exponents = np.zeros((n_stages, n_stages))
         for k in range(n_stages):
             mean = LogMean(k + 1, n_classes, shift=False)

@@ -179,9 +179,9 @@ def fit_branches(
                 split = inner.split(train, data.codes[train])
                 pairs = [(train[a], train[b]) for a, b in split]
                 with task.part(f"out of fold {name}"):
-                    fitter.score_out_of_fold(pairs, answers, n_jobs)
+                    fitter.enter_out_of_fold(pairs, answers, n_jobs)
             elif weighs_on:
-                fitter.score(branch, train, answers)
+                fitter.enter_answers(branch, train, answers)
         branches.append(branch)
         chosen.append(fitter.alpha)
         if not weighs_on:

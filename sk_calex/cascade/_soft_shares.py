@@ -14,7 +14,35 @@ from sk_calex.cascade._ensembles import loss_together
 from sk_calex.cascade._training_data import Folds, TrainingData
 from sk_calex.utils._callbacks import Task, use_task
 
-__all__ = ["ShareJudge", "try_shares"]
+__all__ = ["ShareJudge", "loss_with_the_last", "try_shares"]
+
+
+def loss_with_the_last(
+    so_far: NDArray[np.float64],
+    final: NDArray[np.float64],
+    labels: NDArray[np.intp],
+    weight: NDArray[np.float64],
+) -> float:
+    """Compute what a branch leaves to lose at its stage and at the last one.
+
+    Parameters
+    ----------
+    so_far : ndarray of float64, shape (n_stages, n_samples, n_classes)
+        Answers of the branches up to this one, which answer together.
+    final : ndarray of float64, shape (n_samples, n_classes)
+        Answers of the last stage.
+    labels : ndarray of intp, shape (n_samples,)
+        True class codes.
+    weight : ndarray of float64, shape (n_samples,)
+        Sample weights.
+
+    Returns
+    -------
+    loss : float
+        Sum of the two log-losses, each at the weights that fit best.
+    """
+    last = np.concatenate([so_far, final[None]])
+    return loss_together(so_far, labels, weight) + loss_together(last, labels, weight)
 
 
 class ShareJudge:
@@ -43,20 +71,17 @@ class ShareJudge:
     ) -> None:
         rows = data.folds.calibration
         self._labels, self._weight = data.codes[rows], data.weight[rows]
-        self._final = data.final[rows][None]
+        self._final = data.final[rows]
         self._kept, self._ensemble = kept, ensemble
 
     def loss(self, branch: int) -> float:
         """Compute the loss of a branch whose answers were just entered."""
         proba = self._kept.proba
         if not self._ensemble:
-            return self._together(proba[branch : branch + 1])
+            alone = proba[branch : branch + 1]
+            return loss_together(alone, self._labels, self._weight)
         so_far = proba[: branch + 1]
-        last = np.concatenate([so_far, self._final])
-        return self._together(so_far) + self._together(last)
-
-    def _together(self, proba: NDArray[np.float64]) -> float:
-        return loss_together(proba, self._labels, self._weight)
+        return loss_with_the_last(so_far, self._final, self._labels, self._weight)
 
 
 def try_shares(
@@ -102,11 +127,11 @@ def try_shares(
         branch = None
         if folds.out_of_fold:
             with task.part(f"out of fold {name}"):
-                fitter.score_out_of_fold(folds.pairs, answers, n_jobs, kept)
+                fitter.enter_out_of_fold(folds.pairs, answers, n_jobs, kept)
         else:
             with use_task(task.part(f"branch {name}")):
                 branch = fitter.fit_on(folds.train)
-            fitter.score(branch, folds.calibration, answers, kept)
+            fitter.enter_answers(branch, folds.calibration, answers, kept)
         loss = 0.0 if judge is None else judge.loss(fitter.tap)
         best.offer(loss, fitter, branch, answers, kept)
     return best.restore(answers, kept)

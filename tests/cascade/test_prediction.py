@@ -155,10 +155,18 @@ def test_datasets_are_cut_into_batches_without_global_random_numbers(staged):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.fixture
+def earlier_objects_left_alone():
+    """Spare collections the objects of other tests, which they would all go over."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("earlier_objects_left_alone")
 def test_nothing_is_kept_of_batches_that_are_done(staged):
     made, most = [], 0
-    gc.collect()
-    gc.freeze()  # what other tests have left alone: each collection would go over it
 
     def alive():
         gc.collect()
@@ -181,7 +189,6 @@ def test_nothing_is_kept_of_batches_that_are_done(staged):
         n += 2
         assert len(made) == n  # no batch was asked for ahead of time
         del said
-    gc.unfreeze()
     assert most == 0
     assert len(made) == 60
 

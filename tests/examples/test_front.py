@@ -201,3 +201,30 @@ def test_every_method_gives_a_cell_and_is_trained_once(task, quick, tmp_path):
 def test_a_task_without_its_weights_says_what_is_missing():
     with pytest.raises(FileNotFoundError, match="train_backbone"):
         front.load_task("resnet50", "cache")
+
+
+@pytest.mark.parametrize(("branch", "factor"), [(0, 3.0), (1, 3.0), (1, 0.0)])
+def test_labels_teach_the_branches_that_then_add_more(branch, factor):
+    """One branch gives the true class more, or knows nothing; the others are equal."""
+    soft, y, _ = random_fit(n=(400, 60))
+    proba = soft.calibration.proba.copy()
+    if factor:
+        proba[branch, np.arange(len(y)), y] *= factor
+        proba[branch] /= proba[branch].sum(axis=1, keepdims=True)
+    else:
+        proba[branch] = 1 / N_CLASSES
+    labels = soft._replace(calibration=_front_fits.Answers(proba))
+    expected = [branch] if factor else []
+    assert front.alphas_by_validation(soft, labels, y) == expected
+
+
+def test_a_record_goes_on_with_newer_tasks_and_no_other_change():
+    now = front.settings()
+    budgets = {name: now["budgets"][name] for name in ("transfer", "resnet50")}
+    older = now | {"budgets": budgets}
+    assert front.goes_on({"settings": older})
+    longer = budgets | {"transfer": budgets["transfer"] | {"max_iter": 99}}
+    assert not front.goes_on({"settings": now | {"budgets": longer}})
+    assert not front.goes_on({"settings": older | {"folds": 7}})
+    gone = budgets | {"another": budgets["transfer"]}
+    assert not front.goes_on({"settings": now | {"budgets": gone}})
