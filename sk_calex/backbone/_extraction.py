@@ -28,7 +28,7 @@ from sk_calex.backbone._image_files import EncodedImages
 from sk_calex.backbone._prepare import NamedBatch
 from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._shipment import Shipment, fits_into
-from sk_calex.store import Section, row_keys
+from sk_calex.store import Section, StoredRows, row_keys
 from sk_calex.utils._parallel import for_workers, received
 from sk_calex.utils._space import free_memory
 from sk_calex.utils._warn import warn_caller
@@ -98,13 +98,15 @@ def extract_cached(
     piece: int,
     n_jobs: int | None,
     bar: tqdm[Any],
-) -> NDArray[Any]:
+    on_demand: bool = False,
+) -> NDArray[Any] | StoredRows:
     """Store the features that are not stored yet, and read all.
 
     Returns
     -------
-    features : ndarray or memmap of shape (n_samples, width)
-        A read-only memory map where they are more than `PIECE_BYTES`.
+    features : ndarray, memmap or StoredRows of shape (n_samples, width)
+        Where they are more than `PIECE_BYTES`, a read-only memory map, or with
+        `on_demand` rows that are read when they are asked for.
 
     Raises
     ------
@@ -112,7 +114,8 @@ def extract_cached(
         If rows that were stored just now cannot be read back.
     """
     n = len(samples)
-    section.check_space(n, memory_limit=PIECE_BYTES)
+    section.check_space(n, memory_limit=PIECE_BYTES, on_demand=on_demand)
+    on_demand = on_demand and n * section.width * section.dtype.itemsize > PIECE_BYTES
     keys = np.empty((n, 16), dtype=np.uint8)
     stored = np.zeros(n, dtype=bool)
     job = partial(_store, featurizer, section, piece)
@@ -135,6 +138,8 @@ def extract_cached(
             _await(section, keys[stored])
             _warn_if_unseen(section, keys)
         try:
+            if on_demand:
+                return section.on_demand(keys)
             return section.gather(keys, memory_limit=PIECE_BYTES)
         except KeyError:
             # Shards that cannot be read: their rows are not in the index any more.

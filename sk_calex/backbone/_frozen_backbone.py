@@ -28,9 +28,10 @@ from sk_calex.backbone._maps import DEFAULT_POOL, LAYOUTS
 from sk_calex.backbone._outputs import OUTPUTS
 from sk_calex.backbone._runner import Runner, RunSettings
 from sk_calex.backbone._samples import Samples
+from sk_calex.backbone._stored_features import StoredFeatures
 from sk_calex.backbone._summary import backbone_summary
 from sk_calex.backbone._whole import check_module
-from sk_calex.store import FeatureStore
+from sk_calex.store import FeatureStore, StoredRows
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
 from sk_calex.utils._codec import savable
 from sk_calex.utils._fitted_state import all_or_nothing
@@ -144,6 +145,14 @@ class FrozenBackbone(
         A store, or its folder: rows seen before are read, not computed, and large
         results are memory maps. Several processes may fill one store at once. Clones
         share a store, like the module.
+    on_demand : bool, default=False
+        How a `cache` gives results of more than 32 MiB.
+
+        - False: as a memory map of a copy on the same disk, which is an array and is
+          read fastest;
+        - True: as a matrix that reads from the store what is asked for, with no second
+          copy. It is no array, but `np.asarray` makes one of it. For features that
+          fill the disk.
     verbose : int, default=0
         1 shows a progress bar, on stderr. A cascade with ``verbose=1`` shows it while
         it is fitted, whatever is set here.
@@ -201,6 +210,7 @@ class FrozenBackbone(
         "amp": [StrOptions({"bfloat16", "float16"}), None],
         "n_jobs": [Integral, None],
         "cache": [str, os.PathLike, FeatureStore, None],
+        "on_demand": ["boolean"],
         "verbose": ["verbose"],
     }
 
@@ -221,6 +231,7 @@ class FrozenBackbone(
         amp: str | None = None,
         n_jobs: int | None = None,
         cache: Any = None,
+        on_demand: bool = False,
         verbose: int = 0,
     ) -> None:
         self.module = module
@@ -237,6 +248,7 @@ class FrozenBackbone(
         self.amp = amp
         self.n_jobs = n_jobs
         self.cache = cache
+        self.on_demand = on_demand
         self.verbose = verbose
 
     @with_callbacks
@@ -269,6 +281,11 @@ class FrozenBackbone(
         with all_or_nothing(self), Task.root(self, 0, X, y):
             check_module(self.module)
             self._validate_params()
+            if self.on_demand and self.cache is None:
+                raise ValueError(
+                    "on_demand=True reads rows from a store, but cache=None keeps "
+                    "none. Set cache to a folder, or on_demand=False."
+                )
             samples = Samples(X)
             sample_shape = samples.shape_before(self.preprocess)
             if sample_shape == ():
@@ -368,7 +385,7 @@ class FrozenBackbone(
 
         Returns
         -------
-        features : FeatureArray or Int8Features of shape (n_samples, layout_.width)
+        features : array-like of shape (n_samples, layout_.width)
             Columns as in `layout_`, of type `dtype`. With `cache`, a read-only memory
             map where it is large. With ``dtype="int8"`` a matrix that decodes the rows
             that are read: cascades and branches take it as it is, selecting rows keeps
@@ -406,7 +423,7 @@ class FrozenBackbone(
         with rows, runner.inference_mode(), torch.inference_mode(False):
             if self.cache is None:
                 warn_without_memory(len(samples) * n_bytes)
-                out = np.empty((len(samples), width), dtype=dtype)
+                out: Any = np.empty((len(samples), width), dtype=dtype)
                 extract(
                     runner,
                     samples,
@@ -426,9 +443,12 @@ class FrozenBackbone(
                     piece=piece,
                     n_jobs=self.n_jobs,
                     bar=rows,
+                    on_demand=self.on_demand,
                 )
         if form is not None:
             return Int8Features(out, form, self.layout_)
+        if isinstance(out, StoredRows):
+            return StoredFeatures(out, self.layout_, self.layout_)
         return FeatureArray.wrap(out, self.layout_)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sk_calex.utils._codec import savable
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 
 __all__ = ["FeatureArray", "TapLayout"]
 
@@ -163,7 +163,7 @@ class TapLayout:
 
         Parameters
         ----------
-        X : ndarray or Int8Features of shape (n_samples, width)
+        X : ndarray or DecodedFeatures of shape (n_samples, width)
             Feature matrix. Where all stages share the columns, also a sparse matrix or
             a data frame.
         stage : int
@@ -171,12 +171,12 @@ class TapLayout:
 
         Returns
         -------
-        block : ndarray or Int8Features of shape (n_samples, size)
+        block : ndarray or DecodedFeatures of shape (n_samples, size)
             A view of `X`, or `X` itself where all stages share the columns.
         """
         if self.shared:
             return X
-        if isinstance(X, Int8Features):
+        if isinstance(X, DecodedFeatures):
             return X.outputs if stage == self.n_taps else X.select([stage])
         return np.asarray(X)[:, self.columns(stage)]
 

@@ -22,7 +22,7 @@ from sk_calex.branches._base import BaseBranch
 from sk_calex.branches._input_kinds import describe, name_refusal, takes_missing
 from sk_calex.branches._soft_targets import ProbabilityRows, SoftTargets, row_blocks
 from sk_calex.branches._training import soften
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._progress import bar
 from sk_calex.utils._rows import take_rows
 from sk_calex.utils._validation import check_finite, softmax64
@@ -258,7 +258,7 @@ def _repeat_rows(
 
 def _as_matrix(X: Any) -> Any:
     """Decode int8 features, of which only torch branches decode a few at a time."""
-    return np.asarray(X) if isinstance(X, Int8Features) else X
+    return np.asarray(X) if isinstance(X, DecodedFeatures) else X
 
 
 def count_target_classes(

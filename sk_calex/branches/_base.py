@@ -33,9 +33,9 @@ from sk_calex.branches._train_head import (
 )
 from sk_calex.branches._training import Batch, soften_rows
 from sk_calex.utils._callbacks import CallbackSupportMixin, Task, with_callbacks
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._fitted_state import all_or_nothing, fitted_state
 from sk_calex.utils._flops import count_macs
-from sk_calex.utils._int8 import Int8Features
 from sk_calex.utils._modes import trainable
 from sk_calex.utils._rows import as_rows
 from sk_calex.utils._saving import SavableMixin, plain_seed
@@ -234,7 +234,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         return soften_rows(soft, rows, self.temperature, dtype)
 
     def _check_X_y(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
-        if isinstance(X, Int8Features):  # numbers, finite, and not to be decoded here
+        if isinstance(X, DecodedFeatures):  # finite numbers, not to be read here
             validate_data(self, X, skip_check_array=True)
             check_consistent_length(X, y)
             return X, check_labels(y)
@@ -322,7 +322,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
 
     def _logits(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)
-        if isinstance(X, Int8Features):
+        if isinstance(X, DecodedFeatures):
             validate_data(self, X, skip_check_array=True, reset=False)
             checked: Any = X
         else:
@@ -332,7 +332,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         parts = []
         for i in range(0, len(checked), _PREDICT_ROWS):
             rows = checked[i : i + _PREDICT_ROWS]
-            if not isinstance(rows, Int8Features):
+            if not isinstance(rows, DecodedFeatures):
                 _check_rows(rows)
             batch = as_rows(rows).view(-1, *self.feature_shape_)
             parts.append(self.answer_logits(batch))

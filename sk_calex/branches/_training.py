@@ -21,7 +21,7 @@ from sk_calex.branches._solvers import (
     lbfgs_loop,
 )
 from sk_calex.utils._callbacks import Task
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._rows import gather_rows, take_rows
 from sk_calex.utils._validation import as_tensor
 
@@ -45,13 +45,13 @@ class Batch:
     """Hold training rows: where their features lie, labels, weights and soft targets.
 
     `features` has shape (n_all, width) and may be a column slice of a memory map, or
-    `Int8Features`; row i of the batch is its row ``rows[i]``, so that a subset of a
+    `DecodedFeatures`; row i of the batch is its row ``rows[i]``, so that a subset of a
     large matrix is never copied. `soft` holds *softened* targets of shape
     (n_samples, n_classes), in float32 or float64, or computes those of rows; or is
     None.
     """
 
-    features: NDArray[Any] | Int8Features
+    features: NDArray[Any] | DecodedFeatures
     rows: NDArray[np.intp]
     labels: NDArray[np.int64]
     weight: NDArray[np.float64]
@@ -180,8 +180,8 @@ class RowGatherer:
     def __init__(
         self, batch: Batch, shape: tuple[int, ...], device: torch.device
     ) -> None:
-        given = batch.features
-        self.features = given if isinstance(given, Int8Features) else as_tensor(given)
+        given: Any = batch.features
+        self.features = as_tensor(given) if isinstance(given, np.ndarray) else given
         self.where = torch.from_numpy(batch.rows)
         self.labels = torch.from_numpy(np.ascontiguousarray(batch.labels))
         self.weight = torch.from_numpy(batch.weight).float()

@@ -26,7 +26,8 @@ from sk_calex.backbone._runner import state_of
 from sk_calex.backbone._samples import Samples
 from sk_calex.branches._soft_targets import SoftTargets
 from sk_calex.cascade._last_stage import LogitRows
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.store import StoredRows
+from sk_calex.utils._decoded import DecodedFeatures
 
 __all__ = ["FitRequest", "array_digest", "digest_for", "fit_request", "input_digest"]
 
@@ -232,8 +233,8 @@ def digest_for(memory: Any, *arrays: Any) -> str:
             return "none"
         if isinstance(part, np.ndarray):
             return array_digest(part)
-        if isinstance(part, Int8Features):
-            return f"int8 {part.stages} {array_digest(part.rows)}"
+        if isinstance(part, DecodedFeatures):
+            return _features_digest(part)
         if isinstance(part, LogitRows | SoftTargets):  # as the array of all rows
             return _digest_rows(part, np.dtype(np.float64), part.shape)
         return input_digest(part) or content_hash(part)
@@ -268,12 +269,20 @@ def input_digest(X: Any) -> str | None:
             for content in files.contents:
                 digest.update(sha256(content).digest())
         return f"files {digest.hexdigest()}"
-    elif isinstance(X, Int8Features):
-        return f"{kind} {X.layout} {X.stages} {array_digest(X.rows)}"
+    elif isinstance(X, DecodedFeatures):
+        return f"{X.layout} {_features_digest(X)}"
     if not isinstance(X, np.ndarray) or X.dtype.hasobject or X.ndim == 0:
         return None
     kind = f"{kind} {getattr(X, 'layout', None)}"
     return f"{kind} {array_digest(X)}"
+
+
+def _features_digest(X: DecodedFeatures) -> str:
+    """Hash the rows as they are held; stored rows are known by their keys."""
+    kind = f"{type(X).__name__} {X.stages}"
+    if isinstance(X.rows, StoredRows):
+        return f"{kind} {X.rows.section.fingerprint} {array_digest(X.rows.keys)}"
+    return f"{kind} {array_digest(X.rows)}"
 
 
 def labels_digest(y: Any) -> str | None:

@@ -15,7 +15,7 @@ from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.cascade._plain_input import read_plain
 from sk_calex.cascade._runtime import Source, cached_sources, staged_sources
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._validation import note_features
 
 __all__ = [
@@ -75,7 +75,7 @@ def training_features(
         cascade.backbone_ = backbone
         note_features(cascade, backbone)
         features = backbone.transform(X)
-        if not isinstance(features, Int8Features):
+        if not isinstance(features, DecodedFeatures):
             features = np.asarray(features)
         return features, backbone.layout_
     if cascade.input == "samples":

@@ -90,7 +90,9 @@ def read_backbone(
     check_order: bool,
 ) -> tuple[LastStage, LogitRows]:
     """Take the backbone's own classifier as last stage; also its probabilities."""
-    check_finite(outputs, "the logits of the backbone", "Check its weights.")
+    for part in row_blocks(np.arange(len(outputs))):
+        logits = np.asarray(take_rows(outputs, part))
+        check_finite(logits, "the logits of the backbone", "Check its weights.")
     proba = LogitRows(outputs, order)
     if check_order:
         held = folds.calibration
@@ -123,7 +125,7 @@ class LogitRows:
         return len(self.logits)
 
     def __getitem__(self, rows: Any) -> NDArray[np.float64]:
-        return softmax64(self.logits[rows])[:, self.order]
+        return softmax64(np.asarray(self.logits[rows]))[:, self.order]
 
 
 def fit_final_estimator(

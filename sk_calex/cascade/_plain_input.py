@@ -12,7 +12,7 @@ from sklearn.utils.validation import validate_data
 
 from sk_calex.branches._as_branch import takes_frames
 from sk_calex.branches._input_kinds import describe, takes_missing, takes_sparse
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._validation import is_frame
 
 __all__ = ["plain_tags", "read_plain"]
@@ -94,7 +94,7 @@ def read_plain(
         A data frame as it is where only classifiers of scikit-learn read it, which may
         choose and encode columns; otherwise numbers.
     """
-    if isinstance(X, Int8Features):  # numbers without gaps
+    if isinstance(X, DecodedFeatures):  # numbers without gaps
         validate_data(cascade, X, skip_check_array=True, reset=reset)
         return X
     if issparse(X):

@@ -16,7 +16,7 @@ from sk_calex.backbone._samples import Samples
 from sk_calex.branches._as_branch import Probabilities
 from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._exit_rule import Policy
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._rows import as_rows, take_rows
 
 __all__ = [
@@ -63,7 +63,7 @@ class _CachedSource:
         self._features, self._layout = features, layout
 
     def advance(self, stage: int) -> Any:
-        if isinstance(self._features, Int8Features):
+        if isinstance(self._features, DecodedFeatures):
             block = as_rows(self._layout.block(self._features, stage))
         elif isinstance(self._features, Tensor):
             block = self._features[:, self._layout.columns(stage)]
@@ -110,8 +110,8 @@ def cached_sources(
     for start in range(0, features.shape[0], size):
         rows = slice(start, min(start + size, features.shape[0]))
         part = take_rows(features, rows)
-        # Of int8 features each stage decodes its own columns.
-        part = part if isinstance(part, Int8Features) else as_rows(part)
+        # Of features that are decoded each stage decodes its own columns.
+        part = part if isinstance(part, DecodedFeatures) else as_rows(part)
         yield rows, _CachedSource(part, layout)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sk_calex.backbone._image_files import are_paths
 from sk_calex.backbone._samples import Samples, is_dataset
 from sk_calex.store import row_keys
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._warn import warn_caller
 
 __all__ = ["check_rows_are_new", "digest_rows", "join_digests"]
@@ -39,7 +39,7 @@ def digest_rows(X: Any) -> NDArray[np.uint64] | None:
             for content in batch.contents
         ]
         return _as_integers(np.concatenate(parts))
-    if isinstance(X, Int8Features):  # as the floats that they stand for
+    if isinstance(X, DecodedFeatures):  # as the floats that they stand for
         parts = [
             row_keys(np.asarray(X[start : start + _ROWS]))
             for start in range(0, len(X), _ROWS)

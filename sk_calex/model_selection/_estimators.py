@@ -33,7 +33,7 @@ from sk_calex.policies import (
     RegretPriced,
     SharedThreshold,
 )
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._validation import note_features
 
 __all__ = [
@@ -190,7 +190,7 @@ class Prepared:
 
 
 def _with_layout(features: Any, layout: TapLayout) -> Any:
-    if isinstance(features, Int8Features):
+    if isinstance(features, DecodedFeatures):
         return features.select(range(layout.n_taps + 1), layout)
     return FeatureArray.wrap(features, layout)
 
@@ -199,7 +199,7 @@ def taps_of(X: Any, layout: TapLayout, names: Sequence[str]) -> Any:
     """Select the columns of some taps and of the outputs, with their layout."""
     if list(names) == list(layout.names):
         return X
-    if isinstance(X, Int8Features):
+    if isinstance(X, DecodedFeatures):
         kept = [k for k, name in enumerate(layout.names) if name in set(names)]
         return X.select([*kept, layout.n_taps], layout.select(names))
     columns = layout.select_columns(names)

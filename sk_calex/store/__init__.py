@@ -11,6 +11,14 @@ from ._keys import row_keys
 from ._repair import StoreReport
 from ._section import Section
 from ._store import FeatureStore
+from ._stored_rows import StoredRows
 from ._warnings import StoreWarning
 
-__all__ = ["FeatureStore", "Section", "StoreReport", "StoreWarning", "row_keys"]
+__all__ = [
+    "FeatureStore",
+    "Section",
+    "StoreReport",
+    "StoreWarning",
+    "StoredRows",
+    "row_keys",
+]

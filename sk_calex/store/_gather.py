@@ -30,6 +30,7 @@ def copy_rows(
     row: NDArray[np.int32],
     out: NDArray[Any],
     to: NDArray[np.intp],
+    columns: slice | None = None,
 ) -> NDArray[np.bool_]:
     """Copy rows to ``out[to]``.
 
@@ -41,10 +42,12 @@ def copy_rows(
         Layout of the shards.
     shard, row : ndarray of shape (n,), dtype int32
         Places of the rows, in ascending order by shard and then by row.
-    out : ndarray of shape (n_out, width), floating dtype
+    out : ndarray of shape (n_out, n_columns)
         Array that receives the rows.
     to : ndarray of shape (n,), dtype intp
         Row of `out` for each of them.
+    columns : slice, default=None
+        Neighbouring columns to read; None: all.
 
     Returns
     -------
@@ -52,14 +55,14 @@ def copy_rows(
         Whether each row was copied.
     """
     copied = np.zeros(len(shard), dtype=bool)
-    for parts in _runs(shard, row, layout.row_bytes):
+    for parts in _runs(shard, row, layout.row_bytes, layout.part(columns).size):
         rows = slice(parts[0].start, parts[-1].stop)
-        if _copy_together(shards, layout, parts, row[rows], out, to[rows]):
+        if _copy_together(shards, layout, parts, row[rows], out, to[rows], columns):
             copied[rows] = True
             continue
         for part in parts:
             rows = slice(part.start, part.stop)
-            copied[rows] = _copy_alone(shards, part, row[rows], out, to[rows])
+            copied[rows] = _copy_alone(shards, part, row[rows], out, to[rows], columns)
     return copied
 
 
@@ -70,6 +73,7 @@ def _copy_together(
     row: NDArray[np.int32],
     out: NDArray[Any],
     to: NDArray[np.intp],
+    columns: slice | None,
 ) -> bool:
     """Copy the rows of several shards in one call; return whether all were sound."""
     if len(parts) == 1:
@@ -82,7 +86,7 @@ def _copy_together(
                 return False
             readers.append(reader)
         counts = [part.stop - part.start for part in parts]
-        values = read_each(readers, counts, row, layout)
+        values = read_each(readers, counts, row, layout, columns)
     except (DamagedFile, OSError):
         return False  # the caller then reads each shard alone to find which
     if not all(
@@ -100,13 +104,14 @@ def _copy_alone(
     row: NDArray[np.int32],
     out: NDArray[Any],
     to: NDArray[np.intp],
+    columns: slice | None,
 ) -> bool:
     """Copy the rows of one shard; return whether it was sound."""
     reader = shards.reader(part.number)
     if reader is None:
         return False
     try:
-        for block, values in reader.rows(row):
+        for block, values in reader.rows(row, columns):
             out[to[block]] = values
     except (DamagedFile, OSError) as error:
         if shards.is_unchanged(part.number, reader):
@@ -116,7 +121,7 @@ def _copy_alone(
 
 
 def _runs(
-    shard: NDArray[np.int32], row: NDArray[np.int32], row_bytes: int
+    shard: NDArray[np.int32], row: NDArray[np.int32], row_bytes: int, part_bytes: int
 ) -> Iterator[list[_Part]]:
     """Yield what to read in one call: a few rows of several shards, or one shard.
 
@@ -125,9 +130,9 @@ def _runs(
     """
     (borders,) = np.nonzero(np.diff(shard, prepend=-1, append=-1))
     first, last, counts = row[borders[:-1]], row[borders[1:] - 1], np.diff(borders)
-    most = most_rows(row_bytes)
+    most = most_rows(part_bytes)
     most_shards = min(_TOGETHER, most_at_once())
-    few = are_far(first, last, counts, row_bytes) & (counts < most)
+    few = are_far(first, last, counts, row_bytes, part_bytes) & (counts < most)
     run: list[_Part] = []
     n_rows = 0
     stops = borders.tolist()

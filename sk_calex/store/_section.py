@@ -22,6 +22,7 @@ from ._gather import copy_rows
 from ._keys import KEY_BYTES, as_strings, check_keys
 from ._shard_file import MAX_SHARD_ROWS, Layout
 from ._shards import MAX_ATTEMPTS, Verify
+from ._stored_rows import StoredRows
 from ._warnings import Signature, warn
 
 _ROW_OVERHEAD = 64  # bytes of memory per row read, in addition to the row
@@ -63,6 +64,21 @@ class Section:
         """Number of distinct rows when this section last listed its folder."""
         return self._folder.shards.n_distinct()
 
+    @property
+    def width(self) -> int:
+        """Number of values in a row."""
+        return self._layout.width
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self._layout.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what determines the rows except the samples."""
+        return self._layout.fingerprint
+
     def find(self, keys: ArrayLike) -> NDArray[np.bool_]:
         """Look up which rows are stored, in the index alone.
 
@@ -81,7 +97,9 @@ class Section:
         self._count(missed=len(found) - int(found.sum()))
         return found
 
-    def read(self, keys: ArrayLike, out: NDArray[Any]) -> NDArray[np.bool_]:
+    def read(
+        self, keys: ArrayLike, out: NDArray[Any], columns: slice | None = None
+    ) -> NDArray[np.bool_]:
         """Read the stored ones among some rows into an array.
 
         A damaged or missing shard causes one :class:`StoreWarning`, and its rows are
@@ -91,9 +109,11 @@ class Section:
         ----------
         keys : array-like of shape (n, 16), dtype uint8
             Keys of the rows, in any order and with any repetitions.
-        out : ndarray of shape (n, width), dtype float16, float32 or float64
+        out : ndarray of shape (n, n_columns), dtype float16, float32 or float64
             Array or memory map; ``out[i]`` becomes the row of ``keys[i]``, if found.
             Of dtype uint8 where the section is.
+        columns : slice, default=None
+            Neighbouring columns to read, with a step of 1; None: all.
 
         Returns
         -------
@@ -107,10 +127,19 @@ class Section:
             large for a float16 `out`.
         """
         keys = check_keys(keys)
-        self._check_out(out, len(keys))
+        n_columns = self._layout.width
+        if columns is not None:
+            first, stop, step = columns.indices(n_columns)
+            if step != 1 or first >= stop:
+                raise ValueError(
+                    f"columns must be a slice of neighbouring columns of {n_columns}, "
+                    f"at least one, with a step of 1; got {columns}."
+                )
+            n_columns = stop - first
+        self._check_out(out, (len(keys), n_columns))
         try:
             with np.errstate(over="raise"):
-                found = self._read(keys, out)
+                found = self._read(keys, out, columns)
         except FloatingPointError:
             raise ValueError(
                 f"out of dtype {out.dtype} cannot hold the stored rows: some are too "
@@ -197,7 +226,40 @@ class Section:
         self._require_all(self.read(keys, out))
         return out
 
-    def check_space(self, n_rows: int, *, memory_limit: int = 64 * 2**20) -> int:
+    def on_demand(self, keys: ArrayLike) -> StoredRows:
+        """Return rows as a matrix that reads them when they are asked for.
+
+        Unlike :meth:`gather` this takes no further space, but 16 bytes a row of memory.
+
+        Parameters
+        ----------
+        keys : array-like of shape (n, 16), dtype uint8
+            Keys of stored rows, in any order and with any repetitions.
+
+        Returns
+        -------
+        rows : StoredRows of shape (n, width)
+            Rows in the order of `keys`.
+
+        Raises
+        ------
+        KeyError
+            If a row is not stored or is damaged. All shards are verified first, as
+            `verify` of the store says, so that :meth:`find` knows all missing rows
+            after one such error.
+        """
+        keys = check_keys(keys)
+        self._folder.mark_used()
+        self._require_all(~self._folder.shards.missing(keys))
+        return StoredRows(self, keys)
+
+    def check_space(
+        self,
+        n_rows: int,
+        *,
+        memory_limit: int = 64 * 2**20,
+        on_demand: bool = False,
+    ) -> int:
         """Warn if rows will not fit on the disk when they are stored and gathered.
 
         Parameters
@@ -206,6 +268,8 @@ class Section:
             Number of rows to be stored, if they are not, and then gathered at once.
         memory_limit : int, default=67108864
             Largest size of a matrix that is gathered in memory, as in :meth:`gather`.
+        on_demand : bool, default=False
+            Whether they are read on demand instead, as by :meth:`on_demand`.
 
         Returns
         -------
@@ -220,15 +284,16 @@ class Section:
         layout, path = self._layout, self._folder.path
         to_store = max(0, n_rows - self.n_rows) * (layout.row_bytes + KEY_BYTES)
         matrix = n_rows * layout.row_bytes
-        to_gather = matrix if matrix > memory_limit else 0
+        to_gather = matrix if matrix > memory_limit and not on_demand else 0
         needed, free = to_store + to_gather, free_disk_space(path)
         if needed > free:
+            again = "set on_demand=True for no second copy, " if to_gather else ""
             warn(
                 f"{n_rows} rows of {layout.width} values take {needed:,} bytes on the "
                 f"disk of {path.parent}: {to_store:,} to store them and {to_gather:,} "
                 f"for the matrix that is read back. Only {free:,} bytes are free. Tap "
-                f"fewer layers, set a smaller pool, or set dtype='int8' for a quarter "
-                f"of float32; or put the store on a larger disk."
+                f"fewer layers, set a smaller pool, {again}or set dtype='int8' for a "
+                f"quarter of float32; or put the store on a larger disk."
             )
         return needed
 
@@ -272,7 +337,9 @@ class Section:
             n_read, n_missed = _traffic.get(self._folder.path, (0, 0))
             _traffic[self._folder.path] = (n_read + read, n_missed + missed)
 
-    def _read(self, keys: NDArray[np.uint8], out: NDArray[Any]) -> NDArray[np.bool_]:
+    def _read(
+        self, keys: NDArray[np.uint8], out: NDArray[Any], columns: slice | None
+    ) -> NDArray[np.bool_]:
         shards = self._folder.shards
         found = np.zeros(len(keys), dtype=bool)
         pending = np.arange(len(keys))
@@ -282,7 +349,8 @@ class Section:
             order = np.argsort(shard.astype(np.int64) << 32 | row)
             order = order[np.count_nonzero(shard < 0) :]  # without those not stored
             shard, row, pending = shard[order], row[order], pending[order]
-            copied = copy_rows(shards, self._layout, shard, row, out, pending)
+            layout = self._layout
+            copied = copy_rows(shards, layout, shard, row, out, pending, columns)
             found[pending[copied]] = True
             # Damaged shards are out of the index now; look for other copies.
             pending = pending[~copied]
@@ -304,8 +372,7 @@ class Section:
                 str(self._folder.path),
             ) from error
 
-    def _check_out(self, out: object, n: int) -> None:
-        shape = (n, self._layout.width)
+    def _check_out(self, out: object, shape: tuple[int, int]) -> None:
         if not isinstance(out, np.ndarray) or out.shape != shape:
             given = getattr(out, "shape", type(out))
             raise ValueError(f"out must be an ndarray of shape {shape}, got {given}.")

@@ -55,6 +55,13 @@ class OutdatedFile(DamagedFile):
         super().__init__(f"is of version {version} of the format, not {_VERSION}")
 
 
+class RowPart(NamedTuple):
+    """Some of the bytes of a row."""
+
+    start: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """What all shards of a section have in common."""
@@ -88,6 +95,12 @@ class Layout:
     @functools.cached_property
     def row_bytes(self) -> int:
         return self.width * self.dtype.itemsize
+
+    def part(self, columns: slice | None) -> RowPart:
+        """Return where some columns lie in a row; None: all."""
+        first, stop, _ = (columns or slice(None)).indices(self.width)
+        size = self.dtype.itemsize
+        return RowPart(first * size, (stop - first) * size)
 
     def shard_bytes(self, n_rows: int) -> int:
         """Return the size of a shard of `n_rows`, in bytes."""
@@ -267,16 +280,23 @@ class ShardReader:
         return np.frombuffer(raw, dtype=np.uint8).reshape(self.n_rows, KEY_BYTES)
 
     def rows(
-        self, wanted: NDArray[np.integer[Any]]
+        self, wanted: NDArray[np.integer[Any]], columns: slice | None = None
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield slices of `wanted` (row numbers, ascending) and their rows."""
-        row_bytes = self._layout.row_bytes
-        for block in blocks(wanted, row_bytes):
+        row_bytes, part = self._layout.row_bytes, self._layout.part(columns)
+        for block in blocks(wanted, row_bytes, part.size):
             offsets = self._origin + block.first * row_bytes
-            sizes = block.length * row_bytes
-            raw = self._read(offsets.tolist(), sizes.tolist())
+            if block.alone:
+                offsets += part.start
+                sizes = [part.size] * len(offsets)
+            else:
+                sizes = (block.length * row_bytes).tolist()
+            raw = self._read(offsets.tolist(), sizes)
             rows = np.frombuffer(raw, self._layout.dtype)
-            rows = rows.reshape(-1, self._layout.width)
+            if block.alone:
+                yield block.rows, rows.reshape(len(offsets), -1)
+                continue
+            rows = rows.reshape(-1, self._layout.width)[:, columns or slice(None)]
             yield block.rows, rows if block.inside is None else rows[block.inside]
 
     def _read(self, offsets: Sequence[int], sizes: Sequence[int]) -> bytes:
@@ -302,6 +322,7 @@ def read_each(
     n_of_each: Sequence[int],
     rows: NDArray[np.integer[Any]],
     layout: Layout,
+    columns: slice | None = None,
 ) -> NDArray[Any]:
     """Return rows of several shards, read one by one.
 
@@ -315,6 +336,8 @@ def read_each(
         Row numbers, those of the first shard first.
     layout : Layout
         Layout of the shards.
+    columns : slice, default=None
+        Neighbouring columns to read; None: all.
 
     Raises
     ------
@@ -323,14 +346,14 @@ def read_each(
     OSError
         If a file cannot be read.
     """
-    size = layout.row_bytes
+    start, size = layout.part(columns)
     descriptors = np.repeat([shard._descriptor for shard in shards], n_of_each)
     origins = np.repeat([shard._origin for shard in shards], n_of_each)
-    offsets = origins + rows.astype(np.int64) * size
+    offsets = origins + rows.astype(np.int64) * layout.row_bytes + start
     raw = b"".join(map(_pread, descriptors.tolist(), repeat(size), offsets.tolist()))
     if len(raw) < len(rows) * size:
         raise DamagedFile("ends too early")
-    return np.frombuffer(raw, layout.dtype).reshape(-1, layout.width)
+    return np.frombuffer(raw, layout.dtype).reshape(len(rows), -1)
 
 
 class Block(NamedTuple):
@@ -341,6 +364,7 @@ class Block(NamedTuple):
     length: NDArray[np.int64]  # number of rows of each piece
     # Positions of the rows in the joined pieces; None if these are just the rows.
     inside: NDArray[np.int64] | None
+    alone: bool = False  # whether each piece is one row, of which a part is enough
 
 
 def most_rows(row_bytes: int) -> int:
@@ -348,24 +372,33 @@ def most_rows(row_bytes: int) -> int:
     return max(1, _BLOCK_BYTES // row_bytes)
 
 
-def are_far(first: Any, last: Any, n: Any, row_bytes: int) -> Any:
-    """Return whether n rows between two are so far apart that each is read alone."""
-    return (np.asarray(last, np.int64) - first) * row_bytes >= (n - 1) * _SPARSE_BYTES
+def are_far(first: Any, last: Any, n: Any, row_bytes: int, part_bytes: int) -> Any:
+    """Return whether n rows between two are so far apart that each is read alone.
+
+    Rows that lie side by side are, where only a small part of each is read.
+    """
+    between = (np.asarray(last, np.int64) - first) * row_bytes
+    is_small_part = row_bytes - part_bytes > _GAP_BYTES
+    return is_small_part | (between >= (n - 1) * _SPARSE_BYTES)
 
 
-def blocks(wanted: NDArray[np.integer[Any]], row_bytes: int) -> Iterator[Block]:
+def blocks(
+    wanted: NDArray[np.integer[Any]], row_bytes: int, part_bytes: int | None = None
+) -> Iterator[Block]:
     """Split wanted rows (ascending, may repeat) into blocks of bounded size."""
     if len(wanted) == 0:
         return
-    n_most = most_rows(row_bytes)
+    part_bytes = row_bytes if part_bytes is None else part_bytes
     numbers: NDArray[np.int64] = wanted.astype(np.int64)
     n = len(numbers)
-    if are_far(numbers[0], numbers[-1], n, row_bytes):
+    if are_far(numbers[0], numbers[-1], n, row_bytes, part_bytes):
+        n_most = most_rows(part_bytes)
         for start in range(0, n, n_most):
             first = numbers[start : start + n_most]
             rows = slice(start, start + len(first))
-            yield Block(rows, first, np.ones_like(first), None)
+            yield Block(rows, first, np.ones_like(first), None, alone=True)
     else:
+        n_most = most_rows(row_bytes)
         yield from _dense_blocks(numbers, n_most, 1 + _GAP_BYTES // row_bytes)
 
 

@@ -12,7 +12,7 @@ much space as what they scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sk_calex.utils._validation import as_tensor
+from sk_calex.utils._decoded import DecodedFeatures, RowSource, read_columns
 
 __all__ = ["Int8Features", "RowFormat", "TapCodec"]
 
@@ -32,7 +32,6 @@ _LARGEST = 127
 _STEP = float(np.float32((1 - 2.0**-22) / _LARGEST))
 # A smallest scale: division is never by zero, and never by a number of few bits.
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
-_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class RowFormat:
         rows[:, self.codes(stage)] = flat.view(np.uint8)
 
 
-class Int8Features:
+class Int8Features(DecodedFeatures):
     """A feature matrix in int8 that decodes the rows that are read.
 
     It is as wide as the float32 matrix that it stands for, and ``np.asarray`` makes
@@ -200,13 +199,13 @@ class Int8Features:
 
     Parameters
     ----------
-    rows : ndarray of uint8, shape (n_samples, row_bytes)
+    rows : ndarray of uint8 or RowSource, shape (n_samples, row_bytes)
         Rows as of `RowFormat`.
     form : RowFormat
         What is where in a row.
     layout : TapLayout, default=None
         Which columns are which tap.
-    stages : tuple of int, default=None
+    stages : sequence of int, default=None
         Stages whose columns these are, the number of taps standing for the outputs;
         None: all.
 
@@ -235,122 +234,56 @@ class Int8Features:
     """
 
     dtype = np.dtype(np.float32)
-    ndim = 2
 
     def __init__(
         self,
-        rows: NDArray[np.uint8],
+        rows: NDArray[np.uint8] | RowSource,
         form: RowFormat,
         layout: Any = None,
         stages: Sequence[int] | None = None,
     ) -> None:
-        self.rows, self.form, self.layout = rows, form, layout
         every = range(len(form.shapes) + 1)
-        self.stages = tuple(every if stages is None else stages)
+        super().__init__(rows, layout, every if stages is None else stages)
+        self.form = form
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of rows and of columns."""
-        return len(self.rows), sum(map(self._size, self.stages))
+    def part_of(self, rows: Any, layout: Any, stages: Sequence[int]) -> Int8Features:
+        """Make the matrix of other rows or stages."""
+        return Int8Features(rows, self.form, layout, stages)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows as they are held."""
-        return int(self.rows.nbytes)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, len(self), _ROWS):
-            yield from np.asarray(self[start : start + _ROWS])
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.shape} in {self.nbytes:,} bytes>"
-
-    def _size(self, stage: int) -> int:
+    def size_of(self, stage: int) -> int:
+        """Return the number of columns of a stage."""
         if stage == len(self.form.shapes):
             return self.form.n_outputs
         return math.prod(self.form.shapes[stage])
 
-    def select(self, blocks: Sequence[int], layout: Any = None) -> Int8Features:
-        """Return some of the blocks of columns, of the same rows, with their layout."""
-        stages = [self.stages[k] for k in blocks]
-        return Int8Features(self.rows, self.form, layout, stages)
-
     @property
-    def outputs(self) -> NDArray[np.float32]:
-        """The outputs, (n_samples, n_outputs), as a view."""
-        return self._numbers(len(self.form.shapes))
-
-    def _numbers(self, stage: int) -> NDArray[np.float32]:
-        """View the scales of a tap, or the outputs."""
+    def outputs(self) -> Any:
+        """The outputs, (n_samples, n_outputs): a view where the rows are an array."""
+        last = len(self.form.shapes)
+        if not isinstance(self.rows, np.ndarray):
+            return self.part_of(self.rows, None, [last])
         numbers = self.rows[:, : 4 * self.form.n_numbers].view(np.float32)
-        return numbers[:, self.form.numbers(stage)]
+        return numbers[:, self.form.numbers(last)]
 
-    def tensor(
-        self, rows: Tensor | None = None, device: torch.device | None = None
+    def decode(
+        self, stages: Sequence[int], rows: Tensor | None, device: torch.device | None
     ) -> Tensor:
-        """Decode rows.
-
-        Parameters
-        ----------
-        rows : Tensor of int64, shape (n,), default=None
-            Which; None: all.
-        device : torch.device, default=None
-            Where to decode: what is sent there is int8. None: the CPU.
-
-        Returns
-        -------
-        values : Tensor of float32, shape (n, n_columns)
-            The values.
-        """
-        parts = [self._decoded(stage, rows, device) for stage in self.stages]
+        """Compute the columns of some stages; what is sent to a device is int8."""
+        parts = [self._decoded(stage, rows, device) for stage in stages]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _decoded(
         self, stage: int, rows: Tensor | None, device: torch.device | None
     ) -> Tensor:
-        def taken(columns: NDArray[Any]) -> Tensor:
-            tensor = as_tensor(columns)
-            if rows is not None:
-                # Copies whole rows: no pass over the others.
-                tensor = tensor.index_select(0, rows)
+        def taken(columns: slice, dtype: torch.dtype) -> Tensor:
+            tensor = read_columns(self.rows, columns, rows).view(dtype)
             return tensor if device is None else tensor.to(device)
 
-        form, numbers = self.form, taken(self._numbers(stage))
+        form = self.form
+        place = form.numbers(stage)
+        numbers = taken(slice(4 * place.start, 4 * place.stop), torch.float32)
         if stage == len(form.shapes):
             return numbers
         codec = form.codecs[stage]
-        codes = taken(self.rows[:, form.codes(stage)].view(np.int8))
+        codes = taken(form.codes(stage), torch.int8)
         return codec.decode(codes.reshape(-1, *codec.shape), numbers).flatten(1)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("int8 features cannot be seen as floats without a copy.")
-        out = np.empty(self.shape, self.dtype if dtype is None else dtype)
-        for start in range(0, len(self), _ROWS):
-            part = self.rows[start : start + _ROWS]
-            chunk = Int8Features(part, self.form, None, self.stages)
-            out[start : start + _ROWS] = chunk.tensor().numpy()
-        return out
-
-    def __getitem__(self, index: Any) -> Any:
-        given = index if isinstance(index, tuple) else (index,)
-        if len(given) == 2 and given[0] is Ellipsis:
-            given = (slice(None), given[1])
-        given = tuple(i for i in given if i is not Ellipsis)
-        if given and isinstance(given[0], int | np.integer):
-            first = range(len(self))[given[0]]  # raises IndexError, as it must
-            return np.asarray(self[first : first + 1])[(0, *given[1:])]
-        rows = given[0] if given else slice(None)
-        columns = given[1] if len(given) > 1 else slice(None)
-        if not isinstance(rows, slice):
-            rows = np.asarray(rows)
-            rows = rows if rows.size else rows.astype(np.intp)
-            if rows.ndim != 1 or not isinstance(columns, slice):
-                return np.asarray(self)[given]  # pairs of rows and columns
-        part = Int8Features(self.rows[rows], self.form, self.layout, self.stages)
-        if isinstance(columns, slice) and columns == slice(None):
-            return part
-        return np.asarray(part)[:, columns]

@@ -1,4 +1,4 @@
-"""Rows of whatever a cascade reads: arrays, int8 features, sparse and framed data."""
+"""Rows of whatever a cascade reads: arrays, features, sparse and framed data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from sklearn.utils import _safe_indexing
 from torch import Tensor
 
-from sk_calex.utils._int8 import Int8Features
+from sk_calex.utils._decoded import DecodedFeatures
 from sk_calex.utils._validation import as_tensor
 
 __all__ = ["as_rows", "gather_rows", "take_rows"]
@@ -17,14 +17,14 @@ __all__ = ["as_rows", "gather_rows", "take_rows"]
 
 def take_rows(X: Any, rows: Any) -> Any:
     """Take rows by indices or a slice; they are of the same kind as X."""
-    if isinstance(X, np.ndarray | Int8Features):
+    if isinstance(X, np.ndarray | DecodedFeatures):
         return X[rows]
     return _safe_indexing(X, rows)
 
 
 def as_rows(X: Any) -> Any:
-    """View rows of an array as a tensor, and decode int8; others stay as they are."""
-    if isinstance(X, Int8Features):
+    """View rows of an array as a tensor, and decode features; others stay."""
+    if isinstance(X, DecodedFeatures):
         return X.tensor()
     return as_tensor(X) if isinstance(X, np.ndarray) else X
 
@@ -34,7 +34,7 @@ def gather_rows(X: Any, rows: Tensor, device: torch.device, dtype: Any) -> Tenso
 
     Parameters
     ----------
-    X : Tensor, ndarray or Int8Features of shape (n_samples, n_columns)
+    X : Tensor, ndarray or DecodedFeatures of shape (n_samples, n_columns)
         The matrix; may be some of the columns of a memory map.
     rows : Tensor of int64, shape (n,)
         Which.
@@ -48,7 +48,7 @@ def gather_rows(X: Any, rows: Tensor, device: torch.device, dtype: Any) -> Tenso
     gathered : Tensor of shape (n, n_columns)
         The rows.
     """
-    if isinstance(X, Int8Features):
+    if isinstance(X, DecodedFeatures):
         return X.tensor(rows, device).to(dtype)
     # index_select on the strided view copies whole rows: no pass over the rest.
     X = X if isinstance(X, Tensor) else as_tensor(X)

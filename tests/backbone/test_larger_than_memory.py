@@ -64,8 +64,12 @@ def data():
     return X, np.arange(N) % 3
 
 
-@pytest.fixture(params=["float32", "float16", "int8"])
+@pytest.fixture(
+    params=[("float32", False), ("float32", True), ("float16", False), ("int8", True)],
+    ids=str,
+)
 def backbone(request, tmp_path, data, monkeypatch):
+    dtype, on_demand = request.param
     monkeypatch.setattr(_extraction, "PIECE_BYTES", 2**20)
     module = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -75,7 +79,7 @@ def backbone(request, tmp_path, data, monkeypatch):
         nn.Linear(8, 3),
     )
     return FrozenBackbone(
-        module, ["0", "1"], pool=None, cache=tmp_path, dtype=request.param
+        module, ["0", "1"], pool=None, cache=tmp_path, dtype=dtype, on_demand=on_demand
     ).fit(data[0])
 
 

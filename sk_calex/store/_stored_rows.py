@@ -1,0 +1,87 @@
+"""A matrix of stored rows that are read when they are asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ._section import Section
+
+__all__ = ["StoredRows"]
+
+
+class StoredRows:
+    """Rows of a section in a given order, without a copy of them.
+
+    Selecting rows selects keys; `read` gets the values from the disk. As long as this
+    or a selection of it exists, the section is not evicted. Pickles hold the keys.
+
+    Parameters
+    ----------
+    section : Section
+        Where the rows are.
+    keys : ndarray of shape (n_samples, 16), dtype uint8
+        Their keys.
+    """
+
+    ndim = 2
+
+    def __init__(self, section: Section, keys: NDArray[np.uint8]) -> None:
+        self.section, self.keys = section, keys
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns."""
+        return len(self.keys), self.section.width
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        return self.section.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows as a matrix."""
+        return len(self.keys) * self.section.width * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: Any) -> StoredRows:
+        return StoredRows(self.section, self.keys[rows])
+
+    def read(self, columns: slice | None = None, rows: Any = None) -> NDArray[Any]:
+        """Read values.
+
+        Parameters
+        ----------
+        columns : slice, default=None
+            Neighbouring columns; None: all.
+        rows : ndarray of intp, shape (n,), default=None
+            Which rows; None: all.
+
+        Returns
+        -------
+        values : ndarray of shape (n, n_columns)
+            The values.
+
+        Raises
+        ------
+        OSError
+            If rows are no longer there, or damaged.
+        """
+        keys = self.keys if rows is None else self.keys[rows]
+        n_columns = len(range(*(columns or slice(None)).indices(self.shape[1])))
+        out = np.empty((len(keys), n_columns), dtype=self.dtype)
+        found = self.section.read(keys, out, columns)
+        if not found.all():
+            raise OSError(
+                f"{len(keys) - int(found.sum())} of {len(keys)} rows of "
+                f"{self.section!r} were there when they were extracted, and are not "
+                "any more: they were removed or damaged. Call transform again, which "
+                "computes them."
+            )
+        return out
