@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ._cascade import CascadeClassifier
     from ._cascade_prediction import CascadePrediction
     from ._costs import measure_costs
+    from ._named_settings import PAPER_SETTINGS, RECIPE_SETTINGS
     from ._onnx._export import export_onnx
     from ._onnx._onnx_cascade import OnnxCascade
-    from ._paper_settings import PAPER_SETTINGS
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -32,14 +32,15 @@ else:
             "_cascade": ["CascadeClassifier"],
             "_costs": ["measure_costs"],
             "_cascade_prediction": ["CascadePrediction"],
+            "_named_settings": ["PAPER_SETTINGS", "RECIPE_SETTINGS"],
             "_onnx._export": ["export_onnx"],
             "_onnx._onnx_cascade": ["OnnxCascade"],
-            "_paper_settings": ["PAPER_SETTINGS"],
         },
     )
 
 __all__ = [
     "PAPER_SETTINGS",
+    "RECIPE_SETTINGS",
     "CascadeClassifier",
     "CascadePrediction",
     "OnnxCascade",

@@ -91,6 +91,7 @@ def test_there_is_no_second_copy_on_the_disk(both, data):
     backbone, lazy, _ = both
     (section,) = backbone.cache.glob("[0-9a-f]*")
     stored = sum(path.stat().st_size for path in section.iterdir())
+    assert stored > lazy.nbytes
     shards = [*section.glob("*.safetensors"), *section.glob("*.json")]
     assert stored == sum(path.stat().st_size for path in shards)
     backbone.set_params(on_demand=False)
@@ -161,7 +162,7 @@ def test_it_needs_a_cache(data):
 
 @pytest.mark.filterwarnings("ignore::sk_calex.store.StoreWarning")
 def test_rows_that_are_damaged_are_computed_again(both, data):
-    backbone, lazy, whole = both
+    backbone, _, whole = both
     (section,) = backbone.cache.glob("[0-9a-f]*")
     path = next(section.glob("*.safetensors"))
     content = bytearray(path.read_bytes())

@@ -40,9 +40,7 @@ def test_columns_of_rows_are_those_of_the_whole_rows(wide, picked, columns):
     np.testing.assert_array_equal(out, rows[picked, columns])
     lazy = section.on_demand(keys)
     np.testing.assert_array_equal(lazy.read(columns, picked), rows[picked, columns])
-    np.testing.assert_array_equal(
-        lazy[picked].read(slice(-7, None)), rows[picked, -7:]
-    )
+    np.testing.assert_array_equal(lazy[picked].read(slice(-7, None)), rows[picked, -7:])
 
 
 def test_few_columns_of_neighbouring_rows_read_little_else(wide, monkeypatch):
