@@ -1,7 +1,7 @@
 """Wall-clock of a running cascade against the plain backbone, in the same run.
 
 At batch 256, over margins, the speed-up is compared with what the FLOPs reduction
-implies; single images are in one_image.py. Plain means the module itself on
+implies; other batch sizes are in batch_sizes.py. Plain means the module itself on
 preprocessed batches in inference mode, nothing of this library around it. The library
 runs the module's stages with normalisation folded and weights packed; so that the
 cascade is not given credit for that, it is also compared with those stages alone, no
