@@ -56,6 +56,13 @@ Job = Callable[[Iterable[Piece]], Iterator[Any]]
 """What is done with successive pieces."""
 
 
+class KeyedFeaturizer(Protocol):
+    """Makes features of samples whose keys are known."""
+
+    def features(self, keys: NDArray[np.uint8], raw: Any) -> NDArray[Any]:
+        """Compute features, (n, width), of n raw samples."""
+
+
 class Featurizer(Protocol):
     """Makes features of raw samples."""
 
@@ -95,12 +102,13 @@ def extract_cached(
     samples: Samples,
     section: Section,
     *,
+    keyed: KeyedFeaturizer,
     piece: int,
     n_jobs: int | None,
     bar: tqdm[Any],
     on_demand: bool = False,
 ) -> NDArray[Any] | StoredRows:
-    """Store the features that are not stored yet, and read all.
+    """Store the features that are not stored yet, which `keyed` makes, and read all.
 
     Returns
     -------
@@ -118,7 +126,7 @@ def extract_cached(
     on_demand = on_demand and n * section.width * section.dtype.itemsize > PIECE_BYTES
     keys = np.empty((n, 16), dtype=np.uint8)
     stored = np.zeros(n, dtype=bool)
-    job = partial(_store, featurizer, section, piece)
+    job = partial(_store, keyed, section, piece)
     pieces = _cut(n, piece)
     queue, workers = _Queue(pieces), effective_n_jobs(n_jobs) > 1
     while True:
@@ -181,14 +189,15 @@ def _compute(
 
 
 def _store(
-    featurizer: Featurizer, section: Section, piece: int, pieces: Iterable[Piece]
+    featurizer: KeyedFeaturizer, section: Section, piece: int, pieces: Iterable[Piece]
 ) -> Iterator[_Stored]:
     """Compute and store missing rows, collected over several reads to whole pieces."""
     held = np.empty((0, 16), dtype=np.uint8)
     held_raw: Any = None
 
     def overtaken(n: int) -> bool:
-        return section.write(held[:n], featurizer.features(held_raw[:n])) < n
+        keys = held[:n]
+        return section.write(keys, featurizer.features(keys, held_raw[:n])) < n
 
     for rows, raw in pieces:
         keys = _keys(raw)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sk_calex.backbone._installed import home_of, installed_as
 from sk_calex.utils._modes import BOOKKEEPING
 
-__all__ = ["module_fingerprint"]
+__all__ = ["module_fingerprint", "settings_fingerprint"]
 
 _PLAIN = bool | int | float | complex | np.generic | str | bytes | None
 # Objects that hold no data, or whose data change from run to run: their class counts.
@@ -102,8 +102,33 @@ def module_fingerprint(module: nn.Module, **settings: Any) -> str:
     >>> module_fingerprint(module, pool=8) == module_fingerprint(module, pool=4)
     False
     """
+    return _fingerprint(module=module, **dict(sorted(settings.items())))
+
+
+def settings_fingerprint(**settings: Any) -> str:
+    """Compute a digest of settings alone, as `module_fingerprint` does.
+
+    Parameters
+    ----------
+    **settings : object
+        Values by name.
+
+    Returns
+    -------
+    fingerprint : str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    TypeError
+        If a setting cannot be read.
+    """
+    return _fingerprint(**dict(sorted(settings.items())))
+
+
+def _fingerprint(**values: Any) -> str:
     digest = _Digest()
-    for name, value in [("module", module), *sorted(settings.items())]:
+    for name, value in values.items():
         try:
             digest.add(name)
             digest.add(value)

@@ -29,6 +29,7 @@ from sk_calex.backbone._outputs import OUTPUTS
 from sk_calex.backbone._runner import Runner, RunSettings
 from sk_calex.backbone._samples import Samples
 from sk_calex.backbone._stored_features import StoredFeatures
+from sk_calex.backbone._stored_taps import StoredTaps
 from sk_calex.backbone._summary import backbone_summary
 from sk_calex.backbone._whole import check_module
 from sk_calex.store import FeatureStore, StoredRows
@@ -440,6 +441,7 @@ class FrozenBackbone(
                     runner,
                     samples,
                     section,
+                    keyed=StoredTaps(store, runner),
                     piece=piece,
                     n_jobs=self.n_jobs,
                     bar=rows,

@@ -6,7 +6,8 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from sk_calex.backbone._example import (
     how_to_turn,
     spare,
 )
-from sk_calex.backbone._fingerprint import module_fingerprint
+from sk_calex.backbone._fingerprint import module_fingerprint, settings_fingerprint
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.backbone._maps import tap_maps
 from sk_calex.backbone._outputs import SigmoidWatch, find_form
@@ -37,7 +38,7 @@ from sk_calex.utils._validation import check_finite, resolve_device
 __all__ = ["RunSettings", "Runner", "state_of"]
 
 # Part of the fingerprint: raised when the same module would give other features.
-_SCHEMA = 7
+_SCHEMA = 8
 
 # Of errors about features.
 _FEATURES = "the features of the module"
@@ -72,6 +73,21 @@ class RunSettings:
             a is b or (isinstance(a, str | int) and type(a) is type(b) and a == b)
             for a, b in pairs
         )
+
+
+class KnownStages(NamedTuple):
+    """What some taps and the last stage gave for some samples, as stored rows.
+
+    Parameters
+    ----------
+    taps : tuple of int
+        Which taps, in depth order.
+    rows : ndarray of shape (n_samples, width)
+        As `Runner.features` of a backbone with these taps alone.
+    """
+
+    taps: tuple[int, ...]
+    rows: NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,10 +322,19 @@ class Runner:
         return self._digest(self._current_cut().placed)
 
     def _digest(self, placed: _Placed) -> str:
+        return self._digest_with_taps(self._digest_without_taps(placed))
+
+    def _digest_with_taps(self, rest: str, taps: Sequence[int] | None = None) -> str:
+        every = range(self.layout.n_taps) if taps is None else taps
+        return settings_fingerprint(
+            rest=rest,
+            taps=tuple(self.layout.names[k] for k in every),
+            maps=[self._maps[k].key() for k in every],
+        )
+
+    def _digest_without_taps(self, placed: _Placed) -> str:
         return module_fingerprint(
             placed.module,
-            taps=self.layout.names,
-            maps=[tap.key() for tap in self._maps],
             output=self._output,
             form=self._form.key(),
             preprocess=self.settings.preprocess,
@@ -329,6 +354,16 @@ class Runner:
                 cut = self._cut_again()
             fingerprint = self._digest(cut.placed)
         return fingerprint
+
+    def fingerprints_of_fewer_taps(self) -> dict[tuple[int, ...], str]:
+        """Return the fingerprints of the same network with some of the taps alone."""
+        rest = self._digest_without_taps(self._current_cut().placed)
+        n_taps = self.layout.n_taps
+        return {
+            taps: self._digest_with_taps(rest, taps)
+            for n in range(n_taps - 1, 0, -1)
+            for taps in combinations(range(n_taps), n)
+        }
 
     @contextmanager
     def inference_mode(self) -> Iterator[None]:
@@ -439,6 +474,13 @@ class Runner:
         """The bytes of a row of int8 features."""
         return RowFormat(self.layout.shapes, self.layout.n_outputs)
 
+    def row_of_taps(self, taps: Sequence[int]) -> tuple[int, Any]:
+        """Return the width and the dtype of stored rows with some of the taps."""
+        layout = self.layout.select(self.layout.names[k] for k in taps)
+        if self.settings.dtype == "int8":
+            return RowFormat(layout.shapes, layout.n_outputs).row_bytes, "uint8"
+        return layout.width, self.settings.dtype
+
     def _round(self, output: Tensor, stage: int) -> Tensor:
         """Round to the stored dtype, so that cached and live features agree."""
         if self.settings.dtype == "float16":
@@ -448,13 +490,16 @@ class Runner:
             output = TapCodec(self.layout.shapes[stage]).round_trip(output)
         return output
 
-    def features(self, raw: Any) -> NDArray[Any]:
+    def features(self, raw: Any, known: KnownStages | None = None) -> NDArray[Any]:
         """Compute the features of one piece of raw samples, batch by batch.
 
         Parameters
         ----------
         raw : Tensor, NamedBatch or EncodedImages
             From `Samples.raw`.
+        known : KnownStages, default=None
+            What some stages gave for these samples: no stage after the last of the
+            others is run.
 
         Returns
         -------
@@ -467,30 +512,44 @@ class Runner:
         ValueError
             If a sample or a feature is not finite.
         """
+        layout = self.layout
+        read = () if known is None else (*known.taps, layout.n_taps)
+        wanted = [k for k in range(layout.n_taps + 1) if k not in read]
         with self.inference_mode():
             if self.settings.dtype == "int8":
                 form = self.row_format
                 out = form.empty(len(raw))
-                for rows, stage, output in self._outputs_of(raw):
+                for rows, stage, output in self._outputs_of(raw, wanted):
                     check_finite(output, _FEATURES, _CHECK)
                     form.put(out[rows], stage, output)
+                if known is not None:
+                    shapes = tuple(layout.shapes[k] for k in known.taps)
+                    given = RowFormat(shapes, layout.n_outputs)
+                    for k, stage in enumerate(read):
+                        form.copy(out, stage, known.rows, given, k)
                 return out
-            out = np.empty((len(raw), self.layout.width), dtype=self.settings.dtype)
-            for rows, stage, output in self._outputs_of(raw):
+            out = np.empty((len(raw), layout.width), dtype=self.settings.dtype)
+            for rows, stage, output in self._outputs_of(raw, wanted):
                 block = self._round(output, stage).flatten(1).cpu().numpy()
-                out[rows, self.layout.columns(stage)] = block
+                out[rows, layout.columns(stage)] = block
+            if known is not None:
+                names = [layout.names[k] for k in known.taps]
+                out[:, layout.select_columns(names)] = known.rows
         check_finite(out, _FEATURES, _CHECK)
         return out
 
-    def _outputs_of(self, raw: Any) -> Iterator[tuple[slice, int, Tensor]]:
+    def _outputs_of(
+        self, raw: Any, wanted: Sequence[int]
+    ) -> Iterator[tuple[slice, int, Tensor]]:
         """Yield rows, a stage and what it gives, not rounded, batch by batch."""
         size = self.settings.batch_size
         for start in range(0, len(raw), size):
             rows = slice(start, start + size)
             state = self.start(raw[rows])
-            for stage in range(self.layout.n_taps + 1):
+            for stage in range(max(wanted) + 1):
                 output, state = self._cut.stages.advance(stage, state)
-                yield rows, stage, self._shape(stage, output)
+                if stage in wanted:
+                    yield rows, stage, self._shape(stage, output)
 
     def outputs(self, raw: Any) -> Tensor:
         """Compute the outputs of the plain module, uncut, for one batch.

@@ -97,6 +97,21 @@ class Section:
         self._count(missed=len(found) - int(found.sum()))
         return found
 
+    def has_all(self, keys: ArrayLike) -> bool:
+        """Tell whether all rows are stored, by the index; this counts no miss.
+
+        Parameters
+        ----------
+        keys : array-like of shape (n, 16), dtype uint8
+            Keys of the rows.
+
+        Returns
+        -------
+        has_all : bool
+            Whether all are. One may still turn out to be damaged when it is read.
+        """
+        return bool(self._find(check_keys(keys)).all())
+
     def read(
         self, keys: ArrayLike, out: NDArray[Any], columns: slice | None = None
     ) -> NDArray[np.bool_]:

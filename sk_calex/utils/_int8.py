@@ -189,6 +189,23 @@ class RowFormat:
         flat = codes.reshape(len(rows), -1).cpu().numpy()
         rows[:, self.codes(stage)] = flat.view(np.uint8)
 
+    def copy(
+        self,
+        rows: NDArray[np.uint8],
+        stage: int,
+        source: NDArray[np.uint8],
+        form: RowFormat,
+        of: int,
+    ) -> None:
+        """Enter what a stage gave as rows of another format hold it, as stage `of`."""
+        to, start = (
+            slice(4 * place.start, 4 * place.stop)
+            for place in (self.numbers(stage), form.numbers(of))
+        )
+        rows[:, to] = source[:, start]
+        if stage < len(self.shapes):
+            rows[:, self.codes(stage)] = source[:, form.codes(of)]
+
 
 class Int8Features(DecodedFeatures):
     """A feature matrix in int8 that decodes the rows that are read.
