@@ -18,7 +18,7 @@ def sizes(record: Record) -> Table:
             thousands(found["float32_features_mib"]),
             thousands(found["float64_matrix_mib"]),
             thousands(found["disk_mib"]),
-            f"{found['fit_cpu_seconds']:.0f}",
+            f"{found['fit_cpu_seconds']:.1f}",
         ]
         for found in record["rows"]
     ]

@@ -1,7 +1,8 @@
 """Updates of branch heads in bfloat16 and channels last against float32, in turn.
 
 One update of the branches on the taps of the CIFAR-100 ResNet18, from the same rows,
-the ways in turn. Processor time, on one thread.
+the ways in turn. Processor time, on one thread. The record depends on whether the
+processor computes in bfloat16: there is one of each kind.
 
     python examples/benchmarks/training_precision.py --cache ~/.cache/sk_calex/features
 """
@@ -100,6 +101,7 @@ def main():
     parser.add_argument("--cache", default="~/.cache/sk_calex/features")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--name", default="training_precision")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -121,7 +123,7 @@ def main():
         },
         "updates": time_updates(layout, features, y, args.repeats),
     }
-    write_json("training_precision", record)
+    write_json(args.name, record)
     print(record["updates"], flush=True)
 
 
