@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from ._section import Section
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["StoredRows"]
+
+
+class KeyedRows(Protocol):
+    """Rows that are read by key, as of a `Section`."""
+
+    @property
+    def width(self) -> int:
+        """Number of values in a row."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what determines the rows except the samples."""
+
+    def read(
+        self, keys: ArrayLike, out: NDArray[Any], columns: slice | None = None
+    ) -> NDArray[np.bool_]:
+        """Read the stored ones among some rows into an array."""
 
 
 class StoredRows:
@@ -29,7 +47,7 @@ class StoredRows:
 
     ndim = 2
 
-    def __init__(self, section: Section, keys: NDArray[np.uint8]) -> None:
+    def __init__(self, section: KeyedRows, keys: NDArray[np.uint8]) -> None:
         self.section, self.keys = section, keys
 
     @property
