@@ -74,7 +74,7 @@ class ModuleGraph:
         tap_nodes: Sequence[fx.Node],
         batches: Sequence[State],
         *,
-        fast: bool = False,
+        fast: torch.dtype | None = None,
     ) -> tuple[list[Step], list[list[str]]]:
         """Cut into ``len(taps) + 1`` steps that share the module's own tensors.
 
@@ -86,9 +86,10 @@ class ModuleGraph:
             Their values.
         batches : sequence of tuple of Tensor
             The inputs for 1, 2 and 3 samples.
-        fast : bool, default=False
-            Fold batch normalisation into the convolution before it and pack weights;
-            those layers are copies then, and equal to the module's up to rounding.
+        fast : torch.dtype, default=None
+            Fold batch normalisation into the convolution before it, and pack weights in
+            this dtype; those layers are copies then, and equal to the module's up to
+            rounding. None: neither.
 
         Returns
         -------
@@ -193,7 +194,7 @@ class ModuleGraph:
         if not shapes:
             return {}
         inside = [node for node in self.nodes if node in varying]
-        run = _StepBuilder(self, {}, False).build(
+        run = _StepBuilder(self, {}, None).build(
             0, self.inputs, [*inside, *shapes], self.result, shapes, self.nodes
         )
         found = [run(*batch)[1] for batch in batches]
@@ -210,7 +211,10 @@ class _StepBuilder:
     """Compiles nodes of a graph to functions."""
 
     def __init__(
-        self, graph: ModuleGraph, templates: Mapping[fx.Node, Any], fast: bool
+        self,
+        graph: ModuleGraph,
+        templates: Mapping[fx.Node, Any],
+        fast: torch.dtype | None,
     ) -> None:
         self._graph, self._templates, self._fast = graph, templates, fast
 
@@ -232,7 +236,9 @@ class _StepBuilder:
         copies = {node: graph.placeholder(node.name) for node in inputs}
         reference = next(iter(copies.values()), None)
         attributes: dict[str, Any] = {}
-        folded = _foldable(inside, {end, *outputs}, values) if self._fast else {}
+        folded = (
+            _foldable(inside, {end, *outputs}, values) if self._fast is not None else {}
+        )
         absorbed = set(folded.values())
 
         def attach(node: fx.Node, value: Any) -> str:
@@ -259,7 +265,7 @@ class _StepBuilder:
             new = copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "call_module":
                 new.target = attach(node, self._layer(node, folded))
-            elif self._fast and _is_view(node):
+            elif self._fast is not None and _is_view(node):
                 # Of maps in channels last, which packed layers give, no view may exist.
                 new.target = "reshape" if node.op == "call_method" else torch.reshape
 
@@ -280,7 +286,9 @@ class _StepBuilder:
         layer = self._graph.values[node]
         if node in folded:
             layer = _fold(self._graph.values[folded[node]], layer)
-        return pack(layer) if self._fast and not _hooked(layer) else layer
+        if self._fast is None or _hooked(layer):
+            return layer
+        return pack(layer, self._fast)
 
 
 def size_for(x: Any, template: Any) -> Any:

@@ -149,7 +149,8 @@ class Stages:
             Fold batch normalisation into the convolution before it, pack weights and
             choose memory formats: faster, and equal up to rounding. Folded and packed
             layers are copies: later changes of the module's weights do not reach them.
-            Not done with `amp`, which such layers would escape.
+            Packed layers compute in float32, or with ``amp=torch.bfloat16`` in that;
+            not done with another `amp`, which they would escape.
 
         Returns
         -------
@@ -170,15 +171,17 @@ class Stages:
         keys, batches = take_rows(example)
         x = batches[-1]
         whole = WholeModule(module, keys, output, amp)
-        fast = fast and amp is None
+        packed: torch.dtype | None = torch.float32 if amp is None else amp
+        if not fast or packed not in (torch.float32, torch.bfloat16):
+            packed = None
         refusals: list[CannotCutError] = []
         with inference_mode_for(module), autocast_to(x[0].device, amp):
             expected = check_whole(whole, batches)
             for way, cut in _ways(whole, names, batches).items():
-                for fast_now in (True, False) if fast else (False,):
+                for fast_now in dict.fromkeys((packed, None)):
                     try:
                         steps, live = cut(fast_now)
-                        formats = fast_now and x[0].device.type == "cpu"
+                        formats = fast_now is not None and x[0].device.type == "cpu"
                         stages = cls(names, keys, steps, way=way, formats=formats)
                         counts = stages._check(whole, live, batches, expected)
                     except CannotCutError as error:
@@ -186,7 +189,7 @@ class Stages:
                         break
                     except RuntimeError:
                         # What a memory format breaks, such as a view after it.
-                        if not fast_now:
+                        if fast_now is None:
                             raise
                     else:
                         stages.macs = tuple(checked_macs(counts))
@@ -345,7 +348,7 @@ def _check_arguments(module: Any, taps: Any, example: Any) -> tuple[str, ...]:
     return names
 
 
-_Cut = Callable[[bool], tuple[list[Step], list[list[str]]]]
+_Cut = Callable[[torch.dtype | None], tuple[list[Step], list[list[str]]]]
 
 
 def _ways(
@@ -356,13 +359,13 @@ def _ways(
     if isinstance(module, nn.Sequential) and is_explicit(module, names):
         return {"explicit": partial(_slice, whole, names, batches)}
 
-    def traced(fast: bool, taps: Sequence[str] | None = None) -> Any:
+    def traced(fast: torch.dtype | None, taps: Sequence[str] | None = None) -> Any:
         whole.check_hooks(taps)
         return _cut(TracedModule(whole, len(batches[0]), taps), names, batches, fast)
 
-    def exported(fast: bool) -> Any:
+    def exported(fast: torch.dtype | None) -> Any:
         whole.check_hooks(None)
-        return _cut(ExportedModule(whole, batches[-1]), names, batches, False)
+        return _cut(ExportedModule(whole, batches[-1]), names, batches, None)
 
     return {
         "fx": traced,
@@ -375,14 +378,17 @@ def _cut(
     found: TracedModule | ExportedModule,
     names: tuple[str, ...],
     batches: Sequence[State],
-    fast: bool,
+    fast: torch.dtype | None,
 ) -> tuple[list[Step], list[list[str]]]:
     nodes = [found.find(name) for name in names]
     return found.graph.cut(names, nodes, batches, fast=fast)
 
 
 def _slice(
-    whole: WholeModule, names: tuple[str, ...], batches: Sequence[State], fast: bool
+    whole: WholeModule,
+    names: tuple[str, ...],
+    batches: Sequence[State],
+    fast: torch.dtype | None,
 ) -> tuple[list[Step], list[list[str]]]:
     # Only hooks of the list itself are not called.
     whole.check_hooks(())

@@ -17,7 +17,7 @@ _HINT_ROWS = 16
 _SMALL_MAP, _MANY_ROWS = 16, 32
 
 
-def pack(layer: nn.Module) -> nn.Module:
+def pack(layer: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return a faster form of a layer for inference, or the layer itself.
 
     Parameters
@@ -25,6 +25,8 @@ def pack(layer: nn.Module) -> nn.Module:
     layer : torch.nn.Module
         Not changed. A `torch.nn.Conv2d` in float32 on the CPU is packed where torch's
         build can.
+    dtype : torch.dtype, default=torch.float32
+        What it computes in, and returns: float32, or bfloat16 as under autocast.
 
     Returns
     -------
@@ -32,10 +34,10 @@ def pack(layer: nn.Module) -> nn.Module:
         Computes the same up to rounding, in channels last for the most part. Later
         changes of the weights do not reach it.
     """
-    if not _can_pack(layer):
+    if not _can_pack(layer, dtype):
         return layer
     assert isinstance(layer, nn.Conv2d)
-    return PackedConv2d(layer)
+    return PackedConv2d(layer, dtype)
 
 
 class PackedConv2d(nn.Module):
@@ -54,9 +56,11 @@ class PackedConv2d(nn.Module):
     ----------
     layer : torch.nn.Conv2d
         The layer.
+    dtype : torch.dtype
+        What it computes in.
     """
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         padding = cast("tuple[int, ...]", layer.padding)  # words are not packed
         self._geometry = (
@@ -65,13 +69,14 @@ class PackedConv2d(nn.Module):
             list(layer.dilation),
             layer.groups,
         )
-        self._weight = layer.weight.detach()
+        self._dtype = dtype
+        self._weight = layer.weight.detach().to(dtype)
         self._plain_weight: Tensor | None = None
-        self._bias = None if layer.bias is None else layer.bias.detach()
+        self._bias = None if layer.bias is None else layer.bias.detach().to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input``, as torch names it, of shape (n, C, H, W)."""
-        weight = self._weight
+        weight, input = self._weight, input.to(self._dtype)
         if not weight.is_mkldnn:
             if self._is_window_on_small_map(input.shape):
                 self._plain_weight = weight
@@ -120,7 +125,7 @@ def _convolve(*arguments: Any) -> Tensor:
     return result
 
 
-def _can_pack(layer: nn.Module) -> bool:
+def _can_pack(layer: nn.Module, dtype: torch.dtype) -> bool:
     """Tell whether a layer is a convolution that this build of torch packs."""
     return (
         type(layer) is nn.Conv2d
@@ -129,21 +134,24 @@ def _can_pack(layer: nn.Module) -> bool:
         and layer.weight.device.type == "cpu"
         and layer.weight.dtype == torch.float32
         and bool(torch.backends.mkldnn.enabled)
-        and _operators_work()
+        and _operators_work(dtype)
     )
 
 
 @functools.cache
-def _operators_work() -> bool:
+def _operators_work(dtype: torch.dtype) -> bool:
     """Try torch's operators on one small convolution."""
     layer = torch.nn.utils.skip_init(nn.Conv2d, 4, 4, 3, stride=2, padding=1, groups=2)
     x = torch.linspace(-1, 1, 2 * 4 * 5 * 5).reshape(2, 4, 5, 5)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         layer.weight.copy_(torch.linspace(-1, 1, layer.weight.numel()).view(4, 2, 3, 3))
         layer.bias.copy_(torch.linspace(-1, 1, 4))
         expected = F.conv2d(x, layer.weight, layer.bias, 2, 1, groups=2)
         try:
-            found = PackedConv2d(layer)(x)
+            found = PackedConv2d(layer, dtype)(x)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError):
             return False  # a build without oneDNN, or another signature
-    return torch.allclose(found, expected, atol=1e-5)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    return found.dtype == dtype and torch.allclose(
+        found.float(), expected, atol=tolerance
+    )

@@ -52,10 +52,10 @@ def test_single_shard_that_changes_while_it_is_read_is_noticed(folder, monkeypat
     section, keys, rows = fill(folder)
     read_rows, flips = _shard.ShardReader.rows, iter([True])
 
-    def change(shard, wanted):
+    def change(shard, wanted, columns):
         if next(flips, False):
             flip(shard._path, shard._path.stat().st_size - 1)
-        return read_rows(shard, wanted)
+        return read_rows(shard, wanted, columns)
 
     monkeypatch.setattr(_shard.ShardReader, "rows", change)
     with pytest.warns(StoreWarning, match="do not give its digest"):

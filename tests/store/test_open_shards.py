@@ -93,9 +93,9 @@ def test_size_of_joint_reads_is_bounded(folder, monkeypatch):
     section, keys, rows = fill(folder)
     sizes = []
 
-    def read_each(shards, n_of_each, rows, layout):
+    def read_each(shards, n_of_each, rows, layout, columns):
         sizes.append((len(shards), len(rows) * layout.row_bytes))
-        return _shard.read_each(shards, n_of_each, rows, layout)
+        return _shard.read_each(shards, n_of_each, rows, layout, columns)
 
     monkeypatch.setattr(_gather, "read_each", read_each)
     monkeypatch.setattr(_gather, "_TOGETHER", 3)

@@ -10,13 +10,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sk_calex.backbone._stages import Stages, inference_mode_for
+from sk_calex.backbone._whole import autocast_to
 from sk_calex.branches._heads import build_head, fuse_for_inference
 from sk_calex.utils import _packed_conv as _packed
 from sk_calex.utils._flops import count_macs
 from sk_calex.utils._packed_conv import PackedConv2d, pack
 
 needs_packing = pytest.mark.skipif(
-    not _packed._operators_work(), reason="this build of torch packs no weights"
+    not _packed._operators_work(torch.float32),
+    reason="this build of torch packs no weights",
+)
+needs_bfloat16 = pytest.mark.skipif(
+    not _packed._operators_work(torch.bfloat16),
+    reason="torch packs no weights in bfloat16 on this processor",
 )
 
 
@@ -175,9 +181,9 @@ def test_operators_with_another_meaning_are_not_used(tried_anew, monkeypatch):
     assert pack(layer) is layer
 
 
-def outputs(stages, module, x):
+def outputs(stages, module, x, amp=None):
     values = []
-    with inference_mode_for(module):
+    with inference_mode_for(module), autocast_to(x.device, amp):
         state = stages.start(x)
         for k in range(stages.n_taps + 1):
             output, state = stages.advance(k, state)
@@ -191,11 +197,64 @@ def test_traced_stages_are_packed_and_equal_without_it(monkeypatch):
     module = torchvision.models.resnet18(num_classes=5).eval()
     x = torch.randn(3, 3, 32, 32, generator=seeded())
     packed = Stages.split(module, ["layer1", "layer3"], x, fast=True)
-    monkeypatch.setattr(_packed, "_operators_work", lambda: False)
+    monkeypatch.setattr(_packed, "_operators_work", lambda dtype: False)
     plain = Stages.split(module, ["layer1", "layer3"], x, fast=True)
     assert packed.macs == plain.macs
     for a, b in zip(outputs(packed, module, x), outputs(plain, module, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("side", [4, 9])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_in_bfloat16_it_computes_as_under_autocast(side, rows):
+    layer = convolution(6, 4, 3, padding=1, groups=2)
+    x = torch.randn(rows, 6, side, side, generator=seeded(1))
+    packed = pack(layer, torch.bfloat16)
+    with torch.inference_mode():
+        exact = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, found = layer(x), packed(x)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    # Two units in the last of 8 bits, on the scale of what is summed.
+    tolerance = 2 * torch.finfo(torch.bfloat16).eps * float(exact.abs().max())
+    torch.testing.assert_close(found.float(), exact, rtol=0, atol=tolerance)
+
+
+@needs_bfloat16
+def test_what_autocast_says_does_not_reach_the_trial(tried_anew):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _packed._operators_work(torch.float32)
+        assert _packed._operators_work(torch.bfloat16)
+
+
+@needs_bfloat16
+def test_stages_in_bfloat16_are_packed_in_it():
+    torch.manual_seed(0)
+    module = torchvision.models.resnet18(num_classes=5).eval()
+    x = torch.randn(3, 3, 32, 32, generator=seeded())
+    taps, low = ["layer1", "layer3"], torch.bfloat16
+    packed = Stages.split(module, taps, x, amp=low, fast=True)
+    plain = Stages.split(module, taps, x, amp=low)
+    assert packed.macs == plain.macs
+    layers = [m for step in packed._steps for m in step.__self__.modules()]
+    dtypes = [m._dtype for m in layers if isinstance(m, PackedConv2d)]
+    assert dtypes == [torch.bfloat16] * 20
+    every = (outputs(stages, module, x, low) for stages in (packed, plain))
+    for found, expected in zip(*every, strict=True):
+        assert found.dtype == expected.dtype
+        scale = float(expected.float().abs().max())
+        torch.testing.assert_close(
+            found.float(), expected.float(), rtol=0, atol=0.05 * scale
+        )
+
+
+def test_other_low_precision_is_left_to_autocast():
+    module = torchvision.models.resnet18(num_classes=5).eval()
+    x = torch.randn(2, 3, 32, 32, generator=seeded())
+    stages = Stages.split(module, ["layer1"], x, amp=torch.float16, fast=True)
+    layers = [m for step in stages._steps for m in step.__self__.modules()]
+    assert not any(isinstance(m, PackedConv2d) for m in layers)
 
 
 @needs_packing
