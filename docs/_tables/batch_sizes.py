@@ -95,6 +95,22 @@ SENTENCES = (
     ),
     Sentence(
         TIME,
+        "the first stage has {} % of the FLOPs and, at batch 256, {} % of the time",
+        lambda record: [
+            percent(
+                record["settings"]["stage_mmacs"][0]
+                / sum(record["settings"]["stage_mmacs"]),
+                0,
+            ),
+            percent(
+                record["threads"]["1"]["256"]["ms_an_image"]["1 stages"]
+                / record["threads"]["1"]["256"]["ms_an_image"]["stages"],
+                0,
+            ),
+        ],
+    ),
+    Sentence(
+        TIME,
         "On one thread the stages take {} of the plain module's time at most, a "
         "cascade in which heads run and nothing exits {}; on two threads {} and {}.",
         lambda record: [

@@ -99,16 +99,6 @@ def measure(cascade, images, size, repeats):
         },
     }
     turns = in_turns(calls, repeats)
-
-    def by_depth(times):
-        """Seconds of all images up to each depth, without heads."""
-        names = [*(f"{k} stages" for k in range(1, n_stages)), "stages"]
-        return np.stack([times[name] for name in names])
-
-    shares = {
-        name: np.bincount(one.exit_depth(images), minlength=n_stages) / len(images)
-        for name, one in rules.items()
-    }
     return {
         "images": len(images),
         "ms_an_image": {
@@ -129,14 +119,9 @@ def measure(cascade, images, size, repeats):
                     }
                     for other in ("plain", "stages")
                 },
-                # Of the speed-up that the FLOPs promise over the stages, and of that
-                # which the stages' own times do.
+                # Of the speed-up that the FLOPs promise over the stages.
                 "share_of_implied": {
                     clock: ratio((1 - saved[name]) * times["stages"], times[name])
-                    for clock, times in turns._asdict().items()
-                },
-                "share_of_timed": {
-                    clock: ratio(shares[name] @ by_depth(times), times[name])
                     for clock, times in turns._asdict().items()
                 },
             }
@@ -164,6 +149,7 @@ def main():
             "rows": args.rows,
             "epochs": args.epochs,
             "seed": SEED,
+            "stage_mmacs": [m / 1e6 for m in cascade.layout_.stage_macs],
         },
     }
     for n_threads in args.threads:
