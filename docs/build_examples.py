@@ -30,8 +30,6 @@ import sk_calex
 ROOT = Path(__file__).parents[1]
 EXAMPLES, PAGES = ROOT / "examples", ROOT / "docs" / "examples"
 
-# Parameters that came after the pages, and at whose default nothing changes.
-NEW_AND_OFF = ("CascadeClassifier.branches",)
 UNDITHERED = Image.Dither.NONE
 LARGEST_PICTURE = 90_000  # bytes
 
@@ -106,7 +104,6 @@ def defaults() -> str:
         # A parameter that is new and off changes no output: its page stays as it is.
         if parameter.default is not inspect.Parameter.empty
         and parameter.default
-        and f"{part.__name__}.{name}" not in NEW_AND_OFF
     )
 
 
