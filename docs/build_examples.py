@@ -102,8 +102,7 @@ def defaults() -> str:
         for part in parts
         for name, parameter in sorted(inspect.signature(part).parameters.items())
         # A parameter that is new and off changes no output: its page stays as it is.
-        if parameter.default is not inspect.Parameter.empty
-        and parameter.default
+        if parameter.default is not inspect.Parameter.empty and parameter.default
     )
 
 

@@ -33,7 +33,7 @@ from sk_calex.backbone._whole import WholeModule, amp_dtype, autocast_to
 from sk_calex.utils._fork import fork_safe_lock
 from sk_calex.utils._int8 import RowFormat, TapCodec
 from sk_calex.utils._modes import inference_mode_for
-from sk_calex.utils._validation import check_finite, resolve_device
+from sk_calex.utils._validation import check_finite, resolve_device, sent_to
 
 __all__ = ["RunSettings", "Runner", "state_of"]
 
@@ -466,7 +466,7 @@ class Runner:
         state : tuple of Tensor
             Their state.
         """
-        index = torch.from_numpy(rows).to(self._cut.placed.device)
+        index = sent_to(torch.from_numpy(rows), self._cut.placed.device)
         return self._cut.stages.take(state, index)
 
     @property
@@ -481,11 +481,13 @@ class Runner:
             return RowFormat(layout.shapes, layout.n_outputs).row_bytes, "uint8"
         return layout.width, self.settings.dtype
 
+    def _as_stored(self, output: Tensor) -> Tensor:
+        """Convert to the stored dtype, or to float32 where that is coded."""
+        return output.half() if self.settings.dtype == "float16" else output.float()
+
     def _round(self, output: Tensor, stage: int) -> Tensor:
         """Round to the stored dtype, so that cached and live features agree."""
-        if self.settings.dtype == "float16":
-            output = output.half()
-        output = output.float()
+        output = self._as_stored(output).float()
         if self.settings.dtype == "int8" and stage < self.layout.n_taps:
             output = TapCodec(self.layout.shapes[stage]).round_trip(output)
         return output
@@ -530,7 +532,8 @@ class Runner:
                 return out
             out = np.empty((len(raw), layout.width), dtype=self.settings.dtype)
             for rows, stage, output in self._outputs_of(raw, wanted):
-                block = self._round(output, stage).flatten(1).cpu().numpy()
+                # Rounded where it was made: what leaves a device is what is stored.
+                block = self._as_stored(output).flatten(1).cpu().numpy()
                 out[rows, layout.columns(stage)] = block
             if known is not None:
                 names = [layout.names[k] for k in known.taps]

@@ -349,7 +349,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         Returns
         -------
         logits : Tensor of shape (n_samples, n_classes)
-            Logits, on the head's device.
+            Logits, on the CPU: fetched once, so that a device waits once a head.
 
         Raises
         ------
@@ -357,7 +357,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
             If a logit is not finite.
         """
         with torch.inference_mode():
-            logits = self._fused(features.to(*self._fused_place))
+            logits = self._fused(features.to(*self._fused_place)).cpu()
         check_finite(
             logits, f"the logits of {type(self).__name__}", "Scale the features."
         )

@@ -68,6 +68,7 @@ class LastStage:
 
 def backbone_probabilities(logits: Tensor) -> NDArray[np.float64]:
     """Compute probabilities from the outputs of the backbone's own classifier."""
+    logits = logits.cpu()  # once, to be checked and to answer
     check_finite(logits, "the logits of the backbone", "Check samples and weights.")
     return softmax64(logits)
 

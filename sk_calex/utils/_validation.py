@@ -236,6 +236,13 @@ def as_tensor(array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
+def sent_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Send a tensor to a device; to CUDA from pinned memory, so that none waits."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def softmax64(logits: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
     """Compute softmax over the last axis in float64 numpy, where exits are decided."""
     if isinstance(logits, torch.Tensor):

@@ -13,6 +13,7 @@ from sk_calex.utils._validation import (
     check_sample_weight,
     near_names,
     resolve_device,
+    sent_to,
     softmax64,
 )
 
@@ -241,3 +242,28 @@ def test_only_arrays_that_may_not_be_written_need_a_warning_silenced(monkeypatch
 
     monkeypatch.setattr("sk_calex.utils._validation.warnings.catch_warnings", fail)
     assert as_tensor(array).tolist() == [0, 1, 2]
+
+
+# -- sent_to ---------------------------------------------------------------------------
+
+
+def test_what_is_there_is_not_copied():
+    tensor = torch.arange(3)
+    assert sent_to(tensor, torch.device("cpu")) is tensor
+    assert sent_to(tensor, torch.device("meta")).device.type == "meta"
+
+
+def test_cuda_gets_it_from_pinned_memory(monkeypatch):
+    sent = []
+
+    class Recording:
+        def pin_memory(self):
+            sent.append("pinned")
+            return self
+
+        def to(self, device, non_blocking=False):
+            sent.append((device.type, non_blocking))
+            return self
+
+    sent_to(Recording(), torch.device("cuda"))
+    assert sent == ["pinned", ("cuda", True)]
