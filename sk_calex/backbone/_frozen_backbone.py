@@ -125,7 +125,8 @@ class FrozenBackbone(
     batch_size : int, default=256
         Samples run at once.
     device : str, default="auto"
-        Torch device; "auto" is CUDA where there is one, else the CPU. On another device
+        Torch device; "auto" is the first of CUDA, XPU and MPS that torch sees, XPU and
+        MPS only where a small trial comes out right, else the CPU. On another device
         than the module's, a copy is made there and the module itself stays.
     dtype : {"float32", "float16", "int8"}, default="float32"
         Type of the features, in memory and in the cache. The module runs in its own.

@@ -139,7 +139,7 @@ class JointCascade(BaseCascade):
 
     def _check_params(self) -> None:
         # Errors come before the work.
-        resolve_device(self.device)
+        resolve_device(self.device, needs_float64=True)
         check_memory(self.memory)
 
     def _train(self, data: TrainingData, task: Task) -> None:
@@ -187,7 +187,7 @@ class JointCascade(BaseCascade):
             data.final[rows],
             data.weight[rows],
         )
-        device = resolve_device(self.device)
+        device = resolve_device(self.device, needs_float64=True)
         settings = {
             "solver": self.solver,
             "max_iter": self.max_iter,
@@ -272,7 +272,7 @@ class JointCascade(BaseCascade):
         if "net_" in state:
             # "auto" is resolved again: the machine that loads may have no GPU.
             if str(self.device) == "auto":
-                self.net_.to(resolve_device("auto"))
+                self.net_.to(resolve_device("auto", needs_float64=True))
             self._fused_net_ = fuse_for_inference(self.net_)
 
     def _archive_state(self) -> dict[str, Any]:
@@ -287,7 +287,7 @@ class JointCascade(BaseCascade):
         shapes = SimpleNamespace(layout=self.layout_, n_classes=len(self.classes_))
         net = self._net(cast(TrainingData, shapes), torch.Generator())
         net.load_state_dict(weights, assign=True)  # keeps their dtypes
-        self._set_net(net.to(resolve_device(self.device)).eval())
+        self._set_net(net.to(resolve_device(self.device, needs_float64=True)).eval())
 
 
 class _NetAnswer(AnswerModule):

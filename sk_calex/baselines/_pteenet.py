@@ -163,7 +163,8 @@ class PTEENetClassifier(JointCascade):
     memory : str or joblib.Memory, default=None
         Where trained heads are cached: a search over the knob trains them once.
     device : str, default="auto"
-        Torch device of the heads; "auto" is CUDA where there is one, else the CPU.
+        Torch device of the heads; "auto" is the first of CUDA, XPU and MPS that torch
+        sees and that computes in float64, else the CPU.
     random_state : int, RandomState instance or None, default=None
         Seed of the split, the initialisation and the mini-batches; an int makes fits
         repeat.

@@ -181,7 +181,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
                 "warm_start=False."
             )
         self.classes_ = classes
-        device = resolve_device(self.device)
+        device = resolve_device(self.device, needs_float64=True)
         soft = None
         if soft_targets is not None:
             soft = soft_targets
@@ -376,7 +376,7 @@ class BaseBranch(CallbackSupportMixin, SavableMixin, ClassifierMixin, BaseEstima
         if "head_" in state:
             # "auto" is resolved again: the machine that loads may have no GPU.
             if str(self.device) == "auto":
-                self.head_.to(resolve_device("auto"))
+                self.head_.to(resolve_device("auto", needs_float64=True))
             self._fuse_head()
 
     def _archive_state(self) -> dict[str, Any]:

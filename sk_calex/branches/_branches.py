@@ -99,7 +99,8 @@ class BranchClassifier(BaseBranch):
         same classes and shape. False: each fit starts anew.
     device : str, default="auto"
         Torch device that trains and answers, such as "cpu" or "cuda:1". "auto" takes
-        CUDA where there is one, otherwise the CPU.
+        the first of CUDA, XPU and MPS that torch sees and that computes in float64,
+        as small data need it, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
         Seed of the initial parameters, the order of the mini-batches and the rows held
         out. Give an int for the same result in every fit.
@@ -320,7 +321,8 @@ class PrototypePoolingClassifier(BaseBranch):
         same classes and shape. False: each fit starts anew.
     device : str, default="auto"
         Torch device that trains and answers, such as "cpu" or "cuda:1". "auto" takes
-        CUDA where there is one, otherwise the CPU.
+        the first of CUDA, XPU and MPS that torch sees and that computes in float64,
+        as small data need it, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
         Seed of the initial parameters, the order of the mini-batches and the rows held
         out. Give an int for the same result in every fit.

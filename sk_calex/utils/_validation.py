@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import warnings
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
@@ -25,10 +27,41 @@ from sk_calex.utils._stage_answer import softmax_in_float64
 __all__: list[str] = []
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device to compute on; ``"auto"`` is CUDA if there is one, else CPU."""
+def resolve_device(
+    device: str | torch.device, *, needs_float64: bool = False
+) -> torch.device:
+    """Return the device to compute on.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        A device, or "auto": the first of CUDA, XPU and MPS that torch sees, else the
+        CPU. XPU and MPS lack operators that others have: one small network is tried
+        there first, and the CPU taken where it fails.
+    needs_float64 : bool, default=False
+        Whether "auto" passes over devices that do not compute in it.
+
+    Returns
+    -------
+    device : torch.device
+        The device.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        seen = {
+            "xpu": torch.xpu.is_available(),
+            "mps": torch.backends.mps.is_available(),
+        }
+        for kind, is_seen in seen.items():
+            if is_seen and _computes(torch.device(kind), needs_float64):
+                return torch.device(kind)
+        return torch.device("cpu")
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -42,6 +75,24 @@ def resolve_device(device: str | torch.device) -> torch.device:
             "Use device='auto' or device='cpu'."
         )
     return resolved
+
+
+@functools.cache
+def _computes(device: torch.device, needs_float64: bool) -> bool:
+    """Try on a device what the stages of a network, their pooling and heads need."""
+    x = torch.linspace(-1, 1, 2 * 3 * 7 * 7).view(2, 3, 7, 7)
+    weight = torch.linspace(-1, 1, 4 * 3 * 3 * 3).view(4, 3, 3, 3)
+
+    def run(place: torch.device) -> torch.Tensor:
+        maps = F.conv2d(x.to(place), weight.to(place), padding=1).relu()
+        logits = F.adaptive_avg_pool2d(maps, 4).flatten(1).softmax(dim=1)
+        return (logits.double() if needs_float64 else logits).cpu().double()
+
+    try:
+        found = run(device)
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(found, run(torch.device("cpu")), atol=1e-4)
 
 
 def near_names(name: str, known: Iterable[str], n: int = 5) -> str:

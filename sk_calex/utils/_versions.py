@@ -112,6 +112,8 @@ def _devices() -> dict[str, str]:
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
         found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
+    for i in range(torch.xpu.device_count()):
+        found[f"xpu:{i}"] = torch.xpu.get_device_name(i)
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
     return found

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sk_calex.utils import _validation
 from sk_calex.utils._validation import (
     as_tensor,
     check_are_classes,
@@ -24,6 +25,47 @@ from sk_calex.utils._validation import (
 def test_auto_device_is_cuda_if_present(monkeypatch, cuda, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert resolve_device("auto") == torch.device(expected)
+
+
+@pytest.fixture
+def tried_anew():
+    _validation._computes.cache_clear()
+    yield
+    _validation._computes.cache_clear()
+
+
+@pytest.mark.parametrize("seen", ["xpu", "mps"])
+@pytest.mark.parametrize("works", [True, False])
+def test_auto_takes_another_accelerator_where_it_works(monkeypatch, seen, works):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: seen == "xpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: seen == "mps")
+    asked = []
+
+    def computes(device, needs_float64):
+        asked.append((device.type, needs_float64))
+        return works
+
+    monkeypatch.setattr(_validation, "_computes", computes)
+    found = resolve_device("auto", needs_float64=True)
+    assert found == torch.device(seen if works else "cpu")
+    assert asked == [(seen, True)]
+
+
+def test_a_device_is_tried_by_what_it_computes(tried_anew, monkeypatch):
+    cpu = torch.device("cpu")
+    assert _validation._computes(cpu, True)
+    # Has shapes, and no values: as a device whose operators are missing.
+    assert not _validation._computes(torch.device("meta"), False)
+    _validation._computes.cache_clear()
+    pool, calls = _validation.F.adaptive_avg_pool2d, []
+
+    def pool_wrongly_at_first(maps, size):
+        calls.append(size)
+        return pool(maps, size) + (len(calls) == 1) * torch.arange(4.0)
+
+    monkeypatch.setattr(_validation.F, "adaptive_avg_pool2d", pool_wrongly_at_first)
+    assert not _validation._computes(cpu, False)
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])

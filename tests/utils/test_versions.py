@@ -56,9 +56,12 @@ def test_accelerators_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: Properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Some GPU")
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda i: "Another GPU")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     devices = installed_parts()["devices"]
     assert devices["cuda:0"] == "Some GPU, 80 GiB"
+    assert devices["xpu:0"] == "Another GPU"
     assert devices["mps"] == "Apple GPU"
 
 
