@@ -45,7 +45,8 @@ class StoredTaps:
     def _parts(self) -> list[_Part]:
         """Those that are there, that which spares most stages first."""
         n_taps = self._runner.layout.n_taps
-        if not 1 < n_taps <= _MOST_TAPS:
+        # What is read cannot be evicted: a store with a limit needs that space.
+        if not 1 < n_taps <= _MOST_TAPS or self._store.max_bytes is not None:
             return []
         parts = []
         for taps, fingerprint in self._runner.fingerprints_of_fewer_taps().items():

@@ -145,6 +145,11 @@ class FeatureStore:
         # Weak references: a section without other references may be evicted.
         self._sections: WeakValueDictionary[str, Section] = WeakValueDictionary()
 
+    @property
+    def max_bytes(self) -> int | None:
+        """Largest size of all shards together, in bytes; None: no limit."""
+        return self._max_bytes
+
     def __getstate__(self) -> dict[str, Any]:
         return {
             "folder": self.folder,

@@ -9,6 +9,7 @@ from torch import nn
 
 from sk_calex import FeatureStore, FrozenBackbone
 from sk_calex.backbone._stages import Stages
+from sk_calex.store import StoreWarning
 
 TAPS = ["0", "1", "2", "3"]
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
@@ -152,6 +153,16 @@ def test_workers_read_what_is_stored(module, images, store):
     found = new.transform(images)
     columns = new.layout_.select_columns(["0", "3"])
     np.testing.assert_array_equal(np.asarray(found)[:, columns], before)
+
+
+def test_a_store_with_a_limit_evicts_what_is_there(module, images, tmp_path):
+    first = FeatureStore(tmp_path)
+    fitted(module, ["3"], images, cache=first).transform(images)
+    capped = FeatureStore(tmp_path, max_bytes=first.info()["bytes"])
+    first = None
+    with pytest.warns(StoreWarning, match="grows beyond"):  # the new rows are larger
+        fitted(module, TAPS, images, cache=capped).transform(images)
+    assert capped.info()["sections"] == 1
 
 
 def test_of_many_taps_no_choices_are_looked_for(module, images, store, monkeypatch):
