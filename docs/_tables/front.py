@@ -9,9 +9,14 @@ from .formats import Record, Table, mean_sd, percent, signed
 
 TASKS = ("resnet18_cifar100", "resnet32_cifar10", "transfer")
 LONG = "resnet18_cifar100_long"
-LEADERS = {"recipe": "recipe", "sums": "recipe, sums of logits"}
+LEADERS = {
+    "recipe": "recipe",
+    "chosen": "recipe, chosen by validation",
+    "sums": "recipe, sums of logits",
+}
 TRAINED_LONG = (
     "recipe",
+    "recipe, chosen by validation",
     "recipe, alpha by validation",
     "recipe, labels on all",
     "recipe, no ensemble",
@@ -20,15 +25,18 @@ TRAINED_LONG = (
     "BoostNet",
     "BoostNet, our ensemble",
     "BoostNet, our ensemble and rule",
+    "BoostNet, chosen so, too",
 )
 MAIN = (
     "recipe",
+    "recipe, chosen by validation",
     "recipe, sums of logits",
     "defaults",
     "defaults, ensemble, optimal stopping",
     "BoostNet",
     "BoostNet, our ensemble",
     "BoostNet, our ensemble and rule",
+    "BoostNet, chosen so, too",
     "ZTW",
     "reference",
     "BTS-EE",
@@ -170,4 +178,6 @@ for _task in TASKS:
 TABLES |= {
     "test_long": partial(accuracies, task=LONG, part="test", names=TRAINED_LONG),
     "aims_long": partial(aims, task=LONG, names=TRAINED_LONG),
+    "ahead_chosen_long": partial(ahead, task=LONG, leader=LEADERS["chosen"]),
+    "ahead_recipe_long": partial(ahead, task=LONG, leader=LEADERS["recipe"]),
 }

@@ -87,11 +87,32 @@ METHODS = {
 RECIPE = "recipe"
 SUMS = "recipe, sums of logits"
 DEFAULTS = "defaults"
+#: Names of what takes, for each saving, the variant that validation prefers there.
+CHOSEN, BOOSTNET_CHOSEN = "recipe, chosen by validation", "BoostNet, chosen so, too"
+CHOICES = {
+    CHOSEN: (
+        RECIPE,
+        "recipe, local margins",
+        "recipe, no ensemble",
+        "recipe, local margins, no ensemble",
+        "recipe, soft targets on all",
+        "recipe, labels on all",
+        "labels alone, quota",
+        "labels alone, quota, ensemble",
+    ),
+    BOOSTNET_CHOSEN: (
+        "BoostNet",
+        "BoostNet, our ensemble",
+        "BoostNet, our rule",
+        "BoostNet, our ensemble and rule",
+    ),
+}
 #: Names of the variants that are the competition.
 BASELINES = (
     "BoostNet",
     "BoostNet, our ensemble",
     "BoostNet, our ensemble and rule",
+    BOOSTNET_CHOSEN,
     "ZTW",
     "PTEENet",
     "BTS-EE",
@@ -205,13 +226,17 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
     for task in dict.fromkeys(cell["task"] for cell in cells):
         found: dict[str, dict[int, Any]] = {}
         for cell in (c for c in cells if c["task"] == task):
-            for name, one in cell["variants"].items():
+            offered = dict(cell["variants"])
+            for name, names in CHOICES.items():
+                if set(names) <= set(offered):
+                    offered[name] = chosen_by_validation([offered[n] for n in names])
+            for name, one in offered.items():
                 found.setdefault(name, {})[cell["seed"]] = one
         out[task] = {
             name: {"seeds": sorted(each)} | _means([each[s] for s in sorted(each)])
             for name, each in found.items()
         }
-        for leader in (RECIPE, SUMS):
+        for leader in (RECIPE, SUMS, CHOSEN):
             for name in BASELINES:
                 mine, theirs = found.get(leader, {}), found.get(name, {})
                 seeds = sorted(set(mine) & set(theirs))
@@ -224,6 +249,26 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
                     leads = out[task][leader].setdefault("ahead_by", {})
                     leads[name] = mean_and_sd(ahead)
     return out
+
+
+def chosen_by_validation(variants: list[dict[str, Any]]) -> dict[str, Any]:
+    """Take, for each saving and each aim, the variant that is best on validation."""
+
+    def best(values: list[float | None]) -> int:
+        return max(range(len(values)), key=lambda i: (values[i] or 0.0, -i))
+
+    chosen: dict[str, Any] = {"plain": variants[0]["plain"]}
+    picks = [
+        best(list(v))
+        for v in zip(*(o["validation_at_cuts"] for o in variants), strict=True)
+    ]
+    for key in ("validation_at_cuts", "test_at_cuts"):
+        chosen[key] = [variants[i][key][cut] for cut, i in enumerate(picks)]
+    chosen["aims"] = {}
+    for aim in variants[0]["aims"]:
+        offered = [one["aims"][aim] for one in variants]
+        chosen["aims"][aim] = offered[best([o["validated_saved"] for o in offered])]
+    return chosen
 
 
 def _means(each: list[dict[str, Any]]) -> dict[str, Any]:

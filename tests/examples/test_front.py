@@ -182,8 +182,9 @@ def test_every_method_gives_a_cell_and_is_trained_once(task, quick, tmp_path):
         front.run("a", lambda: task, method, 0, tmp_path) for method in front.METHODS
     ]
     names = {name for cell in cells for name in cell["variants"]}
-    assert names >= {front.RECIPE, front.DEFAULTS, *front.BASELINES}
     result = front.summary(cells)["a"]
+    assert set(result) - names == set(front.CHOICES)
+    assert set(result) >= {front.RECIPE, front.DEFAULTS, *front.BASELINES}
     assert result["BoostNet"]["seeds"] == [0]
     lead = result[front.RECIPE]["ahead_by"]["BoostNet"]["mean"]
     accuracies = (
@@ -228,3 +229,24 @@ def test_a_record_goes_on_with_newer_tasks_and_no_other_change():
     assert not front.goes_on({"settings": older | {"folds": 7}})
     gone = budgets | {"another": budgets["transfer"]}
     assert not front.goes_on({"settings": now | {"budgets": gone}})
+
+
+def test_what_validation_prefers_is_reported_on_test():
+    aims = {"0.0": {"saved": 0.1, "lost": 0.0, "validated_saved": 0.1}}
+    first = {
+        "plain": 0.7,
+        "validation_at_cuts": [0.8, 0.6, None],
+        "test_at_cuts": [0.7, 0.5, None],
+        "aims": aims,
+    }
+    second = {
+        "plain": 0.7,
+        "validation_at_cuts": [0.7, 0.7, 0.4],
+        "test_at_cuts": [0.9, 0.6, 0.3],
+        "aims": {"0.0": {"saved": 0.3, "lost": 0.1, "validated_saved": 0.2}},
+    }
+    chosen = front.chosen_by_validation([first, second])
+    assert chosen["validation_at_cuts"] == [0.8, 0.7, 0.4]
+    assert chosen["test_at_cuts"] == [0.7, 0.6, 0.3]  # not the best there
+    assert chosen["aims"]["0.0"]["saved"] == 0.3
+    assert chosen["plain"] == 0.7
