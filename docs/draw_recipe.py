@@ -19,13 +19,14 @@ ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "examples" / "benchmarks" / "results" / "front.json"
 FOLDER = ROOT / "docs" / "images"
 PANELS = {
+    "resnet18_cifar100_long": "ResNet-18, CIFAR-100 coarse, trained for longer",
     "resnet18_cifar100": "ResNet-18, CIFAR-100 coarse",
     "resnet32_cifar10": "ResNet-32, CIFAR-10",
     "transfer": "ResNet-32, to CIFAR-100 coarse",
 }
 STYLES: dict[str, dict[str, Any]] = {
     "recipe": {"light": "#3949ab", "dark": "#9fa8ff", "marker": "o", "dashes": "-"},
-    "recipe, sums of logits": {
+    "recipe, chosen by validation": {
         "light": "#0277bd",
         "dark": "#4fc3f7",
         "marker": "P",
@@ -77,8 +78,8 @@ def draw(record: dict[str, Any], ground: str) -> Figure:
     """Draw mean accuracies at the cuts; bars are one standard deviation."""
     ink, found = INK[ground], drawn(record)
     cuts = [100 * cut for cut in record["settings"]["cuts"]]
-    figure = Figure(figsize=(11.0, 3.8), layout="constrained")
-    panels = list(figure.subplots(1, len(PANELS)))
+    figure = Figure(figsize=(9.0, 7.0), layout="constrained")
+    panels = list(figure.subplots(2, 2).flat)
     for ax, (task, title) in zip(panels, PANELS.items(), strict=True):
         plain(ax, ink)
         backbone = 100 * found[task]["backbone"]
@@ -103,8 +104,9 @@ def draw(record: dict[str, Any], ground: str) -> Figure:
             )
         ax.set_title(title, fontsize=10, color=ink)
         ax.set_xlabel("FLOPs saved (%)", color=ink)
-    panels[0].set_ylabel("Accuracy (%), test", color=ink)
-    panels[1].legend(frameon=False, labelcolor=ink, loc="lower left", fontsize=8)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel("Accuracy (%), test", color=ink)
+    panels[2].legend(frameon=False, labelcolor=ink, loc="lower left", fontsize=8)
     return figure
 
 
