@@ -53,7 +53,7 @@ SMALL = CascadeClassifier(branch=LogisticRegression(), cv=2, random_state=0)
             method(random_state=0, **LAST_STAGE.get(method.__name__, {}))
             for method in METHODS
         ),
-        MarginSearchCV(SMALL, margins=(0.0, 0.2), max_accuracy_drop=1.0, cv=2),
+        MarginSearchCV(SMALL, margins=(0.0, 0.2), max_accuracy_drop=1.0, cv=3),
     ],
 )
 def test_common_checks(estimator, check):
