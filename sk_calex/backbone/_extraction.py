@@ -57,7 +57,10 @@ Job = Callable[[Iterable[Piece]], Iterator[Any]]
 
 
 class KeyedFeaturizer(Protocol):
-    """Makes features of samples whose keys are known."""
+    """Makes features of raw samples whose keys are known."""
+
+    def stages(self) -> object:
+        """Prepare to run; not called by several threads at once."""
 
     def features(self, keys: NDArray[np.uint8], raw: Any) -> NDArray[Any]:
         """Compute features, (n, width), of n raw samples."""
@@ -98,17 +101,16 @@ def extract(
 
 
 def extract_cached(
-    featurizer: Featurizer,
+    featurizer: KeyedFeaturizer,
     samples: Samples,
     section: Section,
     *,
-    keyed: KeyedFeaturizer,
     piece: int,
     n_jobs: int | None,
     bar: tqdm[Any],
     on_demand: bool = False,
 ) -> NDArray[Any] | StoredRows:
-    """Store the features that are not stored yet, which `keyed` makes, and read all.
+    """Store the features that are not stored yet, and read all.
 
     Returns
     -------
@@ -126,7 +128,7 @@ def extract_cached(
     on_demand = on_demand and n * section.width * section.dtype.itemsize > PIECE_BYTES
     keys = np.empty((n, 16), dtype=np.uint8)
     stored = np.zeros(n, dtype=bool)
-    job = partial(_store, keyed, section, piece)
+    job = partial(_store, featurizer, section, piece)
     pieces = _cut(n, piece)
     queue, workers = _Queue(pieces), effective_n_jobs(n_jobs) > 1
     while True:
@@ -300,7 +302,7 @@ class _Queue:
 
 def _run(
     job: Job,
-    featurizer: Featurizer,
+    featurizer: Featurizer | KeyedFeaturizer,
     samples: Samples,
     queue: _Queue,
     n_jobs: int | None,

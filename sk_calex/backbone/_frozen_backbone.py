@@ -439,10 +439,9 @@ class FrozenBackbone(
                 store = self.cache if is_store else FeatureStore(self.cache)
                 section = store.section(runner.fingerprint_of_stages(), width, dtype)
                 out = extract_cached(
-                    runner,
+                    StoredTaps(store, runner),
                     samples,
                     section,
-                    keyed=StoredTaps(store, runner),
                     piece=piece,
                     n_jobs=self.n_jobs,
                     bar=rows,

@@ -25,6 +25,7 @@ from sk_calex.backbone._fingerprint import module_fingerprint, settings_fingerpr
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.backbone._maps import tap_maps
 from sk_calex.backbone._outputs import SigmoidWatch, find_form
+from sk_calex.backbone._placed import CutModule, Placed, state_of
 from sk_calex.backbone._prepare import check_preprocess, dtype_of, prepare
 from sk_calex.backbone._samples import SampleShape
 from sk_calex.backbone._stages import Batch, Stages, State
@@ -33,9 +34,9 @@ from sk_calex.backbone._whole import WholeModule, amp_dtype, autocast_to
 from sk_calex.utils._fork import fork_safe_lock
 from sk_calex.utils._int8 import RowFormat, TapCodec
 from sk_calex.utils._modes import inference_mode_for
-from sk_calex.utils._validation import check_finite, resolve_device, sent_to
+from sk_calex.utils._validation import check_finite, sent_to
 
-__all__ = ["RunSettings", "Runner", "state_of"]
+__all__ = ["KnownStages", "RunSettings", "Runner"]
 
 # Part of the fingerprint: raised when the same module would give other features.
 _SCHEMA = 8
@@ -88,38 +89,6 @@ class KnownStages(NamedTuple):
 
     taps: tuple[int, ...]
     rows: NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class _Placed:
-    """Where the module runs: itself or a copy, and all modules inside it."""
-
-    module: nn.Module
-    parts: tuple[nn.Module, ...]
-    device: torch.device
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, eq=False)
-class _Cut:
-    """The stages of a placed module, and from which tensors they were made."""
-
-    placed: _Placed
-    stages: Stages
-    made_from: list[tuple[int, int, int]]
-    fingerprint: str | None
-
-    def is_current(self) -> bool:
-        return self.made_from == state_of(self.placed.parts)
-
-    def modules_in_use(self) -> Sequence[nn.Module]:
-        """Modules that may read a flag or keep a tensor while stages run."""
-        called = self.stages.called
-        if called is None or any(
-            m._forward_hooks or m._forward_pre_hooks for m in called
-        ):
-            return self.placed.parts  # code of the user, which may do anything
-        return called
 
 
 class Runner:
@@ -206,25 +175,12 @@ class Runner:
 
     # -- the module ---------------------------------------------------------------
 
-    def _place(self) -> _Placed:
-        """Find the device, and the module there: itself, or a copy of it."""
-        module = self.settings.module
-        device = resolve_device(self.settings.device)
-        places = {t.device for t in [*module.parameters(), *module.buffers()]}
-        if len(places) == 1:
-            (place,) = places
-            if place.type == device.type and device.index in (None, place.index):
-                device = place
-        # The user's module stays where it is.
-        stays = places <= {device}
-        placed = module if stays else copy.deepcopy(module).to(device)
-        floating = (p.dtype for p in module.parameters() if p.is_floating_point())
-        dtype = next(floating, torch.float32)
-        return _Placed(placed, tuple(placed.modules()), device, dtype)
+    def _place(self) -> Placed:
+        return Placed.of(self.settings.module, self.settings.device)
 
     @contextmanager
     def _inference_mode(
-        self, placed: _Placed, parts: Sequence[nn.Module] | None = None
+        self, placed: Placed, parts: Sequence[nn.Module] | None = None
     ) -> Iterator[None]:
         amp = amp_dtype(self.settings.amp)
         with (
@@ -233,7 +189,7 @@ class Runner:
         ):
             yield
 
-    def _try(self, placed: _Placed, example: Batch) -> None:
+    def _try(self, placed: Placed, example: Batch) -> None:
         """Run the module once, to say in our words what it refuses."""
         try:
             with self._inference_mode(placed):
@@ -245,7 +201,7 @@ class Runner:
                 f"ids) and `preprocess`.{how_to_turn(example)}"
             ) from error
 
-    def _split(self, placed: _Placed, taps: Sequence[str], example: Batch) -> Stages:
+    def _split(self, placed: Placed, taps: Sequence[str], example: Batch) -> Stages:
         self._try(placed, example)
         return Stages.split(
             placed.module,
@@ -256,11 +212,11 @@ class Runner:
             fast=True,
         )
 
-    def _note(self, placed: _Placed, stages: Stages) -> _Cut:
+    def _note(self, placed: Placed, stages: Stages) -> CutModule:
         """Note from what stages were made, by fingerprint too where rows are stored."""
         made_from = state_of(placed.parts)
         fingerprint = self._digest(placed) if self.settings.cached else None
-        return _Cut(placed, stages, made_from, fingerprint)
+        return CutModule(placed, stages, made_from, fingerprint)
 
     def stages(self) -> Stages:
         """Return the module cut at its taps, on the device.
@@ -299,8 +255,8 @@ class Runner:
         shape = self._maps[stage] if stage < self.layout.n_taps else self._form
         return shape(output)
 
-    def _current_cut(self) -> _Cut:
-        cut: _Cut | None = getattr(self, "_cut", None)
+    def _current_cut(self) -> CutModule:
+        cut: CutModule | None = getattr(self, "_cut", None)
         if cut is not None and cut.is_current():
             return cut
         with _cutting:  # one thread cuts, the others wait for it
@@ -309,7 +265,7 @@ class Runner:
                 cut = self._cut_again()
         return cut
 
-    def _cut_again(self) -> _Cut:
+    def _cut_again(self) -> CutModule:
         """Cut on an example of the shape seen in fit."""
         placed = self._place()
         example = drawn(self._example, placed.device, placed.dtype)
@@ -321,7 +277,7 @@ class Runner:
         """Digest of the module as it is now and of all settings that shape features."""
         return self._digest(self._current_cut().placed)
 
-    def _digest(self, placed: _Placed) -> str:
+    def _digest(self, placed: Placed) -> str:
         return self._digest_with_taps(self._digest_without_taps(placed))
 
     def _digest_with_taps(self, rest: str, taps: Sequence[int] | None = None) -> str:
@@ -332,7 +288,7 @@ class Runner:
             maps=[self._maps[k].key() for k in every],
         )
 
-    def _digest_without_taps(self, placed: _Placed) -> str:
+    def _digest_without_taps(self, placed: Placed) -> str:
         return module_fingerprint(
             placed.module,
             output=self._output,
@@ -377,7 +333,7 @@ class Runner:
         with self._inference_mode(cut.placed, cut.modules_in_use()):
             yield
 
-    def _whole(self, placed: _Placed, batch: Batch, picked: bool = True) -> Any:
+    def _whole(self, placed: Placed, batch: Batch, picked: bool = True) -> Any:
         """Run the uncut module on copies, which it may write into."""
         if isinstance(batch, Mapping):
             keys, tensors = tuple(batch), list(batch.values())
@@ -581,17 +537,3 @@ class Runner:
         new = object.__new__(type(self))
         vars(new).update(self.__getstate__())
         return new
-
-
-def state_of(modules: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
-    """Identify the tensors of modules: which, where, and how often each was written to.
-
-    Cheap, but blind to writes through ``.data``, which torch does not count.
-    """
-    # Inference tensors cannot be written to outside of inference mode: no version.
-    return [
-        (id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-        for module in modules
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    ]

@@ -49,8 +49,7 @@ class StoredFeatures(DecodedFeatures):
         layout: TapLayout | None = None,
         stages: Sequence[int] | None = None,
     ) -> None:
-        every = range(form.n_taps + 1)
-        super().__init__(rows, layout, every if stages is None else stages)
+        super().__init__(rows, layout, form.n_taps, stages)
         self.form, self.dtype = form, rows.dtype
 
     def part_of(self, rows: Any, layout: Any, stages: Sequence[int]) -> StoredFeatures:

@@ -57,6 +57,10 @@ class StoredTaps:
         every = set(range(n_taps))
         return sorted(parts, key=lambda part: max(every - set(part.taps)))
 
+    def stages(self) -> object:
+        """Cut the module, where that is to be done."""
+        return self._runner.stages()
+
     def features(self, keys: NDArray[np.uint8], raw: Any) -> NDArray[Any]:
         """Compute the features of raw samples, or read some of their columns.
 

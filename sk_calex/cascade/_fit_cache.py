@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
-from sk_calex.backbone._runner import state_of
+from sk_calex.backbone._placed import state_of
 from sk_calex.calibration._answers import StageTable
 from sk_calex.cascade._fit_key import FitRequest, fit_request, input_digest
 from sk_calex.utils._fitted_state import drop_fitted_state, fitted_state

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._image_files import are_paths
-from sk_calex.backbone._runner import state_of
+from sk_calex.backbone._placed import state_of
 from sk_calex.backbone._samples import Samples
 from sk_calex.branches._soft_targets import SoftTargets
 from sk_calex.cascade._last_stage import LogitRows

@@ -43,6 +43,25 @@ class StoredRows:
         Where the rows are.
     keys : ndarray of shape (n_samples, 16), dtype uint8
         Their keys.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from sk_calex.store import FeatureStore, row_keys
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> section = FeatureStore(folder.name).section("0123abcd", 3, "float32")
+    >>> keys = row_keys(np.arange(2, dtype=np.uint8))
+    >>> section.write(keys, np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
+    2
+    >>> rows = section.on_demand(keys[::-1])
+    >>> rows.shape, rows.nbytes
+    ((2, 3), 24)
+    >>> rows.read(slice(1, 3))
+    array([[4., 5.],
+           [1., 2.]], dtype=float32)
+    >>> rows = section = None
+    >>> folder.cleanup()
     """
 
     ndim = 2

@@ -63,8 +63,10 @@ class DecodedFeatures(ABC):
         Rows as they are held.
     layout : TapLayout, default=None
         Which columns are which tap.
-    stages : sequence of int
-        Stages whose columns these are, the number of taps standing for the outputs.
+    n_taps : int
+        Number of taps.
+    stages : sequence of int, default=None
+        Stages whose columns these are, `n_taps` standing for the outputs; None: all.
 
     Attributes
     ----------
@@ -77,8 +79,11 @@ class DecodedFeatures(ABC):
     dtype: np.dtype[Any]
     ndim = 2
 
-    def __init__(self, rows: Any, layout: Any, stages: Sequence[int]) -> None:
-        self.rows, self.layout, self.stages = rows, layout, tuple(stages)
+    def __init__(
+        self, rows: Any, layout: Any, n_taps: int, stages: Sequence[int] | None
+    ) -> None:
+        self.rows, self.layout = rows, layout
+        self.stages = tuple(range(n_taps + 1) if stages is None else stages)
 
     @abstractmethod
     def part_of(self: _Self, rows: Any, layout: Any, stages: Sequence[int]) -> _Self:

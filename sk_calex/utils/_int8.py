@@ -259,8 +259,7 @@ class Int8Features(DecodedFeatures):
         layout: Any = None,
         stages: Sequence[int] | None = None,
     ) -> None:
-        every = range(len(form.shapes) + 1)
-        super().__init__(rows, layout, every if stages is None else stages)
+        super().__init__(rows, layout, len(form.shapes), stages)
         self.form = form
 
     def part_of(self, rows: Any, layout: Any, stages: Sequence[int]) -> Int8Features:

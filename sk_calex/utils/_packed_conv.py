@@ -76,7 +76,9 @@ class PackedConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input``, as torch names it, of shape (n, C, H, W)."""
-        weight, input = self._weight, input.to(self._dtype)
+        weight = self._weight
+        if self._dtype == torch.bfloat16:  # as autocast casts; float32 is never lowered
+            input = input.to(self._dtype)
         if not weight.is_mkldnn:
             if self._is_window_on_small_map(input.shape):
                 self._plain_weight = weight

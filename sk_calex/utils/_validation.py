@@ -90,7 +90,7 @@ def _computes(device: torch.device, needs_float64: bool) -> bool:
 
     try:
         found = run(device)
-    except (NotImplementedError, RuntimeError, TypeError):
+    except (RuntimeError, TypeError):  # an operator or a dtype that it lacks
         return False
     return torch.allclose(found, run(torch.device("cpu")), atol=1e-4)
 
