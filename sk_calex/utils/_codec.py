@@ -28,6 +28,10 @@ _Class = TypeVar("_Class", bound=type)
 _CLASSES: dict[str, type] = {}
 _TAG = "~"
 _MAX_DEPTH = 40
+_CHARACTER = np.dtype("U1").itemsize
+# Arrays of strings keep a width up to this beyond that of their longest: a forged one
+# would take any memory.
+_MOST_CHARACTERS = 1024
 # Together they import every class that can be saved. By name: this folder imports no
 # other, and the package's __init__ imports a folder only when it is used.
 _FOLDERS = ("baselines", "inspection", "model_selection", "policies")
@@ -148,13 +152,24 @@ class Encoder:
 
     def _array(self, array: NDArray[Any], where: str, scalar: bool) -> Any:
         kind = "scalar" if scalar else "array"
-        if array.dtype.kind in "UO":
+        if array.dtype.kind == "U":
+            strings = [str(v) for v in array.flat]
+            longest = max(map(len, strings), default=1)
+            width = array.dtype.itemsize // _CHARACTER
+            return {
+                _TAG: kind,
+                "dtype": "str",
+                "width": min(width, max(longest, _MOST_CHARACTERS)),
+                "shape": list(array.shape),
+                "items": strings,
+            }
+        if array.dtype.kind == "O":
             items = [self.encode(v, f"{where}[{i}]") for i, v in enumerate(array.flat)]
             return {
                 _TAG: kind,
-                "dtype": "str" if array.dtype.kind == "U" else "object",
+                "dtype": "object",
                 "shape": list(array.shape),
-                "items": [str(v) for v in items] if array.dtype.kind == "U" else items,
+                "items": items,
             }
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise CannotSaveError(
@@ -272,7 +287,15 @@ class Decoder:
     def _array(self, value: dict[str, Any], depth: int) -> NDArray[Any]:
         shape = tuple(int(n) for n in value["shape"])
         if value["dtype"] == "str":
-            return np.array(list(map(str, value["items"])), np.str_).reshape(shape)
+            strings = np.array(list(map(str, value["items"])), np.str_).reshape(shape)
+            longest = strings.dtype.itemsize // _CHARACTER
+            width = value.get("width", longest)  # which early archives lack
+            if not longest <= int(width) <= max(longest, _MOST_CHARACTERS):
+                raise ValueError(
+                    f"an array of strings has a width of {width} characters, for "
+                    f"strings of up to {longest}."
+                )
+            return strings.astype(f"U{int(width)}")
         if value["dtype"] == "object":
             objects = np.empty(len(value["items"]), dtype=object)
             for i, item in enumerate(value["items"]):

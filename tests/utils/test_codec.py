@@ -77,6 +77,32 @@ def test_value_comes_back_as_it_was(value):
     assert same(there_and_back(value), value)
 
 
+@pytest.mark.parametrize("dtype", ["U2", "U1024"])
+@pytest.mark.parametrize("items", [["0"], ["ab", ""], [[]]])
+def test_arrays_of_strings_keep_their_width(dtype, items):
+    array = np.array(items, dtype)
+    assert same(there_and_back(array), array)
+    wide = there_and_back(np.array(items, "U5000"))
+    assert wide.tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("width", [-1, 1, 2_000, 10**12, "many"])
+def test_a_forged_width_of_strings_is_refused(width):
+    encoder = Encoder()
+    content = encoder.encode(np.array(["ab", "c"]), "strings")
+    content["width"] = width
+    with pytest.raises(ValueError, match=r"width of|invalid literal"):
+        Decoder(encoder.tensors, encoder.blobs).decode(content)
+
+
+def test_strings_of_early_archives_have_no_width():
+    encoder = Encoder()
+    content = encoder.encode(np.array(["ab", "c"], "U9"), "strings")
+    del content["width"]
+    found = Decoder(encoder.tensors, encoder.blobs).decode(content)
+    assert same(found, np.array(["ab", "c"]))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.bool])
 def test_tensor_comes_back_as_it_was(dtype):
     tensor = torch.arange(6).reshape(2, 3).to(dtype).T
