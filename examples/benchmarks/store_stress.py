@@ -115,7 +115,11 @@ class Worker:
     def operations(self):
         """Yield the name of each operation, when it is done."""
         own = [self.write] * 4 + [self.read] * 4 + [self.read_kept] * 2
-        own += [self.gather] * 2 + [self.evict] * 2 + [self.verify, self.repair] * 2
+        own += (
+            [self.gather, self.read_on_demand]
+            + [self.evict] * 2
+            + [self.verify, self.repair] * 2
+        )
         damage = [self.flip] * 3 + [self.cut, self.remove, self.damage_metadata]
         damage += [self.put_folder, self.put_link, self.put_file, self.hide_section]
         for number in itertools.count():
@@ -183,6 +187,23 @@ class Worker:
         if not np.array_equal(rows, self.right[:3]):
             raise WrongRows(self.name)
         return "gather"
+
+    def read_on_demand(self):
+        first = self.rng.randrange(WIDTH)
+        columns = slice(first, self.rng.randint(first + 1, WIDTH))
+        try:
+            rows = self.section().on_demand(self.keys[:3]).read(columns)
+        except NotADirectoryError:
+            return "open: NotADirectoryError"
+        except KeyError:
+            return "read on demand: KeyError"
+        except OSError as error:
+            if error.errno is not None:  # else rows that went between the two calls
+                raise
+            return "read on demand: rows are gone"
+        if not np.array_equal(rows, self.right[:3, columns]):
+            raise WrongRows(self.name)
+        return "read on demand"
 
     def verify(self):
         self.store.verify()

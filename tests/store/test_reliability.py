@@ -33,7 +33,7 @@ STRESS = json.loads((RESULTS / "store_stress.json").read_text(encoding="utf-8"))
         f"{N_CRAFTED} crafted",
         f"{STRESS_OPERATIONS} operations of 8 processes",
         f"{STRESS['operations']:,} operations, {STRESS['by_operation']['repair']:,} "
-        f"repairs among them, and {STRESS['kills']} kills",
+        f"repairs among them, and {STRESS['kills']:,} kills",
         "0 wrong rows, 0 lost rows and 0 undocumented exceptions",
         "0 damaged files, 0 orphans and 0 hidden folders",
         f"{MACHINE_RUNS} sequences of up to {MACHINE_STEPS} operations",
