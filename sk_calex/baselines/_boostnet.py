@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -9,8 +10,11 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from sk_calex.backbone._layout import TapLayout
 from sk_calex.baselines._exit_net import ExitNet, LabelNet
 from sk_calex.branches._heads import HEADS
+from sk_calex.branches._training import branch_loss
+from sk_calex.cascade._branch_settings import check_shares
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.policies import ExitPolicy, Quota
 from sk_calex.utils._codec import savable
@@ -19,13 +23,37 @@ from ._joint import JointCascade
 
 __all__ = ["BoostNetClassifier"]
 
+# Of the soft targets, as of the branches of a CascadeClassifier.
+_TEMPERATURE = 2.0
+# A class may have no probability at all.
+_LEAST = 1e-12
+
 
 class BoostNet(LabelNet):
-    """Each head adds to a shrunken sum of those before it, which it cannot change."""
+    """Each head adds to a shrunken sum of those before it, which it cannot change.
 
-    def __init__(self, *args: Any, shrinkage: float) -> None:
+    `alphas` are the shares of the soft targets in what each branch learns.
+    """
+
+    def __init__(
+        self, *args: Any, shrinkage: float, alphas: Sequence[float] | None = None
+    ) -> None:
         super().__init__(*args)
         self.shrinkage = shrinkage
+        self.alphas = tuple([0.0] * len(self.shapes) if alphas is None else alphas)
+
+    def loss(
+        self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Compute the sum of each branch's `branch_loss`; see `ExitNet.loss`."""
+        if not any(self.alphas):
+            return super().loss(outputs, labels, final, weight)
+        soft = (final.clamp_min(_LEAST).log() / _TEMPERATURE).softmax(dim=1)
+        losses = [
+            branch_loss(z, labels, weight, soft, temperature=_TEMPERATURE, alpha=alpha)
+            for z, alpha in zip(outputs, self.alphas, strict=False)
+        ]
+        return torch.stack(losses).sum()
 
     def exit(
         self, branch: int, tap: Tensor, memory: Tensor | None
@@ -56,6 +84,15 @@ class BoostNetClassifier(JointCascade):
         Head of the branches, a name of `sk_calex.branches._heads.HEADS`.
     head_params : dict, default=None
         Parameters of the head, by their names in its class; None means its defaults.
+    alpha : float or sequence of float, default=0.0
+        Share of soft targets, the probabilities of the last stage at T = 2, in what
+        branches learn, in [0, 1], for all or for each; the labels have the rest. 0 is
+        the method; 0.5 on early branches measured as well or better where the last
+        stage is strong.
+    ensemble : bool, default=False
+        Whether each stage, the last included, answers by a weighted geometric mean of
+        its probabilities and those of the branches before, as of `CascadeClassifier`.
+        False is the method; True measured better on every network.
     final_estimator : classifier, default=None
         Trained on the backbone's outputs and answering in its place: for a backbone
         that never saw the classes.
@@ -121,8 +158,12 @@ class BoostNetClassifier(JointCascade):
         Mean loss of each epoch (Adam) or evaluation (lbfgs).
     depth_costs_ : ndarray of float64, shape (n_branches + 1,)
         MACs of an answer at each depth, heads included.
-    backbone_, final_estimator_, layout_, n_features_in_
+    backbone_, ensembles_, final_estimator_, layout_, n_features_in_
         As of `CascadeClassifier`.
+
+    See Also
+    --------
+    CascadeClassifier : Trains branches one by one, each by itself.
 
     Notes
     -----
@@ -140,7 +181,9 @@ class BoostNetClassifier(JointCascade):
     rescales the gradients that the branches send into the network: into a frozen one
     they send none. Its last classifier is trained as one more term of the sum, where
     the frozen one answers alone. And where fewer samples than its quota reach a branch,
-    the code lets none of them exit, and `Quota` all.
+    the code lets none of them exit, and `Quota` all. `alpha` and `ensemble` are ours:
+    together with ``OptimalStopping("auto")`` they make it the strongest rival of
+    `RECIPE_SETTINGS` (figures on the page "The recipe on several backbones").
 
     References
     ----------
@@ -155,6 +198,10 @@ class BoostNetClassifier(JointCascade):
     >>> cascade = BoostNetClassifier(quota_decay=1.0, random_state=0).fit(X, y)
     >>> labels, depth = cascade.predict(X, return_depth=True)
     >>> _ = cascade.set_operating_point(0.5)  # no refit
+    >>> from sk_calex.policies import OptimalStopping
+    >>> together = BoostNetClassifier(
+    ...     ensemble=True, calibrator=OptimalStopping("auto"), random_state=0
+    ... ).fit(X, y)
     """
 
     knob: ClassVar[str] = "quota_decay"
@@ -164,6 +211,8 @@ class BoostNetClassifier(JointCascade):
         "shrinkage": [Interval(Real, 0, 1, closed="both")],
         "head": [StrOptions(set(HEADS))],
         "head_params": [dict, None],
+        "alpha": [Interval(Real, 0, 1, closed="both"), "array-like"],
+        "ensemble": ["boolean"],
         **JointCascade._parameter_constraints,
     }
 
@@ -175,6 +224,8 @@ class BoostNetClassifier(JointCascade):
         shrinkage: float = 0.5,
         head: str = "conv",
         head_params: dict[str, Any] | None = None,
+        alpha: float | Sequence[float] = 0.0,
+        ensemble: bool = False,
         final_estimator: Any = None,
         calibrator: ExitPolicy | None = None,
         max_accuracy_drop: float = 0.005,
@@ -196,6 +247,8 @@ class BoostNetClassifier(JointCascade):
         self.shrinkage = shrinkage
         self.head = head
         self.head_params = head_params
+        self.alpha = alpha
+        self.ensemble = ensemble
         self.final_estimator = final_estimator
         self.calibrator = calibrator
         self.max_accuracy_drop = max_accuracy_drop
@@ -212,6 +265,12 @@ class BoostNetClassifier(JointCascade):
         self.random_state = random_state
         self.verbose = verbose
 
+    def _check_taps(self, layout: TapLayout) -> None:
+        check_shares(self.alpha, layout.n_taps)
+
+    def _answers_together(self) -> bool:
+        return bool(self.ensemble)
+
     def _net(self, data: TrainingData, generator: torch.Generator) -> ExitNet:
         return BoostNet(
             data.layout.shapes,
@@ -220,6 +279,7 @@ class BoostNetClassifier(JointCascade):
             self.head_params,
             generator,
             shrinkage=self.shrinkage,
+            alphas=check_shares(self.alpha, data.layout.n_taps),
         )
 
     def _rule(self) -> ExitPolicy:

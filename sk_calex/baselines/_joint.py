@@ -20,12 +20,12 @@ from sk_calex.baselines._exit_net import ExitNet, ExitRows, fit_exit_net
 from sk_calex.branches._heads import fuse_for_inference
 from sk_calex.branches._solvers import History
 from sk_calex.calibration._answers import StageAnswer, StageTable
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy, Policy
+from sk_calex.calibration._exit_rule import ExitPolicy, Policy
 from sk_calex.calibration._exits import up_to_last
 from sk_calex.cascade._base import BaseCascade
 from sk_calex.cascade._fit_key import digest_for
 from sk_calex.cascade._onnx._answer_modules import AnswerModule
-from sk_calex.cascade._runtime import Answer, cached_sources, tabulate
+from sk_calex.cascade._runtime import Answer, cached_sources, every_answer
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._callbacks import Task, use_task
 from sk_calex.utils._modes import trainable
@@ -147,26 +147,39 @@ class JointCascade(BaseCascade):
         n_nets = 1 + (len(pairs) if data.folds.out_of_fold else 0)
         with task.part("heads", n_nets) as part, use_task(part):
             answers = self._train_nets(data)
-        held = data.folds.calibration
-        self.calibration_ = CalibrationSet(answers, data.codes[held], data.weight[held])
+        self._set_calibration(data, *answers)
 
-    def _train_nets(self, data: TrainingData) -> StageTable:
-        """Train the heads; return the answers to the calibration samples."""
+    def _answers_together(self) -> bool:
+        """Tell whether stages answer with those before them, as `Ensembles` fits it."""
+        return False
+
+    def _train_nets(
+        self, data: TrainingData
+    ) -> tuple[StageTable, NDArray[np.float64] | None]:
+        """Train the heads; return the answers to the calibration samples.
+
+        And their probabilities, where stages are to answer with those before them.
+        """
         seed = int(data.seeds.randint(2**31 - 1))
         memory = check_memory(self.memory)
         held, pairs = data.folds.calibration, data.folds.pairs
         # joblib would copy the features to hash them, and do so for every fold.
         content = digest_for(memory, data.features, data.codes, data.final, data.weight)
         train_net = partial(self._train_net, data, seed, memory, content)
+        n_stages = data.layout.n_taps + 1
+        table = StageTable.empty(n_stages, len(held), data.n_classes)
+        proba = None
+        if self._answers_together():
+            proba = np.empty((n_stages, len(held), data.n_classes))
         if not data.folds.out_of_fold:
             self._set_net(train_net(data.folds.train))
-            return self._table_of_rows(data, held)
-        table = StageTable.empty(data.layout.n_taps + 1, len(held), data.n_classes)
+            self._enter_answers(data, held, table, proba)
+            return table, proba
         for i, (train, part) in enumerate(pairs):
             self._set_net(train_net(train, f"heads, fold {i + 1} of {len(pairs)}"))
-            table.fill(np.searchsorted(held, part), self._table_of_rows(data, part))
+            self._enter_answers(data, part, table, proba)
         self._set_net(train_net(data.folds.train))
-        return table
+        return table, proba
 
     def _train_net(
         self,
@@ -215,19 +228,26 @@ class JointCascade(BaseCascade):
         self._fused_net_ = fuse_for_inference(net)
         self._head_macs_ = self._fused_net_.macs()
 
-    def _table_of_rows(self, data: TrainingData, rows: NDArray[np.intp]) -> StageTable:
-        """Tabulate the answers of the stages to some rows of the training data."""
-        n_stages = data.layout.n_taps + 1
-        table = StageTable.empty(n_stages, len(rows), data.n_classes)
+    def _enter_answers(
+        self,
+        data: TrainingData,
+        rows: NDArray[np.intp],
+        table: StageTable,
+        proba: NDArray[np.float64] | None,
+    ) -> None:
+        """Enter what the stages answer to some of the calibration samples."""
+        where = np.searchsorted(data.folds.calibration, rows)
         for start in range(0, len(rows), _ROWS):
-            part = rows[start : start + _ROWS]
+            part, place = (each[start : start + _ROWS] for each in (rows, where))
             sources = cached_sources(data.features[part], data.layout, _ROWS)
             # Those of a final estimator were computed out of fold.
             last: Answer = partial(_answer_with, data.final[part])
-            answers = [*self._branch_answers(), last]
-            said = tabulate(sources, answers, len(part), data.n_classes)
-            table.fill(np.arange(start, start + len(part)), said)
-        return table
+            for stage, _, said in every_answer(
+                sources, [*self._branch_answers(), last]
+            ):
+                table.put(stage, place, said)
+                if proba is not None:
+                    proba[stage, place] = said.proba
 
     def _branch_answers(self) -> list[Answer]:
         n_branches = self.layout_.n_taps
@@ -252,9 +272,6 @@ class JointCascade(BaseCascade):
         net = type(self.net_)
         alone = net.exit is ExitNet.exit and net.answer is ExitNet.answer
         return heads if alone else up_to_last(heads)
-
-    def _answers(self) -> list[Answer]:
-        return [*self._branch_answers(), self._last_answer()]
 
     def _branch_macs(self) -> list[int]:
         return self._head_macs_

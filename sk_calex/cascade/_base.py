@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import macs_of, probabilities_of
-from sk_calex.calibration._answers import StageAnswer
+from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._exit_rule import (
     CalibrationSet,
     ExitPolicy,
@@ -41,6 +41,7 @@ from sk_calex.cascade._costs import (
     price_rows,
     warn_of_branch_costs,
 )
+from sk_calex.cascade._ensembles import Ensembles
 from sk_calex.cascade._fit_cache import SharedFits, recall_or_keep
 from sk_calex.cascade._inputs import note_precision, reads_samples
 from sk_calex.cascade._knob import (
@@ -114,6 +115,7 @@ class BaseCascade(
     calibration_: CalibrationSet
     calibrator_: ExitPolicy
     classes_: NDArray[Any]
+    ensembles_: Ensembles | None = None
     final_estimator_: Any
     layout_: TapLayout
     row_digests_: NDArray[np.uint64] | None
@@ -126,7 +128,7 @@ class BaseCascade(
         raise NotImplementedError
 
     def _train(self, data: TrainingData, task: Task) -> None:
-        """Train the branches; set `branches_` and `calibration_`."""
+        """Train the branches; set `branches_`, and `_set_calibration`."""
         raise NotImplementedError
 
     def _check_params(self) -> None:
@@ -235,6 +237,25 @@ class BaseCascade(
                 warn_of_branch_costs(self)
         return self
 
+    def _set_calibration(
+        self,
+        data: TrainingData,
+        answers: StageTable,
+        proba: NDArray[np.float64] | None,
+    ) -> None:
+        """Hold what the stages answer to the calibration samples.
+
+        Given their probabilities, they answer with those before them from now on.
+        """
+        held = data.folds.calibration
+        labels, weight = data.codes[held], data.weight[held]
+        reference = answers.predicted[-1]
+        self.ensembles_ = None
+        if proba is not None:
+            self.ensembles_ = Ensembles.fit(proba, labels, weight)
+            answers = StageTable.of(self.ensembles_.combine(proba))
+        self.calibration_ = CalibrationSet(answers, labels, weight, reference=reference)
+
     # -- the exit rule and its knob ----------------------------------------------
 
     def _knob_moves(self, calibrator: ExitPolicy) -> bool:
@@ -272,7 +293,9 @@ class BaseCascade(
 
     def _codes_of_last_stage(self, said: StageAnswer) -> NDArray[np.intp]:
         """Class codes that the last stage answers by itself."""
-        return said.predicted
+        if self.ensembles_ is None:
+            return said.predicted
+        return self.ensembles_.own_codes(said)
 
     def _rule_at(self, value: Any) -> ExitPolicy:
         """Return the fitted exit rule at another value of its knob."""
@@ -383,13 +406,22 @@ class BaseCascade(
 
         The others rest: no sample can exit there, and nothing builds on their answers.
         """
-        return evaluated_branches(rule, self.layout_.n_taps)
+        heads = evaluated_branches(rule, self.layout_.n_taps)
+        # The ensemble of the last stage takes all branches in.
+        return heads if self.ensembles_ is None else np.ones_like(heads)
 
     def _answers(self) -> list[Answer]:
         """Return the functions that answer, one per stage in cascade order."""
+        alone = [*self._branch_answers(), self._last_answer()]
+        if self.ensembles_ is None:
+            return alone
+        return [self.ensembles_.answer(k, stage) for k, stage in enumerate(alone)]
+
+    def _branch_answers(self) -> list[Answer]:
+        """Return the functions by which branches answer by themselves."""
         n_classes = len(self.classes_)
         branches = [probabilities_of(branch, n_classes) for branch in self.branches_]
-        return [*map(independent, branches), self._last_answer()]
+        return [*map(independent, branches)]
 
     def _answer_modules(self) -> list[AnswerModule]:
         """Return what answers at each branch as modules that can be exported."""

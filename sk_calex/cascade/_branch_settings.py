@@ -11,7 +11,7 @@ from sk_calex.branches._soft_targets import row_blocks
 from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._validation import is_auto
 
-__all__ = ["alphas_to_try", "check_branch_list", "check_targets"]
+__all__ = ["alphas_to_try", "check_branch_list", "check_shares", "check_targets"]
 
 # What alpha="auto" tries; of equal ones the first.
 _ALPHAS = (0.5, 1.0, 0.0)
@@ -35,17 +35,44 @@ def check_branch_list(branch: Any) -> None:
 
 def alphas_to_try(alpha: Any, n_taps: int) -> list[tuple[float | None, ...]]:
     """Return for each tap the shares of the soft targets to train with."""
-    if alpha is None or isinstance(alpha, Real):
-        return [(None if alpha is None else float(alpha),)] * n_taps
+    if alpha is None:
+        return [(None,)] * n_taps
     if is_auto(alpha):
         return [_ALPHAS] * n_taps
-    shares = np.asarray(alpha, dtype=np.float64)
+    shares = check_shares(alpha, n_taps, accepted=", 'auto' or None")
+    return [(share,) for share in shares]
+
+
+def check_shares(alpha: Any, n_taps: int, accepted: str = "") -> list[float]:
+    """Return for each tap the share of the soft targets.
+
+    Parameters
+    ----------
+    alpha : float or sequence of float
+        One for all taps, or one for each.
+    n_taps : int
+        Number of taps.
+    accepted : str, default=""
+        What else the parameter may be, for the message.
+
+    Returns
+    -------
+    shares : list of float
+        One for each tap.
+
+    Raises
+    ------
+    ValueError
+        If a share is not in [0, 1], or there are more or fewer than taps.
+    """
+    one = isinstance(alpha, Real)
+    shares = np.asarray([alpha] * n_taps if one else alpha, dtype=np.float64)
     if shares.shape != (n_taps,) or not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(
             f"alpha={alpha!r} must be a number in [0, 1], one for each of the {n_taps} "
-            "branches, 'auto' or None."
+            f"branches{accepted}."
         )
-    return [(share,) for share in shares.tolist()]
+    return [float(share) for share in shares]
 
 
 def check_targets(targets: str, data: TrainingData) -> None:

@@ -15,9 +15,8 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import check_n_branches, clone_for_taps
 from sk_calex.branches._defaults import default_branches
-from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._calibrator import SurvivorThresholdCalibrator
-from sk_calex.calibration._exit_rule import CalibrationSet, ExitPolicy, Policy
+from sk_calex.calibration._exit_rule import ExitPolicy
 from sk_calex.calibration._exits import can_exit
 from sk_calex.cascade._alignment import SurvivorAlignment
 from sk_calex.cascade._base import BaseCascade
@@ -26,10 +25,8 @@ from sk_calex.cascade._branch_settings import (
     check_branch_list,
     check_targets,
 )
-from sk_calex.cascade._ensembles import Ensembles
 from sk_calex.cascade._fit_branches import count_trainings, fit_branches
 from sk_calex.cascade._last_stage import final_estimator_for
-from sk_calex.cascade._runtime import Answer
 from sk_calex.cascade._training_data import Folds, TrainingData, check_n_folds
 from sk_calex.utils._callbacks import Task
 from sk_calex.utils._codec import savable
@@ -454,30 +451,7 @@ class CascadeClassifier(BaseCascade):
         self.branches_, self.alpha_ = fitted.branches, fitted.alphas
         self.effective_sample_size_ = fitted.effective_sample_sizes
         self.training_profile_ = fitted.profile
-        answers, held = fitted.answers, data.folds.calibration
-        labels, weight = data.codes[held], data.weight[held]
-        reference = answers.predicted[-1]
-        self.ensembles_: Ensembles | None = None
-        if fitted.proba is not None:
-            self.ensembles_ = Ensembles.fit(fitted.proba, labels, weight)
-            answers = StageTable.of(self.ensembles_.combine(fitted.proba))
-        self.calibration_ = CalibrationSet(answers, labels, weight, reference=reference)
-
-    def _answers(self) -> list[Answer]:
-        alone = super()._answers()
-        if self.ensembles_ is None:
-            return alone
-        return [self.ensembles_.answer(k, stage) for k, stage in enumerate(alone)]
-
-    def _running_heads(self, rule: Policy | None) -> NDArray[np.bool_]:
-        heads = super()._running_heads(rule)
-        # The ensemble of the last stage takes all branches in.
-        return heads if self.ensembles_ is None else np.ones_like(heads)
-
-    def _codes_of_last_stage(self, said: StageAnswer) -> NDArray[np.intp]:
-        if self.ensembles_ is None:
-            return said.predicted
-        return self.ensembles_.own_codes(said)
+        self._set_calibration(data, fitted.answers, fitted.proba)
 
     def _of_taps(self, taps: Sequence[int]) -> Self:
         """Return the cascade with some of its branches only, for cached answers.

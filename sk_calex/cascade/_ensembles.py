@@ -185,10 +185,16 @@ class Ensembles:
         """Return the answer of a stage with those before it, held in its memory."""
 
         def answer(features: Tensor, before: StageAnswer | None) -> StageAnswer:
-            memory = _logs(alone(features, None).proba)[:, None]
+            own = alone(features, None if before is None else before.alone)
+            memory = _logs(own.proba)[:, None]
             if before is not None and before.memory is not None:
                 memory = torch.cat([before.memory, memory], dim=1)
-            return StageAnswer(self._mean(stage, memory), before, memory=memory)
+            return StageAnswer(
+                self._mean(stage, memory),
+                before,
+                memory=memory,
+                alone=None if own.memory is None else own,
+            )
 
         return answer
 

@@ -32,6 +32,9 @@ class StageAnswer:
         The method's own confidence.
     memory : ndarray or Tensor of shape (n_samples, ...), default=None
         What the next stage's answer builds on, such as logits.
+    alone : StageAnswer, default=None
+        What the stage says by itself, where it answers with those before it and the
+        next one builds on that, too.
 
     Examples
     --------
@@ -50,8 +53,9 @@ class StageAnswer:
         *,
         gate: NDArray[np.float64] | None = None,
         memory: Any = None,
+        alone: StageAnswer | None = None,
     ) -> None:
-        self.proba, self.gate, self.memory = proba, gate, memory
+        self.proba, self.gate, self.memory, self.alone = proba, gate, memory, alone
         self.predicted: NDArray[np.intp] = proba.argmax(axis=1)
         self.streak = np.ones(len(proba), dtype=np.intp)
         if before is not None:
@@ -94,6 +98,7 @@ class StageAnswer:
         # Torch takes an index in numpy, too, also where its tensor is on a GPU.
         memory = None if self.memory is None else self.memory[rows]
         gate = None if self.gate is None else self.gate[rows]
-        rest = StageAnswer(self.proba[rows], gate=gate, memory=memory)
+        alone = None if self.alone is None else self.alone.keep(rows)
+        rest = StageAnswer(self.proba[rows], gate=gate, memory=memory, alone=alone)
         rest.streak = self.streak[rows]
         return rest

@@ -1,16 +1,31 @@
 """BoostNet: each branch adds to what the branches before it said."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sk_calex import load
 from sk_calex.baselines import BoostNetClassifier
 from sk_calex.baselines._boostnet import BoostNet
 from sk_calex.branches._heads import ConvHead
 from sk_calex.branches._solvers import lbfgs_loop
-from tests._cascade_models import STAGE_MACS
-from tests.baselines._every_cascade import CHECKS, FIXED, HELD, Y, features
+from sk_calex.cascade._ensembles import Ensembles
+from sk_calex.policies import OptimalStopping
+from tests._cascade_models import STAGE_MACS, tiny_backbone
+from tests.baselines._every_cascade import (
+    CHECKS,
+    FIXED,
+    HELD,
+    TEST,
+    TEST_Y,
+    X,
+    Y,
+    features,
+    folds_calibrate_out_of_fold,
+)
 
 
 def make(**params):
@@ -48,6 +63,119 @@ def given_net(*logits, shrinkage=0.5):
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_every_cascade(check):
     check(make, 0.5)
+
+
+@pytest.mark.parametrize(
+    # An ensemble is fitted on all folds together: see below.
+    "check",
+    [check for check in CHECKS if check is not folds_calibrate_out_of_fold],
+    ids=lambda check: check.__name__,
+)
+def test_every_cascade_that_answers_together(check):
+    check(partial(make, ensemble=True), 0.5)
+
+
+@pytest.fixture(scope="module")
+def alone_and_together():
+    backbone = tiny_backbone()
+    alone = make(backbone=backbone, cv=FIXED).fit(X, Y)
+    return alone, make(backbone=backbone, cv=FIXED, ensemble=True).fit(X, Y)
+
+
+def test_stages_answer_with_the_sums_before_them(alone_and_together):
+    """The means of the method's own answers, weighted as on the calibration rows."""
+    alone, together = alone_and_together
+    assert alone.ensembles_ is None
+    held = HELD == 0
+    expected = Ensembles.fit(alone.stage_probabilities(X[held]), Y[held], np.ones(60))
+    found = together.ensembles_
+    np.testing.assert_allclose(found.exponents, expected.exponents, atol=1e-4)
+    proba = expected.combine(alone.stage_probabilities(TEST))
+    np.testing.assert_allclose(together.stage_probabilities(TEST), proba, atol=1e-4)
+    given = together.calibration_
+    np.testing.assert_array_equal(given.reference, alone.backbone_.predict(X[held]))
+    # All heads run, whatever the rule: the last stage takes them in.
+    together.set_calibrator(OptimalStopping(0.0))
+    assert together._running_heads(together.calibrator_).all()
+
+
+def test_out_of_fold_answers_weigh_the_stages():
+    train, _ = features()
+    alone = make(input="features", cv=3)
+    together = make(input="features", cv=3, ensemble=True).fit(train, Y)
+    seen = []
+    alone._answers_together = lambda: True  # keeps the probabilities
+    alone._set_calibration = lambda data, answers, proba: seen.append(proba)
+    with pytest.raises(AttributeError, match="calibration_"):
+        alone.fit(train, Y)
+    found = together.ensembles_.exponents
+    expected = Ensembles.fit(seen[0], Y, np.ones(180)).exponents
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_saved_cascade_answers_together(alone_and_together, tmp_path):
+    together = alone_and_together[1].set_calibrator(OptimalStopping(0.2))
+    together.save(tmp_path / "saved")
+    again = load(tmp_path / "saved", backbone=together.backbone_)
+    for found, expected in zip(
+        again.predict(TEST, return_depth=True),
+        together.predict(TEST, return_depth=True),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_rows_of_new_labels_are_judged_by_the_last_stage_alone(alone_and_together):
+    together = alone_and_together[1].set_calibrator(None)
+    plain = together.backbone_.predict(TEST)
+    together.recalibrate(TEST, TEST_Y)
+    np.testing.assert_array_equal(together.calibration_.reference, plain)
+
+
+def test_loss_with_soft_targets_against_a_plain_sum():
+    """Each branch: alpha T^2 KL(q || p) at T = 2, and the rest cross-entropy."""
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(2, 5, 3)), rng.integers(3, size=5)
+    final, weight = rng.dirichlet(np.ones(3), size=5), rng.uniform(0.5, 2, size=5)
+    shapes, alphas = [(4,), (4,)], (0.75, 0.0)
+    net = BoostNet(
+        shapes, 3, "gap", None, torch.Generator(), shrinkage=0.5, alphas=alphas
+    )
+    tensors = [torch.from_numpy(each) for each in (*z, y, final, weight)]
+    found = net.loss(tensors[:2], *tensors[2:])
+    expected = 0.0
+    for i in range(5):
+        q = final[i] ** 0.5 / (final[i] ** 0.5).sum()
+        for logits, alpha in zip(z[:, i], alphas, strict=True):
+            soft = np.exp(logits / 2) / np.exp(logits / 2).sum()
+            hard = np.exp(logits) / np.exp(logits).sum()
+            divergence = (q * np.log(q / soft)).sum()
+            cross = -np.log(hard[y[i]])
+            loss = alpha * 4 * divergence + (1 - alpha) * cross
+            expected += weight[i] * loss / 5
+    assert found.item() == pytest.approx(expected)
+
+
+def test_soft_targets_teach_what_the_last_stage_says():
+    """With labels of chance: alpha=1 does not see them."""
+    train, test = features()
+    backbone = tiny_backbone().fit(X)
+    chance = np.random.default_rng(0).permutation(Y)
+    settings = {"input": "features", "cv": FIXED, "max_iter": 30}
+    imitates = make(**settings, alpha=1.0).fit(train, chance)
+    learns = make(**settings, alpha=[0.0, 0.0]).fit(train, chance)
+    last = backbone.predict(TEST)
+    agree = [
+        (fitted.stage_probabilities(test)[1].argmax(axis=1) == last).mean()
+        for fitted in (imitates, learns)
+    ]
+    assert agree[0] > agree[1] + 0.2
+
+
+@pytest.mark.parametrize("alpha", [[0.5], [0.5, 0.5, 0.5], [0.5, 1.5]])
+def test_shares_that_do_not_fit_the_branches(alpha):
+    with pytest.raises(ValueError, match="one for each of the 2 branches"):
+        make(input="features", alpha=alpha).fit(features()[0], Y)
 
 
 def test_recursion_by_hand():
@@ -142,7 +270,9 @@ def test_maps_tokens_and_vectors(shape):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"quota_decay": 0}, {"quota_decay": -1.0}, {"shrinkage": 1.5}], ids=str
+    "bad",
+    [{"quota_decay": 0}, {"quota_decay": -1.0}, {"shrinkage": 1.5}, {"alpha": "auto"}],
+    ids=str,
 )
 def test_settings_out_of_range(bad):
     (name,) = bad

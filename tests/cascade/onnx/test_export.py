@@ -20,12 +20,18 @@ from sk_calex import (
     OnnxCascade,
     export_onnx,
 )
-from sk_calex.baselines import ExitNet, PTEENetClassifier, SDNClassifier, ZTWClassifier
+from sk_calex.baselines import (
+    BoostNetClassifier,
+    ExitNet,
+    PTEENetClassifier,
+    SDNClassifier,
+    ZTWClassifier,
+)
 from sk_calex.cascade._onnx._answer_modules import answer_module
 from sk_calex.cascade._onnx._graphs import check_graph, import_onnx_tools
 from sk_calex.cascade._onnx._manifest import Manifest
 from sk_calex.cascade._onnx._quantize import tabulate_answers
-from sk_calex.policies import Quota, SharedThreshold
+from sk_calex.policies import OptimalStopping, Quota, SharedThreshold
 from sk_calex.utils._checked_folder import read_folder
 from tests._cascade_models import small_branch, tiny_backbone
 from tests._models import tiny_vit
@@ -151,6 +157,21 @@ def test_ensembles_answer_alike(tmp_path):
     np.testing.assert_array_equal(reference, plain.argmax(axis=1))
     stages = cascade.stage_probabilities(Z)
     np.testing.assert_allclose(table.confidence, stages.max(axis=2), atol=1e-5)
+
+
+def test_ensembles_of_sums_answer_alike(tmp_path):
+    """A branch passes on its sum, and the answers of the stages are kept beside it."""
+    method = BoostNetClassifier(
+        tiny_backbone(),
+        head_params={"widths": (4,)},
+        ensemble=True,
+        calibrator=OptimalStopping(0.1),
+        solver="adam",
+        max_iter=2,
+        random_state=0,
+    ).fit(X, LABELS[Y])
+    export_onnx(method, tmp_path / "exported")
+    answers_alike(OnnxCascade(tmp_path / "exported"), method)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
