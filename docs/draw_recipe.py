@@ -23,6 +23,7 @@ PANELS = {
     "resnet18_cifar100": "ResNet-18, CIFAR-100 coarse",
     "resnet32_cifar10": "ResNet-32, CIFAR-10",
     "transfer": "ResNet-32, to CIFAR-100 coarse",
+    "efficientnet_cifar100": "EfficientNet-Lite0, to CIFAR-100 coarse",
 }
 STYLES: dict[str, dict[str, Any]] = {
     "recipe": {"light": "#3949ab", "dark": "#9fa8ff", "marker": "o", "dashes": "-"},
@@ -78,8 +79,9 @@ def draw(record: dict[str, Any], ground: str) -> Figure:
     """Draw mean accuracies at the cuts; bars are one standard deviation."""
     ink, found = INK[ground], drawn(record)
     cuts = [100 * cut for cut in record["settings"]["cuts"]]
-    figure = Figure(figsize=(9.0, 7.0), layout="constrained")
-    panels = list(figure.subplots(2, 2).flat)
+    figure = Figure(figsize=(9.0, 10.0), layout="constrained")
+    *panels, last = figure.subplots(3, 2).flat  # the last one has room for the legend
+    last.set_axis_off()
     for ax, (task, title) in zip(panels, PANELS.items(), strict=True):
         plain(ax, ink)
         backbone = 100 * found[task]["backbone"]
@@ -106,7 +108,8 @@ def draw(record: dict[str, Any], ground: str) -> Figure:
         ax.set_xlabel("FLOPs saved (%)", color=ink)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel("Accuracy (%), test", color=ink)
-    panels[2].legend(frameon=False, labelcolor=ink, loc="lower left", fontsize=8)
+    handles, labels = panels[1].get_legend_handles_labels()
+    last.legend(handles, labels, frameon=False, labelcolor=ink, loc="center")
     return figure
 
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from .formats import Record, Table, mean_sd, percent, signed
 
-TASKS = ("resnet18_cifar100", "resnet32_cifar10", "transfer")
+TASKS = (
+    "resnet18_cifar100",
+    "resnet32_cifar10",
+    "transfer",
+    "efficientnet_cifar100",
+)
 LONG = "resnet18_cifar100_long"
 LEADERS = {
     "recipe": "recipe",
