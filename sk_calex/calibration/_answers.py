@@ -181,22 +181,6 @@ class StageTable:
         if answer.gate is not None:
             self.gate[stage, rows] = answer.gate
 
-    def fill(self, rows: NDArray[np.intp], part: StageTable) -> None:
-        """Enter a table of some of the samples.
-
-        Parameters
-        ----------
-        rows : ndarray of intp, shape (n_rows,)
-            Rows of this table.
-        part : StageTable
-            The other table, of these rows.
-        """
-        self.predicted[:, rows] = part.predicted
-        self.confidence[:, rows] = part.confidence
-        self.entropy[:, rows] = part.entropy
-        self.gap[:, rows] = part.gap
-        self.gate[:, rows] = part.gate
-
     def fill_stage(self, stage: int, row: StageTable) -> None:
         """Enter a table of one stage in the place of a stage.
 

@@ -128,7 +128,7 @@ class BaseCascade(
         raise NotImplementedError
 
     def _train(self, data: TrainingData, task: Task) -> None:
-        """Train the branches; set `branches_`, and `_set_calibration`."""
+        """Train the branches; set `branches_` and call `_set_calibration`."""
         raise NotImplementedError
 
     def _check_params(self) -> None:
