@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import environment, read_json, write_json
-from _front_fits import TEMPERATURE, Answers, Fit
+from _front_fits import Answers, Fit
 from _front_judge import CUTS, judge
 from _front_tasks import Task, TestLabels, load_task
 from _rule_curves import mean_and_sd
@@ -39,7 +39,8 @@ from sk_calex.utils._validation import softmax64
 
 TASKS = {"resnet18_cifar100": 6, "resnet32_cifar10": 6, "transfer": 12}  # and epochs
 TRAINING_ROWS = 8_000  # at most
-WIDTHS, BATCH, WEIGHT_DECAY, ALPHA = (24, 32), 128, 0.01, 0.5
+WIDTHS, BATCH, WEIGHT_DECAY = (24, 32), 128, 0.01
+TEMPERATURE, ALPHA = 2.0, 0.5  # of the soft targets, and their share
 SHIFT = 4  # pixels, at most
 
 
