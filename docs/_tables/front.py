@@ -26,7 +26,10 @@ TRAINED_LONG = (
     "recipe, labels on all",
     "recipe, no ensemble",
     "recipe, local margins, no ensemble",
+    "recipe, sums of logits",
     "labels alone, quota, ensemble",
+    "defaults",
+    "defaults, ensemble, optimal stopping",
     "BoostNet",
     "BoostNet, our ensemble",
     "BoostNet, our ensemble and rule",
@@ -184,5 +187,6 @@ TABLES |= {
     "test_long": partial(accuracies, task=LONG, part="test", names=TRAINED_LONG),
     "aims_long": partial(aims, task=LONG, names=TRAINED_LONG),
     "ahead_chosen_long": partial(ahead, task=LONG, leader=LEADERS["chosen"]),
+    "automatic_long": partial(automatic, task=LONG),
     "ahead_recipe_long": partial(ahead, task=LONG, leader=LEADERS["recipe"]),
 }

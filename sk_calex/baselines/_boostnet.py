@@ -87,8 +87,8 @@ class BoostNetClassifier(JointCascade):
     alpha : float or sequence of float, default=0.0
         Share of soft targets, the probabilities of the last stage at T = 2, in what
         branches learn, in [0, 1], for all or for each; the labels have the rest. 0 is
-        the method; 0.5 on early branches measured as well or better where the last
-        stage is strong.
+        the method; 0.5 on early branches measured better where much is saved, and a
+        little worse where little is.
     ensemble : bool, default=False
         Whether each stage, the last included, answers by a weighted geometric mean of
         its probabilities and those of the branches before, as of `CascadeClassifier`.
