@@ -178,9 +178,7 @@ def _cifar100(
     cache: str, module: nn.Module, scale: nn.Module, taps: tuple[str, ...]
 ) -> Task:
     known, test, _ = cifar_splits()
-    backbone = FrozenBackbone(
-        module, taps, preprocess=scale, dtype="float16", cache=cache, verbose=1
-    )
+    backbone = _backbone(cache, module, scale, taps)
     train, held = (
         (known.data[rows], known.target[rows]) for rows in (known.train, known.val)
     )
@@ -198,28 +196,23 @@ def transfer(cache: str) -> Task:
     """ResNet-32's features of CIFAR-100 with 20 coarse classes, from few rows."""
     module = cifar10_resnet32()
     module.linear = nn.Identity()  # its outputs are the 64 pooled features
-    backbone = FrozenBackbone(
-        module,
-        RESNET32_TAPS,
-        preprocess=ImageNetScale(),
-        dtype="float16",
-        cache=cache,
-        verbose=1,
-    )
+    backbone = _backbone(cache, module, ImageNetScale(), RESNET32_TAPS)
     return _with_final_estimator(backbone, TRANSFER_ROWS, C=1.0)
 
 
 def efficientnet_cifar100(cache: str) -> Task:
     """EfficientNet-Lite0, trained on ImageNet, for CIFAR-100 with 20 coarse classes."""
-    backbone = FrozenBackbone(
-        efficientnet_lite0(),
-        EFFICIENTNET_TAPS,
-        preprocess=EnlargedScale(),
-        dtype="float16",
-        cache=cache,
-        verbose=1,
-    )
+    module = efficientnet_lite0()
+    backbone = _backbone(cache, module, EnlargedScale(), EFFICIENTNET_TAPS)
     return _with_final_estimator(backbone, EFFICIENTNET_ROWS, C=EFFICIENTNET_C)
+
+
+def _backbone(
+    cache: str, module: nn.Module, scale: nn.Module, taps: tuple[str, ...]
+) -> FrozenBackbone:
+    return FrozenBackbone(
+        module, taps, preprocess=scale, dtype="float16", cache=cache, verbose=1
+    )
 
 
 def _with_final_estimator(

@@ -92,7 +92,8 @@ class BoostNetClassifier(JointCascade):
     ensemble : bool, default=False
         Whether each stage, the last included, answers by a weighted geometric mean of
         its probabilities and those of the branches before, as of `CascadeClassifier`.
-        False is the method; True measured better on every network.
+        False is the method; True measured better where branches can correct the last
+        stage, and no worse elsewhere.
     final_estimator : classifier, default=None
         Trained on the backbone's outputs and answering in its place: for a backbone
         that never saw the classes.

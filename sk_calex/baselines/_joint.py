@@ -23,6 +23,7 @@ from sk_calex.calibration._answers import StageAnswer, StageTable
 from sk_calex.calibration._exit_rule import ExitPolicy, Policy
 from sk_calex.calibration._exits import up_to_last
 from sk_calex.cascade._base import BaseCascade
+from sk_calex.cascade._ensembles import calibration_of_stages
 from sk_calex.cascade._fit_key import digest_for
 from sk_calex.cascade._onnx._answer_modules import AnswerModule
 from sk_calex.cascade._runtime import Answer, cached_sources, every_answer
@@ -147,7 +148,7 @@ class JointCascade(BaseCascade):
         n_nets = 1 + (len(pairs) if data.folds.out_of_fold else 0)
         with task.part("heads", n_nets) as part, use_task(part):
             answers = self._train_nets(data)
-        self._set_calibration(data, *answers)
+        self.calibration_, self.ensembles_ = calibration_of_stages(data, *answers)
 
     def _answers_together(self) -> bool:
         """Tell whether stages answer with those before them, as `Ensembles` fits it."""

@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 from sk_calex.backbone._frozen_backbone import FrozenBackbone
 from sk_calex.backbone._layout import TapLayout
 from sk_calex.branches._as_branch import macs_of, probabilities_of
-from sk_calex.calibration._answers import StageAnswer, StageTable
+from sk_calex.calibration._answers import StageAnswer
 from sk_calex.calibration._exit_rule import (
     CalibrationSet,
     ExitPolicy,
@@ -128,7 +128,7 @@ class BaseCascade(
         raise NotImplementedError
 
     def _train(self, data: TrainingData, task: Task) -> None:
-        """Train the branches; set `branches_` and call `_set_calibration`."""
+        """Train the branches; set `branches_`, `calibration_` and `ensembles_`."""
         raise NotImplementedError
 
     def _check_params(self) -> None:
@@ -236,25 +236,6 @@ class BaseCascade(
                 warn_of_few_rows(self.calibrator_, self.calibration_, self.classes_)
                 warn_of_branch_costs(self)
         return self
-
-    def _set_calibration(
-        self,
-        data: TrainingData,
-        answers: StageTable,
-        proba: NDArray[np.float64] | None,
-    ) -> None:
-        """Hold what the stages answer to the calibration samples.
-
-        Given their probabilities, they answer with those before them from now on.
-        """
-        held = data.folds.calibration
-        labels, weight = data.codes[held], data.weight[held]
-        reference = answers.predicted[-1]
-        self.ensembles_ = None
-        if proba is not None:
-            self.ensembles_ = Ensembles.fit(proba, labels, weight)
-            answers = StageTable.of(self.ensembles_.combine(proba))
-        self.calibration_ = CalibrationSet(answers, labels, weight, reference=reference)
 
     # -- the exit rule and its knob ----------------------------------------------
 

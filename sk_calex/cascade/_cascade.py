@@ -25,6 +25,7 @@ from sk_calex.cascade._branch_settings import (
     check_branch_list,
     check_targets,
 )
+from sk_calex.cascade._ensembles import calibration_of_stages
 from sk_calex.cascade._fit_branches import count_trainings, fit_branches
 from sk_calex.cascade._last_stage import final_estimator_for
 from sk_calex.cascade._training_data import Folds, TrainingData, check_n_folds
@@ -451,7 +452,9 @@ class CascadeClassifier(BaseCascade):
         self.branches_, self.alpha_ = fitted.branches, fitted.alphas
         self.effective_sample_size_ = fitted.effective_sample_sizes
         self.training_profile_ = fitted.profile
-        self._set_calibration(data, fitted.answers, fitted.proba)
+        self.calibration_, self.ensembles_ = calibration_of_stages(
+            data, fitted.answers, fitted.proba
+        )
 
     def _of_taps(self, taps: Sequence[int]) -> Self:
         """Return the cascade with some of its branches only, for cached answers.

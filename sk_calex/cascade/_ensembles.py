@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sk_calex.branches._solvers import lbfgs_loop
-from sk_calex.calibration._answers import StageAnswer
+from sk_calex.calibration._answers import StageAnswer, StageTable
+from sk_calex.calibration._exits import CalibrationSet
 from sk_calex.cascade._runtime import Answer
+from sk_calex.cascade._training_data import TrainingData
 from sk_calex.utils._codec import savable
 from sk_calex.utils._modes import trainable
 from sk_calex.utils._validation import softmax64
 
-__all__ = ["Ensembles", "LogMean", "fit_log_mean", "loss_together"]
+__all__ = [
+    "Ensembles",
+    "LogMean",
+    "calibration_of_stages",
+    "fit_log_mean",
+    "loss_together",
+]
 
 _ITERATIONS = 100
 # A classifier may give a class no probability at all; the mean must stay finite.
@@ -208,6 +216,36 @@ class Ensembles:
         used = stage + 1
         weight = torch.from_numpy(np.exp(self.exponents[stage, :used]) / used)
         return softmax64(torch.einsum("nkc,k->nc", logs, weight))
+
+
+def calibration_of_stages(
+    data: TrainingData, answers: StageTable, proba: NDArray[np.float64] | None
+) -> tuple[CalibrationSet, Ensembles | None]:
+    """Make the calibration set of trained stages, and their ensembles.
+
+    Parameters
+    ----------
+    data : TrainingData
+        What they were trained on.
+    answers : StageTable
+        What each stage by itself answers to the calibration samples.
+    proba : ndarray of float64, shape (n_stages, n_samples, n_classes), or None
+        The probabilities, where stages are to answer with those before them.
+
+    Returns
+    -------
+    calibration : CalibrationSet
+        Answers as they will be given; the reference is the last stage by itself.
+    ensembles : Ensembles or None
+        Weights of the stages' answers.
+    """
+    held = data.folds.calibration
+    labels, weight = data.codes[held], data.weight[held]
+    reference, ensembles = answers.predicted[-1], None
+    if proba is not None:
+        ensembles = Ensembles.fit(proba, labels, weight)
+        answers = StageTable.of(ensembles.combine(proba))
+    return CalibrationSet(answers, labels, weight, reference=reference), ensembles
 
 
 def _logs(proba: NDArray[np.float64]) -> Tensor:
