@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sk_calex.calibration._exits import CalibrationSet
 from sk_calex.utils._warn import warn_caller
 
-__all__ = ["CalibrationWarning", "warn_of_few_rows"]
+__all__ = ["CalibrationWarning", "warn_of_few_rows", "warn_without_exits"]
 
 # With fewer rows than this many times `min_support`, one class in two hardly finds a
 # threshold: not all its rows are confident.
@@ -70,21 +70,37 @@ def warn_of_few_rows(rule: Any, given: CalibrationSet, classes: NDArray[Any]) ->
             f"{_ENOUGH} times min_support={least:g} ({shown}"
             f"{', ...' if len(thin) > _SHOWN else ''})"
         )
+    if np.all(rule.thresholds_ == np.inf):
+        warn_without_exits(rule, given, few)
+    elif few:
+        exits = np.isfinite(rule.thresholds_).any(axis=0).sum()
+        _warn(
+            f"{few}: their thresholds are rough, or they never exit; {exits} of "
+            f"{len(classes)} classes may exit at some branch. {remedy}"
+        )
+
+
+def warn_without_exits(rule: Any, given: CalibrationSet, few: str = "") -> None:
+    """Warn where no class can exit at any branch, unless the rule has said why.
+
+    Parameters
+    ----------
+    rule : ExitPolicy
+        The fitted rule.
+    given : CalibrationSet
+        What it was fitted on.
+    few : str
+        What is to be said of few rows, too.
+    """
     used = getattr(rule, f"{rule.knob}_", 0.0)
     if isinstance(used, float) and np.isnan(used):
-        return  # "auto" found none, and the rule has said why
+        return  # "auto" found none
     if np.all(rule.thresholds_ == np.inf):
         _warn(
             f"no class can exit at any branch: no threshold satisfies {rule!r} on "
             f"{np.count_nonzero(given.weight)} calibration rows"
             f"{'; ' + few if few else ''}. Allow more (a larger margin, a lower "
             "threshold), train better branches, or calibrate on more rows."
-        )
-    elif few:
-        exits = np.isfinite(rule.thresholds_).any(axis=0).sum()
-        _warn(
-            f"{few}: their thresholds are rough, or they never exit; {exits} of "
-            f"{len(classes)} classes may exit at some branch. {remedy}"
         )
 
 

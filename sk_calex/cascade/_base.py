@@ -33,7 +33,7 @@ from sk_calex.calibration._exit_rule import (
     Policy,
 )
 from sk_calex.calibration._exits import evaluated_branches
-from sk_calex.calibration._warnings import warn_of_few_rows
+from sk_calex.calibration._warnings import warn_of_few_rows, warn_without_exits
 from sk_calex.cascade._cascade_prediction import CascadePrediction
 from sk_calex.cascade._costs import (
     Prices,
@@ -304,6 +304,11 @@ class BaseCascade(
             If `calibrator` is not a rule.
         ValueError
             If the rule cannot be fitted.
+
+        Warns
+        -----
+        CalibrationWarning
+            If no class can exit by it at any branch.
         """
         check_is_fitted(self)
         check_is_rule(calibrator)
@@ -311,6 +316,7 @@ class BaseCascade(
         if calibrator is not None and not self._knob_moves(calibrator):
             changes[self.knob] = default_of(self, self.knob)
         calibrate_with_params(self, changes)
+        warn_without_exits(self.calibrator_, self.calibration_)
         return self
 
     def set_operating_point(self, value: float | Sequence[float] | str) -> Self:
@@ -333,6 +339,11 @@ class BaseCascade(
         ------
         ValueError
             If the value is not accepted, or the branches depend on the knob.
+
+        Warns
+        -----
+        CalibrationWarning
+            If no class can exit at any branch at that value.
         """
         check_is_fitted(self)
         self._check_movable()
@@ -342,6 +353,7 @@ class BaseCascade(
             rule = clone(self.calibrator)
             rule.set_params(**{rule.knob: value})
             calibrate_with_params(self, {"calibrator": rule})
+        warn_without_exits(self.calibrator_, self.calibration_)
         return self
 
     def recalibrate(

@@ -540,6 +540,11 @@ class CascadeClassifier(BaseCascade):
             If the margin is not finite or not below 1, a sequence does not have one
             for each branch, the `calibrator` has no margin, or the branches depend on
             it (``SurvivorAlignment(margin="same")``).
+
+        Warns
+        -----
+        CalibrationWarning
+            If no class can exit at any branch with it.
         """
         check_is_fitted(self)
         self._check_has_margin()

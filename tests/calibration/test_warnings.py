@@ -82,7 +82,7 @@ def test_rules_without_a_least_support_say_nothing_of_rows():
         assert said(rule, rows([1, 1, 1])) == ""
 
 
-def test_a_fit_warns_once_and_a_move_does_not():
+def test_a_fit_warns_once_of_few_rows_and_a_move_does_not():
     rng = np.random.default_rng(0)
     y = np.arange(60) % 3
     X = np.eye(3)[y] * 4 + rng.standard_normal((60, 3))
@@ -97,5 +97,20 @@ def test_a_fit_warns_once_and_a_move_does_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         siblings[1].set_params(margin=0.2).fit(X, y)
-    cascade.set_margin(0.3)
-    cascade.set_calibrator(SharedThreshold(np.inf))
+        cascade.set_margin(0.3)
+        cascade.set_calibrator(SharedThreshold(0.9))
+
+
+def test_a_move_after_which_no_class_can_exit_warns():
+    y = np.arange(90) % 3
+    X = np.random.default_rng(0).standard_normal((90, 3)) + 4 * np.eye(3)[y]
+    cv = PredefinedSplit(np.where(np.arange(90) < 45, 0, -1))
+    cascade = CascadeClassifier(branch=GaussianNB(), margin=0.1, cv=cv).fit(X, y)
+    with pytest.warns(CalibrationWarning, match="no class can exit at any branch"):
+        cascade.set_margin(-2.0)  # no branch is so much better than the last stage
+    assert np.isinf(cascade.thresholds_).all()
+    with pytest.warns(CalibrationWarning, match="no class can exit at any branch"):
+        cascade.set_calibrator(SharedThreshold(np.inf))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cascade.set_operating_point(0.4)
