@@ -170,8 +170,12 @@ def trained_network(
             "this task needs the JSON that train_backbone.py leaves: "
             "--weights NAME=PATH."
         )
-    _, module, scale = load_network(weights, cifar_splits()[0].val)
-    return _cifar100(cache, module, scale, taps)
+    told, module, scale = load_network(weights, cifar_splits()[0].val)
+    task = _cifar100(cache, module, scale, taps)
+    task.settings["network"] = {
+        key: told[key] for key in ("settings", "seconds", "accuracy")
+    }
+    return task
 
 
 def _cifar100(

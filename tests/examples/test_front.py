@@ -1,11 +1,15 @@
 """The benchmark of the front: points are frozen before test labels are read."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from sklearn.model_selection import PredefinedSplit
+from sklearn.utils import Bunch
 
 from sk_calex import BranchClassifier, CascadeClassifier, TapLayout
 from sk_calex.backbone._layout import FeatureArray
@@ -202,6 +206,47 @@ def test_every_method_gives_a_cell_and_is_trained_once(task, quick, tmp_path):
 def test_a_task_without_its_weights_says_what_is_missing():
     with pytest.raises(FileNotFoundError, match="train_backbone"):
         front.load_task("resnet50", "cache")
+
+
+def test_a_trained_network_is_a_task_that_says_how_it_was_trained(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    import train_backbone
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(60, 3, 32, 32), dtype=np.uint8)
+    y, held = np.arange(60) % 20, np.arange(40, 60)
+    known = Bunch(data=images, target=y, train=np.arange(40), val=held)
+    test = Bunch(data=images[:20], target=y[:20])
+    monkeypatch.setattr(_front_tasks, "cifar_splits", lambda: (known, test, None))
+    module = train_backbone.small_image_resnet("resnet10", 20)
+    save_file(module.state_dict(), tmp_path / "tiny.safetensors")
+    told = {
+        "settings": {"arch": "resnet10", "epochs": 3},
+        "seconds": 12.5,
+        "accuracy": {"test": 0.4},
+        "torch": "2",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "validation_rows": held.tolist(),
+    }
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(told))
+    task = _front_tasks.trained_network(str(tmp_path), path, ("layer1.0", "layer3.0"))
+    said = ("settings", "seconds", "accuracy")
+    assert task.settings["network"] == {key: told[key] for key in said}
+    assert task.settings["rows"] == {"train": 40, "calibration": 20, "test": 20}
+    with torch.inference_mode():
+        x = (torch.from_numpy(images[:20]).float() / 255 - 0.5) / 0.25
+        expected = module.eval()(x).numpy()
+    np.testing.assert_allclose(
+        np.asarray(task.test_X)[:, -20:].astype(np.float32), expected, atol=0.02
+    )
+    told["validation_rows"] = [0, *held.tolist()]
+    path.write_text(json.dumps(told))
+    with pytest.raises(SystemExit, match="trained on rows that validate here"):
+        _front_tasks.trained_network(str(tmp_path), path, ("layer1.0",))
 
 
 @pytest.mark.parametrize(("branch", "factor"), [(0, 3.0), (1, 3.0), (1, 0.0)])
