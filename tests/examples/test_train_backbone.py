@@ -37,6 +37,17 @@ def test_crops_and_flips_are_windows_of_the_padded_image(script):
     assert moved > 0
 
 
+@pytest.mark.parametrize(
+    ("arch", "begins_as_nothing"), [("resnet50", True), ("resnet18", False)]
+)
+def test_blocks_of_three_convolutions_begin_as_nothing(script, arch, begins_as_nothing):
+    module = script.small_image_resnet(arch, 20)
+    block = module.layer2[1].eval()  # its shortcut is its input
+    x = torch.rand(2, block.conv1.in_channels, 4, 4)
+    with torch.inference_mode():
+        assert torch.equal(block(x), x) == begins_as_nothing
+
+
 def test_it_writes_weights_that_fit_and_a_record(script, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     y = np.tile([0, 1], 30)
