@@ -35,4 +35,7 @@ def gains(record: Record, task: str) -> Table:
 
 
 WHICH = ("all", "auto")
-TABLES = {"resnet32": partial(gains, task="resnet32_cifar10")}
+TABLES = {
+    "resnet32": partial(gains, task="resnet32_cifar10"),
+    "resnet18": partial(gains, task="resnet18_cifar100"),
+}
