@@ -70,14 +70,14 @@ def warn_of_few_rows(rule: Any, given: CalibrationSet, classes: NDArray[Any]) ->
             f"{_ENOUGH} times min_support={least:g} ({shown}"
             f"{', ...' if len(thin) > _SHOWN else ''})"
         )
-    if np.all(rule.thresholds_ == np.inf):
-        warn_without_exits(rule, given, few)
-    elif few:
+    if few and np.any(rule.thresholds_ < np.inf):
         exits = np.isfinite(rule.thresholds_).any(axis=0).sum()
         _warn(
             f"{few}: their thresholds are rough, or they never exit; {exits} of "
             f"{len(classes)} classes may exit at some branch. {remedy}"
         )
+    else:
+        warn_without_exits(rule, given, few)
 
 
 def warn_without_exits(rule: Any, given: CalibrationSet, few: str = "") -> None:
@@ -89,12 +89,12 @@ def warn_without_exits(rule: Any, given: CalibrationSet, few: str = "") -> None:
         The fitted rule.
     given : CalibrationSet
         What it was fitted on.
-    few : str
+    few : str, default=""
         What is to be said of few rows, too.
     """
     used = getattr(rule, f"{rule.knob}_", 0.0)
     if isinstance(used, float) and np.isnan(used):
-        return  # "auto" found none
+        return  # "auto" found none, and the rule has said why
     if np.all(rule.thresholds_ == np.inf):
         _warn(
             f"no class can exit at any branch: no threshold satisfies {rule!r} on "
